@@ -1,0 +1,260 @@
+"""Baselines: the energy, forces and stress of an ASE calculator, used as one column with a learned coefficient.
+
+    delta_t(S) has the mean  sum_b a_{t,b} B_b(S),    B_b from a Baseline here, a_{t,b} learned with e0
+
+A model file stores a baseline's name and settings, never code: the calculator comes from the caller, or from the short
+registry in this file. Labels are cached in memory, and in a directory when one is given, by a hash of the structure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, Calculator, PropertyNotImplementedError
+from ase.calculators.emt import EMT
+from numpy.typing import NDArray
+
+from mfgp.config import BaselineConfig, Setting
+from mfgp.errors import ConfigError, DataError
+from mfgp.zbl import ZBLCalculator
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BaselineLabels:
+    """What a baseline says of a structure: energy eV, forces [N, 3] eV/Å, stress [6] eV/Å^3 or None (ASE's sign)."""
+
+    energy: float
+    forces: Array
+    stress: Array | None
+
+
+class Baseline:
+    """A named ASE calculator with a bounded cache of its labels.
+
+    settings: what a model file keeps beside the name. vacuum: Å put around structures in the directions that are not
+    periodic, for calculators that know only crystals (their stress is left out then). cache_size: structures kept in
+    memory. cache_dir: directory for labels that outlive the process; one sub-directory for each name and settings, so
+    it must be another directory when the same name stands for another calculator.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        calculator: BaseCalculator,
+        settings: Mapping[str, Setting] | None = None,
+        *,
+        vacuum: float | None = None,
+        cache_size: int = 4096,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.calculator = calculator
+        self.settings = dict(settings or {})
+        self.vacuum = vacuum
+        self._cache: OrderedDict[str, BaselineLabels] = OrderedDict()
+        self._cache_size = cache_size
+        self._directory = None if cache_dir is None else Path(cache_dir) / f"{name}-{_settings_hash(self.settings)}"
+
+    def labels(self, atoms: Atoms) -> BaselineLabels:
+        """Labels of `atoms`, computed once for each geometry; info, constraints, charges and moments play no part.
+
+        Raises DataError when the calculator fails on the structure or returns something that is not finite.
+        """
+        key = structure_hash(atoms)
+        labels = self._cache.pop(key, None)
+        path = None if self._directory is None else self._directory / f"{key}.npz"
+        if labels is None and path is not None:
+            labels = _load(path)
+        if labels is None:
+            labels = self._compute(atoms)
+            if path is not None:
+                _save(path, labels)
+        self._cache[key] = labels  # last in, so the first is the one used longest ago
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return labels
+
+    def _compute(self, atoms: Atoms) -> BaselineLabels:
+        bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        boxed = self.vacuum is not None and not bare.pbc.all()
+        if boxed:
+            bare.center(vacuum=self.vacuum, axis=tuple(np.flatnonzero(~bare.pbc)))
+            bare.pbc = True
+        try:
+            labels = compute_labels(self.calculator, bare)
+            labels = replace(labels, stress=None) if boxed else labels
+        except Exception as error:  # a calculator may raise anything
+            raise DataError(
+                f"baseline {self.name!r} failed on {atoms.symbols}: {type(error).__name__}: {error}; leave this "
+                "baseline out, leave such structures out, or pass a calculator that covers them."
+            ) from error
+        for name in ("energy", "forces", "stress"):
+            value = getattr(labels, name)
+            if value is not None and not np.isfinite(value).all():
+                raise DataError(
+                    f"baseline {self.name!r}: {name} of {atoms.symbols} is not finite; leave the structure or the "
+                    "baseline out."
+                )
+        return labels
+
+
+def compute_labels(calculator: BaseCalculator, atoms: Atoms) -> BaselineLabels:
+    """Labels from one calculation: the free energy where the calculator has one, so that forces belong to it."""
+    has_free_energy = "free_energy" in calculator.implemented_properties
+    energy = float(calculator.get_property("free_energy" if has_free_energy else "energy", atoms))
+    forces = np.array(calculator.get_property("forces", atoms), dtype=np.float64)
+    stress = None
+    if atoms.cell.rank == 3 and atoms.pbc.any() and "stress" in calculator.implemented_properties:
+        with contextlib.suppress(PropertyNotImplementedError):
+            stress = _voigt(np.array(calculator.get_property("stress", atoms), dtype=np.float64))
+    return BaselineLabels(energy, forces, stress)
+
+
+def structure_hash(atoms: Atoms) -> str:
+    """sha256 (hex) of numbers, positions, cell and pbc."""
+    digest = hashlib.sha256()
+    for array in (atoms.numbers.astype("<i8"), atoms.pbc.astype("<i8")):
+        digest.update(array.tobytes())
+    for array in (atoms.positions, atoms.cell.array):
+        digest.update((np.asarray(array, dtype="<f8") + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
+    return digest.hexdigest()
+
+
+def make_baselines(
+    configs: Iterable[BaselineConfig],
+    calculators: Mapping[str, BaseCalculator] | None = None,
+    levels: Sequence[str] | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> list[Baseline]:
+    """Baselines in the order of `configs`: the caller's calculators first, then the registry of names known here.
+
+    levels: when given, every `from_level` must be one of them. Raises ConfigError that names every baseline without a
+    calculator, an unknown level, settings that the calculator does not take, or a package that is not installed.
+    """
+    given = dict(calculators or {})
+    configs = list(configs)
+    missing = [config.name for config in configs if config.name not in given and config.name not in _REGISTRY]
+    if missing:
+        example = ", ".join(f"{name!r}: calculator" for name in missing)
+        raise ConfigError(
+            f"no calculator for baseline {', '.join(map(repr, missing))}; pass ASE calculators by name, "
+            f"baselines={{{example}}}, or use a name known here: {', '.join(known_baselines())}."
+        )
+    for config in configs:
+        if levels is not None and config.from_level is not None and config.from_level not in levels:
+            raise ConfigError(
+                f"baseline {config.name!r}: from_level {config.from_level!r} is no level; known are "
+                f"{', '.join(levels)}."
+            )
+    return [
+        Baseline(
+            config.name,
+            given[config.name] if config.name in given else make_calculator(config.name, config.settings),
+            config.settings,
+            vacuum=_VACUUM.get(config.name),
+            cache_dir=cache_dir,
+        )
+        for config in configs
+    ]
+
+
+def known_baselines() -> tuple[str, ...]:
+    """Names that need no calculator from the caller."""
+    return tuple(sorted(_REGISTRY))
+
+
+def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) -> Calculator:
+    """Calculator of a registered name. Raises ConfigError for unknown names and settings, or a missing package."""
+    if name not in _REGISTRY:
+        raise ConfigError(f"no baseline named {name!r}; known are {', '.join(known_baselines())}.")
+    factory = _REGISTRY[name]
+    known = list(inspect.signature(factory).parameters)
+    unknown = [key for key in settings or {} if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"baseline {name!r} has no setting {', '.join(map(repr, unknown))}; known are {', '.join(known)}."
+        )
+    try:
+        return factory(**dict(settings or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"baseline {name!r} with settings {dict(settings or {})}: {error}.") from error
+
+
+def _emt(*, asap_cutoff: bool = False) -> Calculator:
+    return EMT(asap_cutoff=asap_cutoff)
+
+
+def _zbl(*, r_inner: float = 1.0, r_outer: float = 2.5) -> Calculator:
+    return ZBLCalculator(r_inner=r_inner, r_outer=r_outer)
+
+
+def _chgnet(*, model_name: str = "0.3.0", device: str = "cpu") -> Calculator:
+    """CHGNet's pretrained potential; its weights ship in its package. Energy per cell, stress in eV/Å^3, ASE's sign."""
+    try:
+        from chgnet.model.dynamics import CHGNetCalculator
+        from chgnet.model.model import CHGNet
+    except ImportError as error:
+        raise ConfigError(
+            f"baseline 'chgnet' needs a package that is not installed ({error}); install it with "
+            "pip install -e '.[chgnet]', or pass a calculator, baselines={'chgnet': calculator}."
+        ) from error
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its device
+        model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
+        return CHGNetCalculator(model, use_device=device, on_isolated_atoms="ignore")
+
+
+_REGISTRY: dict[str, Callable[..., Calculator]] = {"chgnet": _chgnet, "emt": _emt, "zbl": _zbl}
+_VACUUM = {"chgnet": 15.0}  # Å; beyond its cutoff of 6 Å, so a box is as good as open space
+
+
+def _voigt(stress: Array) -> Array:
+    """[6] or [3, 3] -> [6] in ASE's Voigt order."""
+    if stress.shape == (6,):
+        return stress
+    full = 0.5 * (stress.reshape(3, 3) + stress.reshape(3, 3).T)
+    return full[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+
+
+def _settings_hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _save(path: Path, labels: BaselineLabels) -> None:
+    """Write an npz under another name and move it into place, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            stress = np.zeros(0) if labels.stress is None else labels.stress
+            np.savez(file, energy=np.float64(labels.energy), forces=labels.forces, stress=stress)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _load(path: Path) -> BaselineLabels | None:
+    """Labels of a cache file; None when it is absent or damaged, and then they are computed again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            stress = data["stress"]
+            return BaselineLabels(float(data["energy"]), data["forces"], stress if stress.size else None)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

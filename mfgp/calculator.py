@@ -1,0 +1,97 @@
+"""ASE calculator of one level of a model.
+
+`results` holds energy, free_energy (equal: the model has no electronic entropy of its own), energies, forces and, in a
+cell, stress, with energy_std, energies_std, forces_std and stress_std beside them. Units eV, Å; stress in ASE's sign and
+Voigt order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import chemical_symbols
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+
+
+class UncertaintyWarning(UserWarning):
+    """The model says that it does not know this structure."""
+
+
+class MultiFidelityCalculator(Calculator):
+    """`model.calculator(fidelity=...)`.
+
+    uncertainty: what is computed with every call: `full` (all standard deviations, exact), `energies` (total and local
+    energies; little more than the mean, for molecular dynamics) or `none`.
+    uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation passes it: of a force
+    component (eV/Å) with `full`, of a local energy (eV) with `energies`.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(
+        self,
+        model: MultiFidelityGP,
+        fidelity: str | None = None,
+        *,
+        uncertainty: str = "full",
+        uncertainty_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if uncertainty not in ("full", "energies", "none"):
+            raise ValueError(f"uncertainty must be full, energies or none, not {uncertainty!r}")
+        if uncertainty_threshold is not None and uncertainty == "none":
+            raise ValueError("an uncertainty_threshold needs uncertainty='full' or 'energies'")
+        self.predictor = model.predictor(fidelity)
+        self.uncertainty = uncertainty
+        self.uncertainty_threshold = uncertainty_threshold
+
+    @property
+    def fidelity(self) -> str:
+        """The level that is predicted."""
+        return self.predictor.fidelity
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results`. Raises DataError for elements that the model has not seen and for unusable geometry."""
+        super().calculate(atoms, properties, system_changes)
+        p = self.predictor(self.atoms, self.uncertainty)
+        results = {
+            "energy": p.energy,
+            "free_energy": p.energy,
+            "energies": p.energies,
+            "forces": p.forces,
+            "stress": p.stress,
+            "energy_std": p.energy_std,
+            "energies_std": p.energies_std,
+            "forces_std": p.forces_std,
+            "stress_std": p.stress_std,
+        }
+        self.results = {name: value for name, value in results.items() if value is not None}
+        if properties and "stress" in properties and p.stress is None:
+            raise PropertyNotImplementedError("a structure without a periodic cell has no stress")
+        if self.uncertainty_threshold is not None:
+            self._warn(self.uncertainty_threshold)
+
+    def _warn(self, threshold: float) -> None:
+        name, unit = ("forces_std", "eV/Å") if self.uncertainty == "full" else ("energies_std", "eV")
+        std = np.asarray(self.results[name]).reshape(len(self.atoms), -1).max(axis=1)
+        atom = int(std.argmax())
+        if std[atom] > threshold:
+            symbol = chemical_symbols[self.atoms.numbers[atom]]
+            warnings.warn(
+                f"{name} of atom {atom} ({symbol}) is {std[atom]:.3g} {unit}, above the threshold of {threshold:g}: "
+                "the structure is unlike the training data",
+                UncertaintyWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,344 @@
+"""The command line: `mfgp fit`, `evaluate`, `predict`, `info`, `doctor`.
+
+Results go to standard output, notices, progress and errors to standard error. A mistake of the user is one line that begins
+with `error:` and exit code 1, an interrupted command exits with 130; output files are replaced only by complete ones. What
+needs torch is imported inside the commands, so that `mfgp --help` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mfgp import __version__, console
+from mfgp.errors import ConfigError, DataError, MfgpError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mfgp.config import FitConfig
+    from mfgp.frames import FrameSet
+    from mfgp.model import MultiFidelityGP
+    from mfgp.prediction import Prediction
+
+app = typer.Typer(
+    name="mfgp",
+    help="Gaussian-process force field that learns from several levels of theory at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
+Fidelity = Annotated[
+    str | None, typer.Option("--fidelity", "-f", help="level of theory; the highest of the model by default")
+]
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"mfgp {__version__}")
+        raise typer.Exit()
+
+
+@contextmanager
+def friendly() -> Iterator[Console]:
+    """Turn what a user can act on into one line and an exit code; yields the console for notices."""
+    errors = console.stderr()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        console.say(errors, f"warning: {message}", "yellow")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield errors
+    except KeyboardInterrupt:
+        console.say(errors, "interrupted; no file was left half-written.", "red")
+        raise typer.Exit(130) from None
+    except (MfgpError, OSError, MemoryError, RuntimeError) as error:
+        line = _actionable(error)
+        if line is None:
+            raise
+        console.say(errors, f"error: {line}", "red")
+        raise typer.Exit(1) from None
+
+
+def _actionable(error: Exception) -> str | None:
+    """What to tell the user, or None for a mistake of ours."""
+    if isinstance(error, MfgpError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else str(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return "out of memory; lower model.n_inducing or descriptor.n_max, or use a machine with more (see --dry-run)."
+    return None
+
+
+@app.command()
+def fit(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="levels, data and settings", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="MODEL", help="model file to write")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. model.zeta=3")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check data and settings, estimate, and stop")] = False,
+) -> None:
+    """Fit a model to the levels and data that CONFIG.yaml names. An existing MODEL is replaced only at the end."""
+    with friendly() as notices:
+        from mfgp.config import load_config
+        from mfgp.estimate import available_memory, estimate
+        from mfgp.features import resolve_device
+        from mfgp.frames import read_frames
+
+        if output is None and not dry_run:
+            raise ConfigError("no output file; name one with -o MODEL (or use --dry-run).")
+        _check_output(output)
+        settings = load_config(config, overrides or [])
+        if not settings.fidelities:
+            raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
+        frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
+        out = console.stdout()
+        out.print(console.data_table(frames.summary()))
+        cost = estimate(frames, settings)
+        console.say(out, console.estimate_line(cost))
+        available = available_memory(resolve_device(settings.device))
+        if available is not None and cost.memory_bytes > available:
+            free = console.human_bytes(available)
+            text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
+            console.say(notices, text, "yellow")
+        if output is not None and not dry_run:
+            _fit_and_save(frames, settings, output, out, notices)
+
+
+def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Console, notices: Console) -> None:
+    from mfgp.evaluation import training_residuals
+    from mfgp.model import MultiFidelityGP
+
+    model = MultiFidelityGP.fit(frames, settings)
+    model.save(output)
+    for table in console.hyperparameter_tables(model.hyperparameters()):
+        out.print(table)
+    out.print(console.residual_table(training_residuals(model)))
+    for notice in _notices(model, settings):
+        console.say(notices, notice, "yellow")
+    console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
+
+
+def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
+    """What a fit did that was not asked for in so many words."""
+    out = []
+    if model.basis.size < settings.model.n_inducing:
+        out.append(
+            f"note: {model.basis.size} inducing points, not {settings.model.n_inducing}: the training data have no more "
+            "distinct environments."
+        )
+    if model.basis.jitter > 0:
+        out.append(f"note: {model.basis.jitter:g} was added to the diagonal of K_MM; fewer inducing points avoid it.")
+    training = model.training
+    if training is not None and not training.converged:
+        out.append(
+            f"note: the evidence was still rising after {training.evaluations} evaluations ({training.message}); raise "
+            "training.max_iterations."
+        )
+    return out
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="labelled structures (extxyz)", show_default=False)],
+    fidelity: Fidelity = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the scores as JSON")] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write plots (PNG) here")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="frames not marked as test too")] = False,
+) -> None:
+    """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
+
+    Takes the labelled frames of DATA whose level is F or that name none; of those the ones marked split=test, if any are.
+    """
+    with friendly() as notices:
+        from mfgp import evaluation
+        from mfgp.frames import read_frames
+        from mfgp.model import MultiFidelityGP
+        from mfgp.progress import bars
+
+        _check_output(json_path)
+        fitted = MultiFidelityGP.load(model)
+        level = fitted.levels[fitted.level(fidelity)]
+        frames = read_frames({level: data}, keys=fitted.config.keys)
+        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything)
+        console.say(notices, note)
+        with bars(console=notices) as report:
+            result = evaluation.evaluate(fitted, chosen, level, report)
+        console.stdout().print(console.score_table(result))
+        if json_path is not None:
+            _write_json(result.to_json(), json_path)
+        if plots is not None:
+            from mfgp.report import write_plots
+
+            for path in write_plots(result, plots):
+                console.say(notices, f"wrote {path}")
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    structures: Annotated[
+        Path, typer.Argument(metavar="IN", help="structures (any format of ASE)", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="extxyz file to write", show_default=False)
+    ],
+    fidelity: Fidelity = None,
+    no_uncertainty: Annotated[bool, typer.Option("--no-uncertainty", help="means only: much faster")] = False,
+) -> None:
+    """Predict energies, forces and stresses with their standard deviations, and write them as extxyz.
+
+    Labels of IN under names of their own (REF_energy, ...) are kept; results of a calculator are replaced.
+    """
+    with friendly() as notices:
+        from ase.io import write
+
+        from mfgp.files import replacing
+        from mfgp.model import MultiFidelityGP
+        from mfgp.progress import bars
+        from mfgp.reading import read_structures
+
+        _check_output(output)
+        fitted = MultiFidelityGP.load(model)
+        predictor = fitted.predictor(fidelity)
+        frames = read_structures(structures)
+        for i, atoms in enumerate(frames):
+            predictor.check_elements(atoms, f"{structures} frame {i}")
+        predicted = []
+        with bars(console=notices) as report:
+            for i, atoms in enumerate(frames):
+                predicted.append(_with_results(atoms, predictor(atoms, "none" if no_uncertainty else "full")))
+                report("prediction", i + 1, len(frames), predictor.fidelity)
+        with replacing(output) as temporary:
+            write(temporary, predicted, format="extxyz")
+        console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
+
+
+def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
+    """A copy with the prediction on its calculator, standard deviations in info and arrays."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    out = atoms.copy()
+    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies}
+    info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
+    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std}
+    for name in (*results, *info, *arrays, "free_energy"):
+        out.info.pop(name, None)
+        out.arrays.pop(name, None)
+    out.info["predicted_fidelity"] = p.fidelity
+    out.info.update({name: value for name, value in info.items() if value is not None})
+    out.arrays.update({name: value for name, value in arrays.items() if value is not None})
+    out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})
+    return out
+
+
+@app.command()
+def info(model: ModelPath) -> None:
+    """Show what a model file holds, from its header alone."""
+    with friendly():
+        from mfgp.model_file import read_header
+
+        header = read_header(model)
+        out = console.stdout()
+        for line in console.header_lines(header):
+            console.say(out, line)
+        out.print(console.data_table(header["data"]))
+        for table in console.hyperparameter_tables(header["hyperparameters"]):
+            out.print(table)
+
+
+@app.command()
+def doctor(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="labelled structures (extxyz)", show_default=False)
+    ],
+    fidelity: Annotated[
+        list[str] | None,
+        typer.Option("--fidelity", "-f", help="level of each file, in order; by default its frames' tag or its name"),
+    ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
+    ] = None,
+) -> None:
+    """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors."""
+    with friendly():
+        from mfgp.doctor import examine
+        from mfgp.frames import LabelKeys, read_frames
+
+        names = dict(_label_key(text) for text in keys or [])
+        sources, levels = _levels_of_files(data, fidelity or [])
+        frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
+        report = examine(frames)
+        out = console.stdout()
+        out.print(console.data_table(frames.summary()))
+        if report.correlations:
+            out.print(console.correlation_table(report.correlations))
+        for line, style in console.finding_lines(report):
+            console.say(out, line, style)
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+def _label_key(text: str) -> tuple[str, str]:
+    label, equals, name = text.partition("=")
+    known = ("energy", "forces", "stress", "virial")
+    if label not in known or not equals or not name:
+        raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
+    return label, name
+
+
+def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
+    """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order."""
+    from mfgp.evaluation import level_tag
+    from mfgp.reading import load
+
+    if names and len(names) != len(data):
+        raise ConfigError(
+            f"{len(names)} names with --fidelity for {len(data)} files; give one for each file, in order."
+        )
+    tags = [[n] for n in names] or [[t for t in dict.fromkeys(map(level_tag, load(p))) if t is not None] for p in data]
+    own = [t or [p.name.split(".")[0]] for t, p in zip(tags, data, strict=True)]
+    levels = list(dict.fromkeys(name for file in own for name in file))
+    if any(len(file) > 1 for file in own):
+        return list(data), levels
+    sources: dict[str, list[Path]] = {name: [] for name in levels}
+    for (name,), path in zip(own, data, strict=True):
+        sources[name].append(path)
+    return sources, levels
+
+
+def _check_output(path: Path | None) -> None:
+    """DataError where a file cannot be written later on: before hours are spent, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise DataError(f"{path} is a directory; name a file in it.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    from mfgp.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,332 @@
+"""Typed configuration of a fit: YAML or Python in, validated once, one line for each mistake.
+
+    FitConfig(descriptor=SOAPConfig(r_cut=5.0), model=ModelConfig(zeta=4))
+    load_config("config.yaml", overrides=("model.zeta=3",))
+
+What is given overrides the preset, what the preset leaves open has the defaults below.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+
+from descriptors.config import SOAPConfig
+from mfgp.config_errors import Section
+from mfgp.errors import ConfigError
+from mfgp.labels import LabelKeys
+
+Setting: TypeAlias = bool | int | float | str
+
+
+def _no_bool(value: Any) -> Any:
+    """YAML's `zeta: yes` is not the number 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, found {value}")
+    return value
+
+
+Int: TypeAlias = Annotated[int, BeforeValidator(_no_bool)]
+Float: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+
+
+class FidelityConfig(Section):
+    """One level of theory and its training files."""
+
+    name: str = Field(min_length=1)
+    train: tuple[Path, ...] = Field(min_length=1)
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_file_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, Path)) else value
+
+
+class FixedRho(Section):
+    """rho held at a number: one for every step between levels, or one for each of the T - 1 steps."""
+
+    fixed: float | tuple[float, ...]
+
+    @field_validator("fixed", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values or any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in values):
+            raise ValueError(f"should be a number, or a list with one number for each step, found {value!r}")
+        return value
+
+    def values(self, n_steps: int) -> list[float]:
+        """rho of each step. Raises ConfigError when a list has another length than `n_steps` = T - 1."""
+        values = list(self.fixed) if isinstance(self.fixed, tuple) else [self.fixed] * n_steps
+        if len(values) != n_steps:
+            raise ConfigError(
+                f"model.rho.fixed: {len(values)} values for {n_steps + 1} levels; give {n_steps}, one for each step."
+            )
+        return values
+
+
+class ModelConfig(Section):
+    """zeta: exponent of the kernel. n_inducing: M. rho: scalar, one per central species, or fixed."""
+
+    zeta: Int = Field(default=4, ge=1, le=8)
+    n_inducing: Int = Field(default=1000, ge=1)
+    rho: Literal["scalar", "species"] | FixedRho = "scalar"
+
+    @field_validator("rho", mode="before")
+    @classmethod
+    def _scalar_species_or_fixed(cls, value: Any) -> Any:
+        if isinstance(value, FixedRho) or value in ("scalar", "species"):
+            return value
+        if isinstance(value, Mapping) and set(value) == {"fixed"}:
+            return FixedRho(fixed=value["fixed"])
+        raise ValueError(f"should be scalar, species or {{fixed: number}}, found {value!r}")
+
+
+class CoefficientPrior(Section):
+    """Gaussian prior of a baseline's coefficient (dimensionless)."""
+
+    mean: Float = 1.0
+    std: Float = Field(default=0.3, gt=0)
+
+
+class BaselineConfig(Section):
+    """A baseline by name, the lowest level that uses it (None: the lowest), and settings for its calculator."""
+
+    name: str = Field(min_length=1)
+    from_level: str | None = None
+    coefficient: CoefficientPrior = CoefficientPrior()
+    settings: dict[str, Setting] = Field(default_factory=dict)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _plain_values(cls, value: Any) -> Any:
+        bad = [k for k, v in value.items() if not isinstance(v, Setting)] if isinstance(value, Mapping) else []
+        if bad:
+            raise ValueError(f"{', '.join(map(str, bad))} should be a number, text, true or false")
+        return value
+
+
+class TrainingConfig(Section):
+    """How hyperparameters are learned.
+
+    n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises:
+    noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom).
+    """
+
+    objective: Literal["evidence"] = "evidence"
+    calibrate: bool = False
+    optimise: bool = True
+    max_iterations: Int = Field(default=100, ge=1)
+    n_optimise: Int | None = Field(default=600, ge=1)
+    noise_energy: Float = Field(default=0.005, gt=0)
+    noise_force: Float = Field(default=0.05, gt=0)
+    noise_virial: Float = Field(default=0.05, gt=0)
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "molecule": {
+        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 2}},
+        "model": {"zeta": 4, "n_inducing": 2000},
+    },
+    "solid": {
+        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 4}},
+        "model": {"zeta": 4, "n_inducing": 1000},
+    },
+    "oxide": {
+        "descriptor": {"r_cut": 5.0, "n_max": 6, "l_max": 5, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 4}},
+        "model": {"zeta": 4, "n_inducing": 1000},
+    },
+}
+
+
+class FitConfig(Section):
+    """Everything a fit needs besides the data. Raises ConfigError (a ValueError), one line for each mistake."""
+
+    preset: Literal["molecule", "solid", "oxide"] | None = None
+    fidelities: tuple[FidelityConfig, ...] = ()
+    keys: LabelKeys = LabelKeys()
+    descriptor: SOAPConfig = SOAPConfig()
+    model: ModelConfig = ModelConfig()
+    baselines: tuple[BaselineConfig, ...] = ()
+    training: TrainingConfig = TrainingConfig()
+    seed: Int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        name = data.get("preset") if isinstance(data, Mapping) else None
+        if not isinstance(name, str) or name not in PRESETS:
+            return data
+        preset = PRESETS[name]
+        return {**data, **{section: _over(preset[section], data.get(section)) for section in preset}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FitConfig:
+        problems = [*_repeated("fidelities", self.fidelities), *_repeated("baselines", self.baselines)]
+        levels = [fidelity.name for fidelity in self.fidelities]
+        problems += [
+            f"baselines.{i}.from_level: unknown fidelity {baseline.from_level!r}; known are {', '.join(levels)}"
+            for i, baseline in enumerate(self.baselines)
+            if levels and baseline.from_level is not None and baseline.from_level not in levels
+        ]
+        if levels and isinstance(self.model.rho, FixedRho):
+            try:
+                self.model.rho.values(len(levels) - 1)
+            except ConfigError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(
+                "\n".join(problems)
+            )  # pydantic turns it into a ValidationError, Section into a ConfigError
+        return self
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, cheapest first; empty when the fit gets its frames from Python."""
+        return tuple(fidelity.name for fidelity in self.fidelities)
+
+    def to_yaml(self) -> str:
+        """YAML that load_config and FitConfig read back to an equal configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> FitConfig:
+    """Configuration of a YAML file; training files are relative to it.
+
+    overrides: dotted keys with YAML values, 'model.zeta=3', 'baselines.0.coefficient.mean=0'.
+
+    Raises ConfigError, one line for each mistake: no such file, YAML syntax (with the line), unknown keys, wrong
+    types or values, training files that do not exist.
+    """
+    path = Path(path)
+    data = _read_yaml(path)
+    for override in overrides:
+        _override(data, override)
+    try:
+        config = FitConfig(**data)
+    except ConfigError as error:
+        raise _in_file(path, str(error).splitlines()) from None
+    return _with_paths(config, path)
+
+
+def _over(preset: Mapping[str, Any], given: Any) -> Any:
+    """`given` on top of the preset, key by key; of a section built in Python only what was set explicitly."""
+    if given is None:
+        return dict(preset)
+    if isinstance(given, BaseModel):
+        given = {name: getattr(given, name) for name in given.model_fields_set}
+    if not isinstance(given, Mapping):
+        return given
+    nested = {name: _over(preset[name], given[name]) for name in given if _both_sections(preset.get(name), given[name])}
+    return {**preset, **given, **nested}
+
+
+def _both_sections(preset: Any, given: Any) -> bool:
+    return isinstance(preset, Mapping) and isinstance(given, (Mapping, BaseModel))
+
+
+def _repeated(section: str, entries: Sequence[FidelityConfig] | Sequence[BaselineConfig]) -> list[str]:
+    names = [entry.name for entry in entries]
+    return [
+        f"{section}.{i}.name: {name!r} is used twice; give each its own name"
+        for i, name in enumerate(names)
+        if name in names[:i]
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that refuses repeated keys, and reads 1e-3 as a number (YAML 1.1 asks for 1.0e-3)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; looked in {path.resolve().parent}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give a YAML text file.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}"
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{path}{line}: not valid YAML: {reason}; correct that line.") from None
+    if data is None:
+        raise ConfigError(f"{path} is empty; it needs at least `fidelities:`.")
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: a {type(data).__name__} where `key: value` lines were expected.")
+    return data
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set one dotted key in place. Raises ConfigError for text that is not key=value, or a path through a value."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {text!r}: expected key=value with a dotted key, such as model.zeta=3.")
+    try:
+        parsed = _parse(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {text!r}: {value!r} is not a YAML value.") from None
+    node: Any = data
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+        else:
+            where = ".".join(parts[:depth])
+            raise ConfigError(f"override {text!r}: {where} has no {part!r}; it is {str(node)[:60]!r}.")
+        if last:
+            node[index] = parsed
+        elif isinstance(node, dict) and node.get(index) is None:
+            node[index] = {}
+        node = node[index]
+
+
+def _with_paths(config: FitConfig, path: Path) -> FitConfig:
+    """Training files relative to the config file, all of which must exist."""
+    folder = path.resolve().parent
+    fidelities = []
+    missing = []
+    for i, fidelity in enumerate(config.fidelities):
+        files = tuple(folder / file.expanduser() for file in fidelity.train)
+        missing += [
+            f"fidelities.{i}.train: no file {file.name!r} in {file.parent}; train paths are relative to the config file"
+            for file in files
+            if not file.is_file()
+        ]
+        fidelities.append(fidelity.model_copy(update={"train": files}))
+    if missing:
+        raise _in_file(path, missing)
+    return config.model_copy(update={"fidelities": tuple(fidelities)})
+
+
+def _in_file(path: Path, lines: Sequence[str]) -> ConfigError:
+    if len(lines) == 1:
+        return ConfigError(f"{path}: {lines[0].rstrip('.')}.")
+    return ConfigError(f"{path}: {len(lines)} problems:" + "".join(f"\n  {line}" for line in lines))

@@ -1,0 +1,193 @@
+"""Tables and lines of the command line. Nothing here computes; importing it costs no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ase.data import chemical_symbols
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mfgp.doctor_report import Correlation, Report
+    from mfgp.estimate import Estimate
+    from mfgp.evaluation import Evaluation, Residual, Scores
+
+PIPE_WIDTH = 120  # columns where no terminal says how many there are
+
+
+def stdout() -> Console:
+    """Console for results."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def stderr() -> Console:
+    """Console for notices, progress and errors."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """One message as it is: no markup, no hard wrapping, so that a path in it can be copied."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        out.add_row(*(Text(cell) for cell in row))
+    return out
+
+
+def data_table(summary: Mapping[str, Mapping[str, int]]) -> Table:
+    """What every level brings (of `FrameSet.summary`, or of a model's header); cheapest first."""
+    names = ("frames", "atoms", "energies", "forces", "stresses", "held_out")
+    shown = [name for name in names if any(name in counts for counts in summary.values())]
+    rows = [(level, *(str(counts.get(name, 0)) for name in shown)) for level, counts in summary.items()]
+    columns = ["level", *(name.replace("held_out", "for testing") for name in shown)]
+    return table("data (cheapest level first; labels count frames)", columns, rows)
+
+
+def hyperparameter_tables(values: Mapping[str, Any]) -> list[Table]:
+    """Tables of `MultiFidelityGP.hyperparameters()`: amplitudes and noises, rho, e0, coefficients of baselines."""
+    levels = list(values["outputscale"])
+    columns = (
+        "level",
+        "amplitude s (eV)",
+        "energy noise (meV/√atom)",
+        "force noise (meV/Å)",
+        "virial noise (meV/√atom)",
+    )
+    rows = [
+        (level, f"{values['outputscale'][level] ** 0.5:.4g}", *(_milli(values["noise"][level].get(k)) for k in _KINDS))
+        for level in levels
+    ]
+    out = [table("hyperparameters", columns, rows)]
+    if values["rho"]:
+        symbols = list(values["rho"][0])
+        rows = [
+            (f"{levels[t]} → {levels[t + 1]}", *(f"{rho[s]:.3f}" for s in symbols))
+            for t, rho in enumerate(values["rho"])
+        ]
+        out.append(table("rho by central species", ("step", *symbols), rows))
+    out.append(_by_level("e0 (eV)", values["e0"], ".4f"))
+    if any(values.get("baselines", {}).values()):
+        out.append(_by_level("baseline coefficients", values["baselines"], ".3f"))
+    return out
+
+
+_KINDS = ("energy", "forces", "virial")
+
+
+def _by_level(title: str, values: Mapping[str, Mapping[str, float]], form: str) -> Table:
+    names = list(next(iter(values.values())))
+    rows = [(level, *(f"{row[name]:{form}}" for name in names)) for level, row in values.items()]
+    return table(title, ("level", *names), rows)
+
+
+def _milli(value: float | None) -> str:
+    return "–" if value is None else f"{1e3 * value:.3g}"
+
+
+def residual_table(residuals: Iterable[Residual]) -> Table:
+    """Labels, what the model leaves of them on its training data, and the noise it learned, in the same unit."""
+    columns = ("level", "labels", "rows", "rms about e0", "rms residual", "noise", "unit")
+    rows = []
+    for r in residuals:
+        scale, unit = (1.0, "σ") if r.kind == "given" else (1e3, "meV/Å" if r.kind == "forces" else "meV/√atom")
+        kind = "with own sigma" if r.kind == "given" else r.kind
+        rows.append((r.level, kind, str(r.count), *(f"{scale * v:.3g}" for v in (r.labels, r.residual, r.noise)), unit))
+    return table("training residuals", columns, rows)
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """Memory and time of a fit, and what they rest on."""
+    slowest = max(estimate.parts, key=lambda name: estimate.parts[name])
+    return (
+        f"estimate: {human_bytes(estimate.memory_bytes)} of memory, {human_seconds(estimate.seconds)} (most of it: "
+        f"{slowest}); {estimate.n_features} features per environment, {estimate.gemm_gflops:.0f} GFLOP/s measured"
+    )
+
+
+def human_bytes(count: float) -> str:
+    """3.2e9 -> '3.2 GB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2g} {unit}" if count < 10 * size else f"{count / size:.0f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def human_seconds(seconds: float) -> str:
+    """200 -> '3 min'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """Scores of energies, forces and stress, and of the forces on each element."""
+    columns = ("", "n", "MAE", "RMSE", "unit", "in 95 %", "std z", "NLL", "Spearman")
+    rows = [
+        _score_row("energy", evaluation.energy.scores, 1e3, "meV/atom"),
+        _score_row("forces", evaluation.forces.scores, 1e3, "meV/Å"),
+    ]
+    by_species = evaluation.forces_by_species()
+    if len(by_species) > 1:
+        rows += [_score_row(f"  on {symbol}", s, 1e3, "meV/Å") for symbol, s in by_species.items()]
+    if evaluation.stress is not None:
+        rows.append(_score_row("stress", evaluation.stress.scores, 1e3, "meV/Å³"))
+    title = f"{evaluation.fidelity}: {evaluation.n_structures} structures, {evaluation.n_atoms} atoms"
+    return table(title, columns, rows)
+
+
+def _score_row(name: str, s: Scores, scale: float, unit: str) -> tuple[str, ...]:
+    if s.n == 0:
+        return (name, "0", *["–"] * 7)
+    numbers = (f"{100 * s.coverage95:.1f} %", f"{s.z_std:.2f}", f"{s.nll:.2f}", f"{s.spearman:.2f}")
+    cells = ["–" if cell == "nan" else cell for cell in numbers]
+    return (name, str(s.n), f"{scale * s.mae:.3g}", f"{scale * s.rmse:.3g}", unit, *cells)
+
+
+def header_lines(header: Mapping[str, Any]) -> list[str]:
+    """What a model is, from the header of its file."""
+    config = header["config"]
+    d, model = config["descriptor"], config["model"]
+    scaling = d["radial_scaling"]
+    weighting = f"radial scaling r0 {scaling['r0']:g} Å, m {scaling['m']:g}" if scaling else "no radial scaling"
+    shape = f"n_max {d['n_max']}, l_max {d['l_max']}, sigma {d['sigma']:g} Å, cutoff width {d['cutoff_width']:g} Å"
+    contraction = "" if d["contraction"] is None else f", channels contracted to {d['contraction']:g} of the variance"
+    rho = model["rho"] if isinstance(model["rho"], str) else f"fixed at {model['rho']['fixed']}"
+    elements = ", ".join(chemical_symbols[z] for z in header["species"])
+    training = header["training"]
+    learned = "as configured" if training is None else f"evidence {training['evidence']:.1f} nats"
+    return [
+        f"levels       {' → '.join(header['levels'])} (cheapest first)",
+        f"elements     {elements}",
+        f"descriptor   SOAP, r_cut {d['r_cut']:g} Å, {shape}, {weighting}{contraction}",
+        f"kernel       zeta {model['zeta']}, {model['n_inducing']} inducing points asked for, rho {rho}",
+        f"baselines    {', '.join(header['baselines']) or 'none'}",
+        f"learned      {learned}",
+        f"versions     mfgp {header['mfgp_version']}, torch {header['torch_version']}, file schema {header['schema']}",
+        f"data hash    {header['data_hash']}",
+    ]
+
+
+def correlation_table(correlations: Iterable[Correlation]) -> Table:
+    """How the forces of two levels agree on the structures they share."""
+    columns = ("levels", "element", "atoms", "correlation", "slope")
+    rows = [(f"{c.low} → {c.high}", c.element, str(c.n_atoms), f"{c.r:.3f}", f"{c.slope:.3f}") for c in correlations]
+    return table("forces of two levels on shared structures", columns, rows)
+
+
+def finding_lines(report: Report) -> list[tuple[str, str]]:
+    """(line, style) of every finding, and the count at the end."""
+    style = {"error": "red", "warning": "yellow", "info": ""}
+    lines = [(f"{f.severity}: {f.check}: {f.message}", style[f.severity]) for f in report.findings]
+    counts = {severity: len(report.of(severity)) for severity in ("error", "warning")}
+    text = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items() if n)
+    return [*lines, (text or "nothing wrong found", "bold" if text else "green")]

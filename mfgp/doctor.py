@@ -1,0 +1,145 @@
+"""What may be wrong with labelled data, before a fit is spent on it.
+
+`examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
+structures and counts are here, those of labels in `doctor_labels`, of levels against each other in `doctor_levels`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from mfgp.doctor_labels import energy_checks, force_checks, stress_checks
+from mfgp.doctor_levels import level_checks
+from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, composition, examples
+from mfgp.frames import Frame, FrameSet
+from mfgp.labels import unused_label_keys
+
+_SAME_ENERGY = 1e-4  # eV/atom
+_SAME_FORCE = 1e-3  # eV/Å
+
+
+def examine(frames: FrameSet) -> Report:
+    """Check labelled frames and say what may be wrong with them, errors first. Raises nothing about the data."""
+    findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames)]
+    for level in frames.levels:
+        own = frames.of(level)
+        for check in (_unlabelled, _tags, _duplicates, _references, energy_checks, force_checks, stress_checks):
+            findings.extend(check(level, own))
+    between, correlations = level_checks(frames)
+    findings.extend(between)
+    ordered = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return Report(frames.summary(), tuple(ordered), correlations)
+
+
+def _unlabelled(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    bare = [frame for frame in frames if not frame.labelled]
+    if not bare:
+        return []
+    message = f"fidelity {level!r}: {len(bare)} of {len(frames)} frames carry no label, {examples(bare)}; they teach "
+    return [about("warning", "labels", message + "the model nothing: label or remove them.", bare)]
+
+
+def _tags(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Frames whose own tag names another level than the one they were given for."""
+    other = [f for f in frames if f.atoms.info.get("fidelity") is not None and str(f.atoms.info["fidelity"]) != level]
+    if not other:
+        return []
+    tags = ", ".join(sorted({repr(str(frame.atoms.info["fidelity"])) for frame in other}))
+    message = f"fidelity {level!r}: {len(other)} frames are tagged {tags} in info, {examples(other)}; "
+    return [about("warning", "tags", message + f"check that they belong to {level!r}.", other)]
+
+
+def _shared_keys(frames: FrameSet) -> list[Finding]:
+    """Keys that look like labels and were not read."""
+    counts: dict[str, int] = defaultdict(int)
+    for frame in frames:
+        for key in unused_label_keys(frame.atoms):
+            counts[key] += 1
+    if not counts:
+        return []
+    named = ", ".join(f"{key} ({count} frames)" for key, count in sorted(counts.items()))
+    message = f"keys that look like labels but are not read as such: {named}; set `keys` if one of them is the label."
+    return [about("info", "keys", message)]
+
+
+def _held_out(frames: FrameSet) -> list[Finding]:
+    """Test frames: how many, and whether their structures are trained on."""
+    test, findings = frames.held_out(), []
+    if len(test):
+        counts = ", ".join(f"{len(test.of(level))} of {level!r}" for level in frames.levels)
+        splits = ", ".join(sorted({str(frame.split) for frame in test}))
+        message = f"held out of training by info['split'] ({splits}): {counts} frames."
+        findings.append(about("info", "split", message, test.frames))
+    trained = by_structure(frames.training())
+    for level in frames.levels:
+        twins = [(frame, twin) for key, own in by_structure(test.of(level)).items() for frame in own
+                 for twin in trained.get(key, [])]  # fmt: skip
+        for same in (True, False):
+            leaked = list({frame.source: frame for frame, twin in twins if (twin.fidelity == level) is same}.values())
+            if leaked:
+                where = "the same level" if same else "another level"
+                message = f"fidelity {level!r}: {len(leaked)} test structures are trained on at {where}, "
+                message += f"{examples(leaked)}; an error measured on them is too small: hold them out there too."
+                findings.append(about("error" if same else "warning", "split", message, leaked))
+    return findings
+
+
+def _duplicates(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """The same structure more than once in a level, with equal or with different labels."""
+    groups = [own for own in by_structure(f for f in frames if not f.isolated_atom).values() if len(own) > 1]
+    differing = [frame for own in groups if any(_differ(own[0], other) for other in own[1:]) for frame in own]
+    equal = [frame for own in groups if not any(_differ(own[0], other) for other in own[1:]) for frame in own]
+    findings = []
+    if differing:
+        message = f"fidelity {level!r}: {len(differing)} frames repeat a structure with other labels, "
+        message += f"{examples(differing)}; keep the right one of each (another SCF solution, or another level?)."
+        findings.append(about("error", "duplicates", message, differing))
+    if equal:
+        message = f"fidelity {level!r}: {len(equal)} frames repeat a structure with the same labels, "
+        message += f"{examples(equal)}; keep one of each, or it counts twice."
+        findings.append(about("warning", "duplicates", message, equal))
+    return findings
+
+
+def _differ(one: Frame, other: Frame) -> bool:
+    energies = None not in (one.energy, other.energy)
+    if energies and abs((one.energy or 0.0) - (other.energy or 0.0)) > _SAME_ENERGY * len(one.atoms):
+        return True
+    if one.forces is None or other.forces is None:
+        return False
+    used = one.force_mask & other.force_mask
+    return bool((np.abs(one.forces - other.forces)[used] > _SAME_FORCE).any())
+
+
+def _references(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Which elemental references e0 the energies of a level determine, and which isolated atoms are missing."""
+    energies = [frame for frame in frames if frame.energy is not None and not frame.held_out]
+    if not energies:
+        message = f"fidelity {level!r}: no training energies; its energies are known up to a constant for each element."
+        return [about("warning", "composition", message + " Add energies, or isolated atoms.")]
+    numbers = sorted({int(z) for frame in frames for z in frame.atoms.numbers})
+    counts = composition(energies, numbers)
+    fractions = counts / counts.sum(axis=1, keepdims=True)  # [frame, element]
+    _, singular, rows = np.linalg.svd(fractions, full_matrices=True)
+    rank = int((singular > 1e-6 * singular[0]).sum())
+    loose = (rows[rank:] ** 2).sum(axis=0) > 1e-6  # [element], touched by the null space
+    findings = []
+    if rank < len(numbers):
+        names = ", ".join(chemical_symbols[z] for z, free in zip(numbers, loose, strict=True) if free)
+        message = f"fidelity {level!r}: the compositions of {len(energies)} energies determine {rank} combinations of "
+        message += f"{len(numbers)} elemental references; {names} cannot be separated. Energies of other compositions "
+        message += "will rest on the prior: add isolated atoms or other compositions."
+        findings.append(about("warning", "composition", message))
+    alone = {int(frame.atoms.numbers[0]) for frame in energies if frame.isolated_atom}
+    missing = ", ".join(chemical_symbols[z] for z in numbers if z not in alone)
+    if missing:
+        message = (
+            f"fidelity {level!r}: no isolated atom of {missing}; e0 of these elements is fitted to the structures. "
+        )
+        message += "Add single-atom frames (config_type=IsolatedAtom) if dissociation or new compositions matter."
+        findings.append(about("info", "isolated atoms", message))
+    return findings

@@ -1,0 +1,110 @@
+"""What the doctor's checks return, and the few tools that they share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from mfgp.frames import Frame, FrameSet
+
+Array = NDArray[np.float64]
+Severity: TypeAlias = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+_SHOWN = 3
+_MATCH_DECIMALS = 4  # positions and cells that agree to 1e-4 Å are the same structure
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about the data. `check` names the check; `frames` are the sources of the frames concerned."""
+
+    severity: Severity
+    check: str
+    message: str
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Forces of two levels on the structures they share, for one element.
+
+    r: Pearson's coefficient over components. slope: least-squares factor from low to high. n_atoms: atoms compared.
+    """
+
+    low: str
+    high: str
+    element: str
+    n_atoms: int
+    r: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts for each level (as FrameSet.summary), findings, errors first, and force correlations between levels."""
+
+    summary: dict[str, dict[str, int]]
+    findings: tuple[Finding, ...]
+    correlations: tuple[Correlation, ...]
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error among the findings."""
+        return not self.of("error")
+
+
+def examples(frames: Sequence[Frame]) -> str:
+    """'nm.extxyz frame 3 (Li4Fe4P4O16), nm.extxyz frame 7 (Li4P4O16) and 2 more'."""
+    shown = ", ".join(f"{frame.source} ({frame.atoms.symbols})" for frame in frames[:_SHOWN])
+    return shown if len(frames) <= _SHOWN else f"{shown} and {len(frames) - _SHOWN} more"
+
+
+def about(severity: Severity, check: str, message: str, frames: Sequence[Frame] = ()) -> Finding:
+    return Finding(severity, check, message, tuple(frame.source for frame in frames))
+
+
+def structure_key(atoms: Atoms) -> str:
+    """Equal for structures with the same atoms in the same order at the same places."""
+    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
+    cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
+    for array in (atoms.positions, cell):
+        digest.update((np.round(array, _MATCH_DECIMALS) + 0.0).tobytes())
+    return digest.hexdigest()
+
+
+def by_structure(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
+    groups: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[structure_key(frame.atoms)].append(frame)
+    return groups
+
+
+def shared_structures(frames: FrameSet, low: str, high: str) -> list[tuple[Frame, Frame]]:
+    """Pairs (low, high) of frames of two levels on the same structure."""
+    below = by_structure(frames.of(low))
+    return [(below[key][0], frame) for frame in frames.of(high) if (key := structure_key(frame.atoms)) in below]
+
+
+def robust_z(values: Array) -> Array:
+    """(x - median) / (1.4826 MAD), the robust z-score: [n] -> [n], 0 where the spread is 0."""
+    if not len(values):
+        return values
+    deviation = values - np.median(values)
+    spread = 1.4826 * float(np.median(np.abs(deviation)))
+    return deviation / spread if spread > 0 else np.zeros_like(deviation)
+
+
+def composition(frames: Sequence[Frame], numbers: Sequence[int]) -> Array:
+    """Number of atoms of each element: [frame, element]."""
+    return np.array([[np.count_nonzero(frame.atoms.numbers == z) for z in numbers] for frame in frames], dtype=float)

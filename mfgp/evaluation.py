@@ -1,0 +1,310 @@
+"""Comparing predictions with labels: errors, and whether the standard deviations are honest.
+
+A label is a draw from the predictive distribution of a new label, N(mean, std^2), so its variance is that of the model
+plus that of the labels' noise (learned for each level and kind, or the label's own sigma), per observation of N atoms in V:
+
+    energy per atom    Var = (energy_std / N)^2 + noise_energy^2 / N            (noise_energy: eV per sqrt(atom))
+    force component    Var = forces_std^2       + noise_force^2
+    stress component   Var = stress_std^2       + noise_virial^2 N / V^2        (noise_virial: eV per sqrt(atom))
+
+With e = predicted - label and z = e / std, of n labels:
+
+    mae = mean |e|,  rmse = sqrt(mean e^2),  z_std = sqrt(mean (z - mean z)^2),  coverage95 = share of |z| <= 1.959964,
+    nll = mean [ z^2 / 2 + log std + log(2 pi) / 2 ],  spearman = Pearson correlation of the ranks of |e| and std
+
+A calibrated model has coverage95 = 0.95 and z_std = 1. `spearman` says whether std ranks the errors: it is undefined
+where either is constant, and even perfect stds give well under 1, since |e| is a draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from mfgp.errors import DataError
+from mfgp.frames import Frame, FrameSet
+from mfgp.labels import FIDELITY_TAGS
+from mfgp.progress import Report, silent
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+    from mfgp.prediction import Prediction
+
+Array = NDArray[np.float64]
+Z95 = 1.959964  # half width of the central 95 % of a standard normal distribution
+LOG_2PI = math.log(2.0 * math.pi)
+ISOLATED_NOISE = (
+    0.01  # of the default energy noise: what observations.labelled_rows gives the energy of an isolated atom
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n labels; mae and rmse in the unit of the label, nll in nats, the rest dimensionless. NaN = undefined."""
+
+    mae: float
+    rmse: float
+    coverage95: float
+    z_std: float
+    nll: float
+    spearman: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain numbers, None for what is undefined."""
+        return {k: v if k == "n" or math.isfinite(v) else None for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class LabelStd:
+    """Standard deviations of new labels of one structure: energy eV (total), forces [N, 3] eV/Å, stress [6] eV/Å^3."""
+
+    energy: float
+    forces: Array
+    stress: Array | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Labels of one kind beside the predictive mean and standard deviation of such labels, each [n]."""
+
+    label: Array
+    predicted: Array
+    std: Array
+
+    @property
+    def error(self) -> Array:
+        """predicted - label, [n]."""
+        return self.predicted - self.label
+
+    @property
+    def scores(self) -> Scores:
+        return scores(self.error, self.std)
+
+    def subset(self, mask: NDArray[np.bool_]) -> Comparison:
+        """The labels where mask [n] is true."""
+        return Comparison(self.label[mask], self.predicted[mask], self.std[mask])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Energies per atom (eV), force components (eV/Å) with the species they act on, stress components (eV/Å^3)."""
+
+    fidelity: str
+    n_structures: int
+    n_atoms: int
+    energy: Comparison
+    forces: Comparison
+    stress: Comparison | None
+    force_species: NDArray[np.int64]  # [n] atomic number for every force component
+
+    def forces_by_species(self) -> dict[str, Scores]:
+        """Scores of the forces on the atoms of each element, by its symbol."""
+        return {
+            chemical_symbols[z]: self.forces.subset(self.force_species == z).scores
+            for z in np.unique(self.force_species).tolist()
+        }
+
+    def kinds(self) -> Iterator[tuple[str, str, Comparison]]:
+        """(name, unit, comparison) of every kind that has labels."""
+        yield from ((n, u, c) for n, u, c in self._all() if c is not None and len(c.label))
+
+    def _all(self) -> tuple[tuple[str, str, Comparison | None], ...]:
+        return ("energy", "eV/atom", self.energy), ("forces", "eV/Å", self.forces), ("stress", "eV/Å^3", self.stress)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `mfgp evaluate --json`: plain numbers, None for what is undefined or absent."""
+        return {
+            "fidelity": self.fidelity,
+            "n_structures": self.n_structures,
+            "n_atoms": self.n_atoms,
+            "energy": self.energy.scores.to_json(),
+            "forces": self.forces.scores.to_json(),
+            "stress": None if self.stress is None else self.stress.scores.to_json(),
+        }
+
+
+def scores(error: Array, std: Array) -> Scores:
+    """Scores of errors (predicted - label) with Gaussian standard deviations, any shape; all NaN for no labels.
+
+    Raises ValueError for a std that is not positive: a label's distribution always has a width.
+    """
+    error, std = np.ravel(error), np.ravel(std)
+    if error.shape != std.shape:
+        raise ValueError(f"{error.size} errors, but {std.size} standard deviations")
+    if not (std > 0).all():
+        raise ValueError("standard deviations of labels must be positive")
+    if not error.size:
+        nan = math.nan
+        return Scores(nan, nan, nan, nan, nan, nan, 0)
+    z = error / std
+    return Scores(
+        mae=float(np.abs(error).mean()),
+        rmse=float(np.sqrt((error**2).mean())),
+        coverage95=float((np.abs(z) <= Z95).mean()),
+        z_std=float(z.std()) if z.size > 1 else math.nan,
+        nll=float((0.5 * z**2 + np.log(std) + 0.5 * LOG_2PI).mean()),
+        spearman=rank_correlation(np.abs(error), std),
+        n=int(error.size),
+    )
+
+
+def rank_correlation(x: Array, y: Array) -> float:
+    """Spearman's rho of x [n] and y [n], ties sharing their mean rank; NaN where either is constant."""
+    a, b = rankdata(x), rankdata(y)
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm > 0 else math.nan
+
+
+def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> LabelStd:
+    """Standard deviations of labels of `frame` around `prediction` (with full uncertainty) at its level.
+
+    The noise of a label is what the fit takes it for: the frame's own `energy_sigma` or `force_sigma` where it has one,
+    that of a reference energy for isolated atoms, and the level's learned noise otherwise. A level trained without virials
+    keeps the configured initial noise of virials.
+    """
+    if prediction.energy_std is None or prediction.forces_std is None:
+        raise ValueError("label_std needs a prediction with uncertainty='full'")
+    n = len(frame.atoms)
+    level = model.level(prediction.fidelity)
+    noise = {kind: float(model.noise.of((level, kind))) for kind in ("energy", "forces", "virial")}
+    per_root_atom = noise["energy"]
+    if frame.energy_sigma is not None:
+        per_root_atom = frame.energy_sigma
+    elif frame.isolated_atom:
+        per_root_atom = ISOLATED_NOISE * model.config.training.noise_energy
+    force = noise["forces"] if frame.force_sigma is None else frame.force_sigma
+    stress = None
+    if prediction.stress_std is not None:
+        volume = frame.atoms.get_volume()
+        stress = np.hypot(prediction.stress_std, noise["virial"] * math.sqrt(n) / volume)
+    return LabelStd(
+        energy=math.hypot(prediction.energy_std, per_root_atom * math.sqrt(n)),
+        forces=np.hypot(prediction.forces_std, force),
+        stress=stress,
+    )
+
+
+def frames_to_score(
+    frames: FrameSet, fidelity: str, levels: Sequence[str], everything: bool = False
+) -> tuple[list[Frame], str]:
+    """The labelled frames of a file to score at a level, and a sentence that says which they are.
+
+    Frames whose own tag names another of `levels` are left out. Where frames carry split marks those marked test...
+    are taken when there are any, all others are left out; `everything` takes all. Raises DataError when none is left.
+    """
+    others = set(levels) - {fidelity}
+    own = [f for f in frames if level_tag(f.atoms) not in others]
+    labelled = [f for f in own if f.labelled]
+    if not labelled:
+        found = "without labels" if own else "tagged with other levels"
+        raise DataError(
+            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own or frames)} frames are {found}."
+        )
+    test = [f for f in labelled if f.held_out]
+    chosen = test if test and not everything else labelled
+    left_out = {
+        f"{len(frames) - len(own)} of other levels": len(frames) - len(own),
+        f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
+        f"{len(labelled) - len(chosen)} not marked test (--all takes them)": len(labelled) - len(chosen),
+    }
+    notes = [text for text, count in left_out.items() if count]
+    what = "frames marked test" if len(test) == len(chosen) else "labelled frames"
+    return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
+
+
+def level_tag(atoms: Atoms) -> str | None:
+    """The level that a structure names itself (info fidelity, head or data_modality)."""
+    return next((str(atoms.info[key]) for key in FIDELITY_TAGS if atoms.info.get(key) is not None), None)
+
+
+def evaluate(
+    model: MultiFidelityGP, frames: FrameSet | Sequence[Frame], fidelity: str, report: Report = silent
+) -> Evaluation:
+    """Predict labelled frames at a level and compare.
+
+    frames: of a FrameSet those of that level, of a list all. Forces count where `force_mask` is true and not on isolated
+    atoms (symmetry says that they are zero). Raises DataError for an unknown level, an element that the model has not
+    seen, or no labelled frame.
+    """
+    predictor = model.predictor(fidelity)
+    chosen = [f for f in (frames.of(fidelity) if isinstance(frames, FrameSet) else frames) if f.labelled]
+    if not chosen:
+        raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
+    for frame in chosen:
+        predictor.check_elements(frame.atoms, frame.source)
+    parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": []}
+    species: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    for i, frame in enumerate(chosen):
+        prediction = predictor(frame.atoms)
+        for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
+            parts[kind].append(compared)
+            if kind == "forces":
+                species.append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
+        report("evaluation", i + 1, len(chosen), fidelity)
+    joined = {kind: _joined(values) for kind, values in parts.items()}
+    return Evaluation(
+        fidelity=fidelity,
+        n_structures=len(chosen),
+        n_atoms=sum(len(f.atoms) for f in chosen),
+        energy=joined["energy"],
+        forces=joined["forces"],
+        stress=joined["stress"] if parts["stress"] else None,
+        force_species=np.concatenate(species),
+    )
+
+
+def _compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, Comparison]:
+    """What a frame has labels for beside its prediction: energy per atom [1], force components [n], stress [6]."""
+    out = {}
+    n = len(frame.atoms)
+    if frame.energy is not None:
+        values = (frame.energy / n, prediction.energy / n, std.energy / n)
+        out["energy"] = Comparison(*(np.array([v]) for v in values))
+    if frame.forces is not None and not frame.isolated_atom and frame.force_mask.any():
+        used = frame.force_mask
+        out["forces"] = Comparison(*(v[used].reshape(-1) for v in (frame.forces, prediction.forces, std.forces)))
+    if frame.stress is not None and prediction.stress is not None and std.stress is not None:
+        out["stress"] = Comparison(frame.stress, prediction.stress, std.stress)
+    return out
+
+
+def _joined(parts: list[Comparison]) -> Comparison:
+    names = ("label", "predicted", "std")
+    return Comparison(*(np.concatenate([np.zeros(0), *(getattr(p, name) for p in parts)]) for name in names))
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What a model leaves of the training labels of one kind at one level.
+
+    labels, residual: root mean square of the labels about e0 and baselines, before and after the model; noise: the standard
+    deviation learned for them. Units eV per sqrt(atom) (energy, virial), eV/Å (forces), the labels' own sigma (given).
+    """
+
+    level: str
+    kind: str
+    count: int
+    labels: float
+    residual: float
+    noise: float
+
+
+def training_residuals(model: MultiFidelityGP) -> list[Residual]:
+    """Residuals on the training data, from the sufficient statistics alone: |y - A w|^2 = c - 2 w.b + w.G w."""
+    out = []
+    for t, kind in model.statistics.observed():
+        m, w = model.statistics.moments[t, kind], model.weights[t]
+        left = m.square - 2.0 * float(w @ m.projection) + float(w @ m.gram @ w)
+        rms = [math.sqrt(max(v, 0.0) / m.count) for v in (m.square, left)]
+        out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], float(model.noise.of((t, kind)))))
+    return out

@@ -1,0 +1,143 @@
+"""Features of a data set: the descriptor and the inducing points chosen from its structures, and the rows they give.
+
+Candidates for inducing points are a capped, seeded sample of the environments, so memory does not grow with the number of
+structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction
+from mfgp.config import FitConfig
+from mfgp.frames import Frame, FrameSet
+from mfgp.inducing import InducingBasis, select_inducing
+from mfgp.observations import functional_rows
+from mfgp.progress import Report, silent
+
+CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
+MIN_CANDIDATES = 4000
+CONTRACTION_SAMPLE = 200  # structures
+
+
+@dataclass(frozen=True)
+class Features:
+    """Descriptor and inducing basis, fixed before the labels are looked at.
+
+    `store`, where it is a dictionary, keeps the rows of every structure asked for ((3N + 7) M floats each): for many fits
+    to parts of one data set (learning curves, cross-validation), which then cost no descriptors.
+    """
+
+    soap: SOAP
+    basis: InducingBasis
+    device: torch.device
+    store: dict[bytes, Tensor] | None = field(default=None, repr=False)
+
+    @staticmethod
+    def build(frames: FrameSet, config: FitConfig, report: Report = silent, keep_rows: bool = False) -> Features:
+        """Choose descriptor and inducing points from the structures of `frames`; their labels are not used."""
+        device = resolve_device(config.device)
+        species = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
+        soap = _build_soap(frames, species, config.descriptor, config.seed, device)
+        basis = _choose_basis(frames, soap, config, device, report)
+        return Features(soap, basis, device, {} if keep_rows else None)
+
+    def rows(self, atoms: Atoms) -> Tensor:
+        """Whitened rows of all functionals of a structure, [1+3N+6, M]."""
+        if self.store is None:
+            return self._rows(atoms)
+        key = structure_key(atoms)
+        if key not in self.store:
+            self.store[key] = self._rows(atoms)
+        return self.store[key]
+
+    def _rows(self, atoms: Atoms) -> Tensor:
+        return functional_rows(self.basis, self.soap, self.soap.neighborhoods([atoms], device=self.device))
+
+
+def structure_key(atoms: Atoms) -> bytes:
+    """Elements, positions, cell and periodicity as bytes: equal for the same geometry, whatever its labels."""
+    parts = (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc)
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 1) -> Iterator[Neighborhoods]:
+    """Neighbourhoods of the frames' structures, `size` structures at a time."""
+    for start in range(0, len(frames), size):
+        yield soap.neighborhoods([f.atoms for f in frames[start : start + size]], device=device)
+
+
+def _build_soap(
+    frames: FrameSet, species: tuple[int, ...], config: SOAPConfig, seed: int, device: torch.device
+) -> SOAP:
+    """The descriptor, with its channel contraction fitted on a seeded sample of structures where one is configured."""
+    soap = SOAP(config, species)
+    if config.contraction is None:
+        return soap
+    order = np.random.default_rng(seed).permutation(len(frames.frames))[:CONTRACTION_SAMPLE]
+    sample = [frames.frames[i] for i in sorted(order)]
+    return SOAP(config, species, fit_contraction(soap, _batches(sample, soap, device), config.contraction))
+
+
+def _choose_basis(
+    frames: FrameSet, soap: SOAP, config: FitConfig, device: torch.device, report: Report = silent
+) -> InducingBasis:
+    """Inducing points from the environments of all structures, or of a seeded sample where there are very many.
+
+    Each species competes with at most its share of `max(MIN_CANDIDATES, 8 M)` candidates, at least the rarest in full.
+    """
+    limit = max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing)
+    unique = _distinct_structures(frames)
+    numbers = np.concatenate([f.atoms.numbers for f in unique])
+    keep = _sample_environments(numbers, limit, config.seed)
+    start, features = 0, []
+    for i, frame in enumerate(unique):
+        mask = keep[start : start + len(frame.atoms)]
+        start += len(frame.atoms)
+        if mask.any():
+            q = soap.values(soap.neighborhoods([frame.atoms], device=device))
+            features.append(q[torch.from_numpy(mask).to(device)])
+        report("descriptors", i + 1, len(unique), "")
+    kept = torch.from_numpy(numbers[keep].astype(np.int64)).to(device)
+    total = min(config.model.n_inducing, len(kept))
+
+    def on_step(done: int) -> None:
+        if done % 50 == 0 or done == total:
+            report("inducing points", done, total, "")
+
+    return select_inducing(torch.cat(features), kept, config.model.n_inducing, config.model.zeta, config.seed, on_step)
+
+
+def _distinct_structures(frames: FrameSet) -> list[Frame]:
+    """One frame per structure: the same geometry at two levels offers its environments once."""
+    seen: dict[bytes, Frame] = {}
+    for f in frames:
+        seen.setdefault(structure_key(f.atoms), f)
+    return list(seen.values())
+
+
+def _sample_environments(numbers: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Mask of at most `limit` environments; room that a rare species leaves goes to the others."""
+    keep = np.zeros(len(numbers), dtype=bool)
+    rng = np.random.default_rng(seed)
+    species, counts = np.unique(numbers, return_counts=True)
+    room = limit
+    for rank, index in enumerate(np.argsort(counts)):
+        quota = min(int(counts[index]), room // (len(species) - rank))
+        where = np.flatnonzero(numbers == species[index])
+        keep[rng.permutation(where)[:quota]] = True
+        room -= quota
+    return keep

@@ -1,0 +1,166 @@
+"""The steps of a fit once the features are chosen: e0 and baseline columns, one streaming pass over the data,
+hyperparameters.
+
+Memory does not grow with the number of structures: rows live for one structure at a time, what is kept are the sufficient
+statistics.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfgp.baselines import Baseline
+from mfgp.config import BaselineConfig, FitConfig, FixedRho
+from mfgp.features import Features
+from mfgp.frames import FrameSet
+from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
+from mfgp.inducing import InducingBasis
+from mfgp.observations import Columns, labelled_rows
+from mfgp.progress import Report, silent
+from mfgp.statistics import Statistics
+from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
+
+E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
+E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
+
+
+E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
+E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
+
+
+def baseline_coefficients(configs: tuple[BaselineConfig, ...], levels: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Prior mean of each coefficient at each level, and prior standard deviation of its shift: [T, baseline] each."""
+    mean = torch.zeros(len(levels), len(configs), dtype=torch.float64)
+    std = torch.zeros_like(mean)
+    for k, config in enumerate(configs):
+        first = levels.index(config.from_level) if config.from_level else 0
+        mean[first:, k] = config.coefficient.mean
+        std[first:, k] = config.coefficient.std
+    return mean, std
+
+
+def reference_energies(
+    frames: FrameSet, species: tuple[int, ...], baselines: list[Baseline], coefficients: Tensor
+) -> Tensor:
+    """Reference energy of each species at each level, [T, S] eV: the centre of the prior of e0.
+
+    A level starts from the one below; its isolated atoms fix their species; the smallest change that explains its
+    energies in least squares (so nothing moves that the compositions leave open) does the rest.
+    """
+    out, below = [], np.zeros(len(species))
+    for t, level in enumerate(frames.levels):
+        labelled = [f for f in frames.of(level) if f.energy is not None]
+        counts = np.array([[(f.atoms.numbers == z).sum() for z in species] for f in labelled], dtype=float)
+        energies = np.array([f.energy for f in labelled], dtype=float)
+        for i, f in enumerate(labelled):
+            for k, b in enumerate(baselines):
+                if float(coefficients[t, k]) != 0.0:
+                    energies[i] -= float(coefficients[t, k]) * b.labels(f.atoms).energy
+        current = below.copy()
+        fixed = np.zeros(len(species), dtype=bool)
+        for f, count, energy in zip(labelled, counts, energies, strict=True):
+            if f.isolated_atom:
+                index = int(count.argmax())
+                current[index], fixed[index] = energy, True
+        rest = [i for i, f in enumerate(labelled) if not f.isolated_atom]
+        if rest and not fixed.all():
+            size = counts[rest].sum(1, keepdims=True)
+            target = (energies[rest] - counts[rest] @ current)[:, None] / size
+            shift = np.linalg.lstsq((counts[rest] / size)[:, ~fixed], target[:, 0], rcond=1e-6)[0]
+            current[~fixed] += shift
+        out.append(current)
+        below = current
+    return torch.from_numpy(np.array(out))
+
+
+def build_columns(
+    frames: FrameSet, species: tuple[int, ...], config: FitConfig, baselines: list[Baseline]
+) -> tuple[Columns, Tensor]:
+    """The e0 and baseline columns, and the prior standard deviations of their shifts [T, column]."""
+    mean, std = baseline_coefficients(config.baselines, frames.levels)
+    reference = reference_energies(frames, species, baselines, mean)
+    e0_std = torch.full((len(frames.levels), len(species)), E0_SHIFT_STD, dtype=torch.float64)
+    e0_std[0] = E0_STD
+    columns = Columns(species, reference, tuple(b.name for b in baselines), mean)
+    return columns, torch.cat([e0_std, std], dim=1)
+
+
+def accumulate(
+    frames: FrameSet,
+    features: Features,
+    columns: Columns,
+    baselines: list[Baseline],
+    default_sigmas: tuple[float, float],
+    report: Report = silent,
+) -> Statistics:
+    """One pass over the labelled frames: their sufficient statistics."""
+    statistics = Statistics(features.basis.size + columns.size)
+    for i, frame in enumerate(frames):
+        level = frames.levels.index(frame.fidelity)
+        phi = features.rows(frame.atoms)
+        volume = abs(float(np.linalg.det(frame.atoms.cell.array)))
+        labels = [b.labels(frame.atoms) for b in baselines]
+        extra = columns.rows(frame.atoms.numbers, labels, volume).to(phi.device)
+        design, mean = torch.cat([phi, extra], dim=1), columns.mean(extra, level)
+        statistics.add(level, labelled_rows(frame, design, mean, default_sigmas))
+        report("labels", i + 1, len(frames), frame.fidelity)
+    return statistics
+
+
+def make_prior(levels: tuple[str, ...], basis: InducingBasis, rho: str | FixedRho) -> AutoregressiveGP:
+    """The autoregressive prior that a configuration asks for."""
+    fixed: str | list[float] = rho if isinstance(rho, str) else rho.values(len(levels) - 1)
+    return AutoregressiveGP(len(levels), basis.species, basis.zeta, fixed)
+
+
+def learn(
+    prior: AutoregressiveGP,
+    noise: LevelNoise,
+    statistics: Statistics,
+    basis: InducingBasis,
+    column_std: Tensor,
+    config: FitConfig,
+    report: Report = silent,
+) -> TrainingResult | None:
+    """Initialise the hyperparameters and maximise the evidence: first on a prefix of the inducing points, then on all."""
+    initialise(prior, noise, statistics, basis.size)
+    training = config.training
+    if not training.optimise:
+        return None
+    species_index = basis.species_index()
+    result = None
+    prefix = training.n_optimise
+    if prefix is not None and prefix < basis.size:
+        first = torch.nonzero(basis.rank < prefix).squeeze(1)
+        extra = torch.arange(basis.size, statistics.size, device=first.device)
+        sub = statistics.subset(torch.cat([first, extra]))
+        result = _maximise(
+            prior, noise, sub, species_index[first], column_std, training.max_iterations, report, "prefix"
+        )
+        iterations = min(REFINE_ITERATIONS, training.max_iterations)
+    else:
+        iterations = training.max_iterations
+    result = _maximise(prior, noise, statistics, species_index, column_std, iterations, report, "all points")
+    return result
+
+
+def _maximise(
+    prior: AutoregressiveGP,
+    noise: LevelNoise,
+    statistics: Statistics,
+    species_index: Tensor,
+    column_std: Tensor,
+    iterations: int,
+    report: Report,
+    stage: str,
+) -> TrainingResult:
+    name = f"evidence ({stage})"
+
+    def on_step(count: int, value: float) -> None:
+        report(name, min(count, iterations), iterations, f"log p(y) = {value:.1f}")
+
+    result = maximise_evidence(prior, noise, statistics, species_index, column_std, iterations, on_step)
+    report(name, iterations, iterations, f"log p(y) = {result.evidence:.1f}")
+    return result

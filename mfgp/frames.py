@@ -1,0 +1,264 @@
+"""Labelled structures of several levels of theory, read and validated once.
+
+Levels are ordered, cheapest first; how a frame gets its level is in `sources`, how its labels are found in `labels`.
+A frame may carry any subset of the labels: energy (eV), forces (eV/Å), stress (eV/Å^3, ASE's sign and Voigt order).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from mfgp.errors import DataError
+from mfgp.labels import Array, LabelKeys, key_present, keys_found, resolve_labels, without_labels
+from mfgp.reading import geometry_problems, raise_problems
+from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
+
+__all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_atoms"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One structure with its labels at one level.
+
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV; force_sigma
+    eV/Å. `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
+    """
+
+    atoms: Atoms
+    fidelity: str
+    source: str
+    energy: float | None
+    forces: Array | None
+    force_mask: NDArray[np.bool_]
+    stress: Array | None
+    energy_sigma: float | None
+    force_sigma: float | None
+    isolated_atom: bool
+    split: str | None
+    wall_seconds: float | None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether info["split"] marks the frame for testing ('test', 'test_ood', ...)."""
+        return self.split is not None and self.split.startswith("test")
+
+    @property
+    def labelled(self) -> bool:
+        return self.energy is not None or self.forces is not None or self.stress is not None
+
+
+@dataclass(frozen=True)
+class FrameSet:
+    """Frames of one or more levels; `levels` from the cheapest to the most accurate."""
+
+    levels: tuple[str, ...]
+    frames: tuple[Frame, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.frames)
+
+    def of(self, level: str) -> list[Frame]:
+        """Frames of one level. Raises DataError for a level that is not in `levels`."""
+        if level not in self.levels:
+            raise DataError(f"unknown fidelity {level!r}; this set has {', '.join(self.levels)}.")
+        return [frame for frame in self.frames if frame.fidelity == level]
+
+    def training(self) -> FrameSet:
+        """The frames that are not held out; `levels` stay."""
+        return replace(self, frames=tuple(frame for frame in self.frames if not frame.held_out))
+
+    def held_out(self) -> FrameSet:
+        """The frames marked split=test...; `levels` stay."""
+        return replace(self, frames=tuple(frame for frame in self.frames if frame.held_out))
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Counts for each level: frames, atoms, frames with energies, with forces, with stresses, frames held out."""
+        return {level: _summary(self.of(level)) for level in self.levels}
+
+    def frame_hashes(self) -> tuple[str, ...]:
+        """sha256 (hex) of each frame's level, structure and labels, in the order of the frames."""
+        return tuple(_frame_hash(frame) for frame in self.frames)
+
+    def data_hash(self) -> str:
+        """sha256 (hex) over levels, structures and labels; independent of the order of the frames."""
+        digest = hashlib.sha256("\n".join(self.levels).encode())
+        digest.update("\n".join(sorted(self.frame_hashes())).encode())
+        return digest.hexdigest()
+
+
+def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequence[str] | None = None) -> FrameSet:
+    """Read, resolve and validate labelled structures.
+
+    sources: a mapping level -> path, list of paths, or list of ase.Atoms, cheapest level first; or one path or list
+        whose frames carry their level in info.
+    keys: names of the labels, when they are not the default REF_* or what ASE puts on atoms.calc.
+    levels: the order, cheapest first; needed when tagged frames hold more than one level.
+
+    Raises DataError that names file, frame, structure and level: unreadable or truncated files, overlapping atoms,
+    bad cells, labels that are missing, non-finite or of a wrong shape, keys found nowhere, unknown or repeated levels.
+    """
+    keys = keys or LabelKeys()
+    problems: list[str] = []
+    entries, names = gather(sources, levels, problems)
+    frames = _validated(entries, names, keys, problems)
+    problems.extend(_absent_custom_keys(entries, keys))
+    if not problems:
+        problems.extend(_levels_without_labels(frames, entries, names, keys))
+    raise_problems(problems)
+    return FrameSet(names, tuple(frames))
+
+
+def frames_from(new: FrameSet | Sources, levels: Sequence[str], keys: LabelKeys | None = None) -> FrameSet:
+    """Additional frames for a model with `levels`: a FrameSet, a mapping level -> Atoms, or tagged Atoms.
+
+    Unlike read_frames, levels may be absent from `new`. Raises DataError as read_frames does.
+    """
+    keys = keys or LabelKeys()
+    known = checked_levels(levels)
+    if isinstance(new, FrameSet):
+        unknown = sorted({frame.fidelity for frame in new} - set(known))
+        if unknown:
+            raise DataError(f"unknown fidelity {', '.join(map(repr, unknown))}; the model has {', '.join(known)}.")
+        return FrameSet(known, new.frames)
+    problems: list[str] = []
+    entries = from_mapping(new, known, problems) if isinstance(new, Mapping) else tagged(new, known, problems)
+    frames = _validated(entries, known, keys, problems)
+    present = tuple(level for level in known if any(entry.level == level for entry in entries))
+    if not problems:
+        problems.extend(_levels_without_labels(frames, entries, present, keys))
+    raise_problems(problems)
+    return FrameSet(known, tuple(frames))
+
+
+def to_atoms(frame: Frame) -> Atoms:
+    """ase.Atoms with the labels under their REF_* keys and the level under `fidelity`, ready for ase.io.write."""
+    keys = LabelKeys()
+    atoms = frame.atoms.copy()
+    atoms.info["fidelity"] = frame.fidelity
+    optional = {
+        keys.energy: frame.energy,
+        keys.stress: None if frame.stress is None else frame.stress.copy(),
+        "energy_sigma": frame.energy_sigma,
+        "force_sigma": frame.force_sigma,
+    }
+    atoms.info.update({key: value for key, value in optional.items() if value is not None})
+    if frame.isolated_atom:
+        atoms.info.setdefault("config_type", "IsolatedAtom")
+    if frame.forces is not None:
+        atoms.set_array(keys.forces, frame.forces.copy())
+    if not frame.force_mask.all():
+        atoms.set_array("force_mask", frame.force_mask.astype(int))
+    return atoms
+
+
+def _validated(entries: Sequence[Entry], levels: Sequence[str], keys: LabelKeys, problems: list[str]) -> list[Frame]:
+    frames: list[Frame] = []
+    for entry in entries:
+        frame, found = _frame(entry, keys)
+        problems.extend(f"{named(entry)}, fidelity {entry.level!r}: {problem}" for problem in found)
+        frames.append(frame)
+    return sorted(frames, key=lambda frame: levels.index(frame.fidelity))
+
+
+def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
+    atoms, info = entry.atoms, entry.atoms.info
+    problems = geometry_problems(atoms)
+    labels = resolve_labels(atoms, keys)
+    isolated = str(info.get("config_type", "")).lower().replace("_", "") == "isolatedatom"
+    if isolated and len(atoms) != 1:
+        problems.append(f"config_type is IsolatedAtom, but it has {len(atoms)} atoms; correct config_type")
+    frame = Frame(
+        atoms=without_labels(atoms, keys),
+        fidelity=entry.level or "",
+        source=entry.source,
+        energy=labels.energy,
+        forces=labels.forces,
+        force_mask=labels.force_mask,
+        stress=labels.stress,
+        energy_sigma=labels.energy_sigma,
+        force_sigma=labels.force_sigma,
+        isolated_atom=isolated or (len(atoms) == 1 and not atoms.pbc.any()),
+        split=None if info.get("split") is None else str(info["split"]),
+        wall_seconds=_seconds(info.get("wall_seconds")),
+    )
+    return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
+
+
+def _seconds(raw: Any) -> float | None:
+    """wall_seconds as a number; anything else is no cost at all, since it is no label."""
+    if isinstance(raw, (int, float, np.integer, np.floating)) and not isinstance(raw, bool) and raw >= 0:
+        return float(raw)
+    return None
+
+
+def _absent_custom_keys(entries: Sequence[Entry], keys: LabelKeys) -> list[str]:
+    frames = [entry.atoms for entry in entries]
+    return [
+        f"key {key!r} for {label} is in none of the {len(frames)} frames; found {keys_found(frames)}; correct `keys`"
+        for label, key in keys.custom().items()
+        if frames and not any(key_present(atoms, key) for atoms in frames)
+    ]
+
+
+def _levels_without_labels(
+    frames: Sequence[Frame], entries: Sequence[Entry], levels: Sequence[str], keys: LabelKeys
+) -> list[str]:
+    problems = []
+    for level in levels:
+        if any(frame.labelled for frame in frames if frame.fidelity == level):
+            continue
+        own = [entry for entry in entries if entry.level == level]
+        wanted = ", ".join(f"{label}={key}" for label, key in keys.model_dump().items())
+        problems.append(
+            f"fidelity {level!r}: no label in its {len(own)} frames ({own[0].source if own else 'none'} and on); "
+            f"looked for {wanted} and for energy, forces, stress on atoms.calc; found "
+            f"{keys_found(entry.atoms for entry in own)}; set the keys, for example "
+            "keys=LabelKeys(energy='dft_energy'), or `keys:` in the config"
+        )
+    return problems
+
+
+def _summary(frames: Sequence[Frame]) -> dict[str, int]:
+    return {
+        "frames": len(frames),
+        "atoms": sum(len(frame.atoms) for frame in frames),
+        "energies": sum(frame.energy is not None for frame in frames),
+        "forces": sum(frame.forces is not None for frame in frames),
+        "stresses": sum(frame.stress is not None for frame in frames),
+        "held_out": sum(frame.held_out for frame in frames),
+    }
+
+
+def _frame_hash(frame: Frame) -> str:
+    digest = hashlib.sha256(frame.fidelity.encode())
+    atoms = frame.atoms
+    parts = (
+        atoms.numbers.astype("<i8"),
+        atoms.pbc.astype("<i8"),
+        frame.force_mask.astype("<i8"),
+        *(
+            np.asarray([] if value is None else value, dtype="<f8") + 0.0  # + 0.0 turns -0.0 into 0.0
+            for value in (
+                atoms.positions,
+                atoms.cell.array,
+                frame.energy,
+                frame.forces,
+                frame.stress,
+                frame.energy_sigma,
+                frame.force_sigma,
+            )
+        ),
+    )
+    for part in parts:
+        digest.update(str(part.shape).encode() + part.tobytes())
+    return digest.hexdigest()

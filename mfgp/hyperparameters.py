@@ -1,0 +1,133 @@
+"""Hyperparameters as GPyTorch modules: amplitudes s_t, rho, noises, with their constraints and priors.
+
+`AutoregressiveGP` holds one EnvironmentKernel per level (its outputscale is s_t^2) and rho; `LevelNoise` is the Gaussian
+likelihood of labelled energies, forces and virials; `Evidence` is their marginal log likelihood on sufficient statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.constraints import Positive
+from gpytorch.priors import NormalPrior
+from torch import Tensor
+from torch.distributions import Normal
+
+from mfgp.autoregressive import block_scales, evidence, prior_variances
+from mfgp.kernels import EnvironmentKernel
+from mfgp.statistics import Key, Statistics
+
+LEARNED_KINDS = ("energy", "forces", "virial")
+RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
+
+
+class AutoregressiveGP(gpytorch.models.GP):
+    """Prior of the levels: delta_t ~ GP(0, s_t^2 k), f_t = rho_{t-1} f_{t-1} + delta_t.
+
+    rho has shape [T-1, 1] (`scalar`), [T-1, S] (`species`), or is a fixed list of T-1 numbers.
+    """
+
+    def __init__(self, n_levels: int, species: tuple[int, ...], zeta: int, rho: str | list[float]) -> None:
+        super().__init__()
+        self.species = species
+        self.kernels = torch.nn.ModuleList([EnvironmentKernel(zeta) for _ in range(n_levels)])
+        if isinstance(rho, str):
+            if rho not in ("scalar", "species"):
+                raise ValueError(f"rho must be 'scalar', 'species' or fixed numbers, not {rho!r}")
+            width = len(species) if rho == "species" else 1
+            start = torch.ones(n_levels - 1, width, dtype=torch.float64)
+            self.register_parameter("rho_parameter", torch.nn.Parameter(start))
+            self.register_prior("rho_prior", NormalPrior(*RHO_PRIOR), "rho_parameter")
+        else:
+            if len(rho) != n_levels - 1:
+                raise ValueError(f"{n_levels} levels need {n_levels - 1} fixed values of rho, not {len(rho)}")
+            fixed = torch.tensor(rho, dtype=torch.float64).reshape(-1, 1)
+            self.register_buffer("rho_parameter", fixed)
+
+    @property
+    def n_levels(self) -> int:
+        """T."""
+        return len(self.kernels)
+
+    @property
+    def rho(self) -> Tensor:
+        """rho of each step and species, [T-1, S]."""
+        return self.rho_parameter.expand(self.n_levels - 1, len(self.species))
+
+    @property
+    def scale(self) -> Tensor:
+        """s_t, [T] eV."""
+        return torch.stack([kernel.outputscale for kernel in self.kernels]).sqrt()
+
+    def set_scale(self, values: Tensor) -> None:
+        """Set s_t (eV)."""
+        for kernel, value in zip(self.kernels, values.tolist(), strict=True):
+            kernel.outputscale = value**2
+
+    def local_variances(self) -> Tensor:
+        """Prior variance of a local energy at each level and species, [T, S] eV^2."""
+        return prior_variances(self.rho, self.scale)
+
+    def forward(self, x: Tensor, level: int) -> gpytorch.distributions.MultivariateNormal:
+        """Prior over the local energies of level t of environments x [n, 1 + D] (atomic number, descriptor)."""
+        index = torch.searchsorted(torch.tensor(self.species, dtype=x.dtype, device=x.device), x[:, 0].contiguous())
+        variance = self.local_variances()[level][index]
+        correlation = self.kernels[0](x).to_dense() / self.kernels[0].outputscale
+        covariance = correlation * variance.sqrt()[:, None] * variance.sqrt()[None, :]
+        return gpytorch.distributions.MultivariateNormal(x.new_zeros(len(x)), covariance)
+
+
+class LevelNoise(gpytorch.likelihoods.Likelihood):
+    """Independent Gaussian noise of each kind of label at each level.
+
+    noise [T, 3]: energies in eV per sqrt(atom), forces in eV/Å, virials in eV per sqrt(atom).
+    """
+
+    def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
+        super().__init__()
+        start = torch.tensor(initial, dtype=torch.float64).log().repeat(n_levels, 1)
+        self.register_parameter("raw_noise", torch.nn.Parameter(start))
+        self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
+
+    @property
+    def noise(self) -> Tensor:
+        """Standard deviations, [T, 3]."""
+        return self.raw_noise_constraint.transform(self.raw_noise)
+
+    def set_noise(self, values: Tensor) -> None:
+        """Set the standard deviations, [T, 3]."""
+        self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(values.to(self.raw_noise)))
+
+    def of(self, key: Key) -> Tensor:
+        """Standard deviation of (level, kind); 1 for rows that were divided by their own."""
+        level, kind = key
+        if kind == "given":
+            return self.raw_noise.new_ones(())
+        return self.noise[level, LEARNED_KINDS.index(kind)]
+
+    def inverse_variances(self, keys: list[Key]) -> dict[Key, Tensor]:
+        """sigma^-2 of each (level, kind)."""
+        return {key: self.of(key) ** -2 for key in keys}
+
+    def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Normal:
+        """Distribution of labels around function values; keyword `key` = (level, kind)."""
+        return Normal(function_samples, self.of(kwargs["key"]))
+
+
+class Evidence(gpytorch.mlls.MarginalLogLikelihood):
+    """log p(y) + log p(rho) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
+
+    likelihood: LevelNoise
+    model: AutoregressiveGP
+
+    def forward(  # type: ignore[override]
+        self, statistics: Statistics, species_index: Tensor, column_std: Tensor
+    ) -> Tensor:
+        """species_index [M] of each feature, column_std [T, column] prior standard deviations of the column shifts."""
+        d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
+        value = evidence(statistics, d, self.likelihood.inverse_variances(statistics.observed()))
+        for _, module, prior, closure, _ in self.model.named_priors():
+            value = value + prior.log_prob(closure(module)).sum()
+        return value

@@ -1,0 +1,249 @@
+"""Which numbers of an ase.Atoms are its labels, and are they usable.
+
+Keys are resolved label by label: first the key of LabelKeys (in `info`, then `arrays`, then among the calculator's
+results, so that `energy: energy` in a config works), then what ASE put on `atoms.calc`: `free_energy` before
+`energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`.
+
+    virial = -V * stress        eV; stress in eV/Å^3 with ASE's sign and Voigt order (xx yy zz yz xz xy)
+
+Functions here do not raise on bad labels: they collect problems, so that a reader can report several at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Array = NDArray[np.float64]
+
+FIDELITY_TAGS = ("fidelity", "head", "data_modality")
+SIGMAS = ("energy_sigma", "force_sigma")
+_CALCULATOR_KEYS = {"energy": ("free_energy", "energy"), "forces": ("forces",), "stress": ("stress",), "virial": ()}
+_LABEL_WORDS = ("energy", "force", "stress", "virial")
+
+
+class LabelKeys(BaseModel):
+    """Names of the labels in extxyz `info` (energy, stress, virial) and `arrays` (forces)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    energy: str = Field(default="REF_energy", min_length=1)
+    forces: str = Field(default="REF_forces", min_length=1)
+    stress: str = Field(default="REF_stress", min_length=1)
+    virial: str = Field(default="REF_virial", min_length=1)
+
+    def custom(self) -> dict[str, str]:
+        """The keys that differ from the defaults: label -> key."""
+        default = LabelKeys()
+        return {label: key for label, key in self.model_dump().items() if key != getattr(default, label)}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one structure as found, with what is wrong with them.
+
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; sigmas in eV and eV/Å.
+    """
+
+    energy: float | None
+    forces: Array | None
+    force_mask: NDArray[np.bool_]
+    stress: Array | None
+    energy_sigma: float | None
+    force_sigma: float | None
+    problems: tuple[str, ...]
+
+    @property
+    def any(self) -> bool:
+        return self.energy is not None or self.forces is not None or self.stress is not None
+
+
+def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
+    """Labels of `atoms` under `keys`; every problem is described in `Labels.problems`, none is raised."""
+    problems: list[str] = []
+    found = {label: _find(atoms, label, getattr(keys, label), problems) for label in _CALCULATOR_KEYS}
+    mask = _force_mask(atoms, problems)
+    energy = _scalar("energy", found["energy"], problems)
+    forces = _forces(found["forces"], mask, problems)
+    stress = _stress(found["stress"], found["virial"], atoms, problems)
+    sigmas = [_sigma(name, atoms.info.get(name), problems) for name in SIGMAS]
+    return Labels(energy, forces, mask, stress, sigmas[0], sigmas[1], tuple(problems))
+
+
+def key_present(atoms: Atoms, key: str) -> bool:
+    """Whether a label key exists in info, arrays or the calculator's results of `atoms`."""
+    return key in atoms.info or key in atoms.arrays or key in calculator_results(atoms)
+
+
+def keys_found(frames: Iterable[Atoms]) -> str:
+    """What info, arrays and calculators of `frames` hold, for messages: 'info: a, b; arrays: c; calc: d'."""
+    info: set[str] = set()
+    arrays: set[str] = set()
+    results: set[str] = set()
+    for atoms in frames:
+        info.update(map(str, atoms.info))
+        arrays.update(set(atoms.arrays) - {"numbers", "positions"})
+        results.update(calculator_results(atoms))
+    parts = (("info", info), ("arrays", arrays), ("calc", results))
+    return "; ".join(f"{name}: {', '.join(sorted(names)) or 'nothing'}" for name, names in parts)
+
+
+def unused_label_keys(atoms: Atoms) -> list[str]:
+    """Keys of a clean structure that are named like labels (energy, force, stress, virial) but were not read."""
+    names = [str(name) for name in (*atoms.info, *atoms.arrays)]
+    return [name for name in names if any(word in name.lower() for word in _LABEL_WORDS)]
+
+
+def without_labels(atoms: Atoms, keys: LabelKeys) -> Atoms:
+    """Copy of `atoms` with no calculator, constraints or labels; other info and arrays stay."""
+    dropped = {*keys.model_dump().values(), *SIGMAS, "force_mask"}
+    clean = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    for name, array in atoms.arrays.items():
+        if name not in dropped and name not in ("numbers", "positions"):
+            clean.set_array(name, array.copy())
+    clean.info = {key: value for key, value in atoms.info.items() if key not in dropped}
+    return clean
+
+
+def calculator_results(atoms: Atoms) -> dict[str, Any]:
+    """Results held by `atoms.calc`, without computing anything; empty when there is no calculator."""
+    return dict(getattr(atoms.calc, "results", None) or {})
+
+
+def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
+    """Raw value of a label, or None. A value of a calculator that belongs to another geometry is a problem."""
+    for place in (atoms.info, atoms.arrays):
+        if key in place:
+            return place[key]
+    results = calculator_results(atoms)
+    for name in (key, *_CALCULATOR_KEYS[label]):
+        if results.get(name) is not None:
+            if hasattr(atoms.calc, "check_state") and atoms.calc.check_state(atoms):
+                problems.append(
+                    f"{name} on atoms.calc belongs to another geometry than the atoms; recompute it, or detach the "
+                    "calculator"
+                )
+                return None
+            return results[name]
+    return None
+
+
+def _numbers(label: str, raw: Any, problems: list[str]) -> Array | None:
+    """Raw label as float64 array; text and booleans are problems, not numbers."""
+    array = np.asarray(raw)
+    if array.dtype.kind in "iuf":
+        return array.astype(np.float64)
+    problems.append(f"{label} is {str(raw)[:40]!r} ({type(raw).__name__}), not numbers; correct the file or the key")
+    return None
+
+
+def _scalar(label: str, raw: Any, problems: list[str]) -> float | None:
+    array = None if raw is None else _numbers(label, raw, problems)
+    if array is None:
+        return None
+    if array.size != 1:
+        problems.append(f"{label} has shape {array.shape}, expected one number; correct the file or the key")
+        return None
+    value = float(array.reshape(()))
+    if not np.isfinite(value):
+        problems.append(f"{_kind(array)} {label}; remove the frame or the label")
+        return None
+    return value
+
+
+def _sigma(label: str, raw: Any, problems: list[str]) -> float | None:
+    value = _scalar(label, raw, problems)
+    if value is not None and value <= 0:
+        problems.append(f"{label} = {value:g}, must be positive; correct or remove it")
+        return None
+    return value
+
+
+def _force_mask(atoms: Atoms, problems: list[str]) -> NDArray[np.bool_]:
+    """force_mask [N]: 1 = use the force of this atom, 0 = ignore it; all ones when absent."""
+    everything = np.ones(len(atoms), dtype=bool)
+    raw = atoms.arrays.get("force_mask", atoms.info.get("force_mask"))
+    if raw is None:
+        return everything
+    array = np.asarray(raw)
+    if array.shape != (len(atoms),) or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        problems.append(
+            f"force_mask has shape {array.shape} and type {array.dtype}, expected one 0 or 1 for each of "
+            f"{len(atoms)} atoms; correct or remove it"
+        )
+        return everything
+    return array.astype(bool)
+
+
+def _forces(raw: Any, mask: NDArray[np.bool_], problems: list[str]) -> Array | None:
+    array = None if raw is None else _numbers("forces", raw, problems)
+    if array is None:
+        return None
+    if array.shape != (len(mask), 3):
+        problems.append(f"forces have shape {array.shape}, expected ({len(mask)}, 3); correct the file or the key")
+        return None
+    bad = np.flatnonzero(mask & ~np.isfinite(array).all(axis=1))
+    if bad.size:
+        problems.append(
+            f"{_kind(array[bad])} force on atoms {_some(bad)}; remove the frame, or mask those atoms with force_mask=0"
+        )
+        return None
+    return array
+
+
+def _stress(raw_stress: Any, raw_virial: Any, atoms: Atoms, problems: list[str]) -> Array | None:
+    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree."""
+    if raw_stress is None and raw_virial is None:
+        return None
+    volume = abs(float(np.linalg.det(atoms.cell.array)))  # Å^3
+    if not volume > 0:
+        problems.append("stress or virial given, but the cell has no volume; remove that label, or set the cell")
+        return None
+    stress = None if raw_stress is None else _voigt("stress", raw_stress, problems)
+    virial = None if raw_virial is None else _voigt("virial", raw_virial, problems)
+    if virial is None:
+        return stress
+    from_virial = -virial / volume
+    if stress is not None and np.abs(stress - from_virial).max() > 1e-6 + 1e-3 * np.abs(stress).max():
+        problems.append(
+            f"stress and virial disagree: stress xx {stress[0]:.4g}, -virial/V xx {from_virial[0]:.4g} eV/Å^3 "
+            "(virial = -V * stress); keep the one that is right"
+        )
+        return None
+    return from_virial if stress is None else stress
+
+
+def _voigt(label: str, raw: Any, problems: list[str]) -> Array | None:
+    """3x3, 9 or 6 (xx yy zz yz xz xy) numbers -> [6]."""
+    array = _numbers(label, raw, problems)
+    if array is None:
+        return None
+    if array.shape not in ((6,), (9,), (3, 3)):
+        problems.append(f"{label} has shape {array.shape}, expected 6, 9 or 3x3 numbers; correct the file or the key")
+        return None
+    if not np.isfinite(array).all():
+        problems.append(f"{_kind(array)} {label}; remove the frame or the label")
+        return None
+    if array.shape == (6,):
+        return array
+    full = array.reshape(3, 3)  # symmetric, so row or column order does not matter
+    if np.abs(full - full.T).max() > 1e-6 + 1e-2 * np.abs(full).max():
+        problems.append(f"{label} is not symmetric: {np.array2string(full.ravel(), precision=4)}; correct the file")
+        return None
+    return (0.5 * (full + full.T))[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+
+
+def _kind(array: Array) -> str:
+    return "NaN" if np.isnan(array).any() else "infinite"
+
+
+def _some(indices: NDArray[np.intp]) -> str:
+    """First ten indices as text: '[3, 7]', '[0, 1, ..] (28 atoms)'."""
+    shown = ", ".join(str(int(i)) for i in indices[:10])
+    return f"[{shown}]" if len(indices) <= 10 else f"[{shown}, ..] ({len(indices)} atoms)"

@@ -1,0 +1,243 @@
+"""MultiFidelityGP: the fitted force field.
+
+State: descriptor, inducing basis, e0 and baseline columns, sufficient statistics, hyperparameters, and for each level the
+posterior mean w_t [M'] and covariance C_t [M', M'] of its weights. A functional with row a = [Phi | columns] has
+
+    mean       a . w_t + prior mean
+    variance   a^T C_t a + sum_z S_t[z] (prior_z - |Phi_z|^2),       S_t[z] = sum_u W[t, u][z]^2 s_u^2
+
+where prior_z is its exact prior variance at unit amplitude (the full derivative kernel) and |Phi_z|^2 the part of it that
+the inducing points carry (Quinonero-Candela & Rasmussen 2005, the projected process).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from gpytorch.distributions import MultivariateNormal
+from torch import Tensor
+
+from mfgp import fitting
+from mfgp.autoregressive import Posterior, block_scales, posterior
+from mfgp.baselines import Baseline, make_baselines
+from mfgp.config import FitConfig
+from mfgp.errors import DataError
+from mfgp.features import Features
+from mfgp.frames import FrameSet, frames_from
+from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
+from mfgp.observations import Columns
+from mfgp.prediction import Prediction, Predictor
+from mfgp.progress import bars
+from mfgp.statistics import Statistics, merge
+from mfgp.training import TrainingResult
+
+if TYPE_CHECKING:
+    from mfgp.calculator import MultiFidelityCalculator
+
+TrainingSummary = dict[str, dict[str, int]]
+
+
+class MultiFidelityGP:
+    """A sparse autoregressive Gaussian-process force field. Build one with `fit` or `load`."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        levels: tuple[str, ...],
+        features: Features,
+        columns: Columns,
+        column_std: Tensor,
+        prior: AutoregressiveGP,
+        noise: LevelNoise,
+        statistics: Statistics,
+        baselines: list[Baseline],
+        data: TrainingSummary,
+        seen: frozenset[str],
+    ) -> None:
+        self.config, self.levels = config, levels
+        self.features, self.columns, self.column_std = features, columns, column_std
+        self.soap, self.basis = features.soap, features.basis
+        self.prior, self.noise = prior.requires_grad_(False), noise.requires_grad_(False)
+        self.statistics = statistics
+        self.baselines, self.data, self.seen = baselines, data, seen
+        self.training: TrainingResult | None = None
+        self.weights: Tensor  # [T, M'] w_t, eV
+        self.covariances: Tensor  # [T, M', M'] C_t, eV^2
+
+    @classmethod
+    def fit(
+        cls,
+        frames: FrameSet,
+        config: FitConfig | None = None,
+        *,
+        baselines: Mapping[str, Any] | None = None,
+        features: Features | None = None,
+        progress: bool = True,
+    ) -> MultiFidelityGP:
+        """Fit a model to labelled frames (those marked as test are left out).
+
+        frames: from `read_frames`, levels cheapest first. baselines: ASE calculators by the names that the configuration
+        gives them, for those that are not in the registry. features: descriptor and inducing points chosen beforehand, to
+        share them between fits; by default they are chosen from the training structures. Raises DataError or ConfigError
+        for input that cannot be used, NumericalError where float64 does not carry the problem.
+        """
+        config = config or FitConfig()
+        training = trainable(frames)
+        calculators = make_baselines(config.baselines, baselines, frames.levels)
+        sigmas = (config.training.noise_energy, config.training.noise_force)
+        with bars(progress) as report:
+            features = features or Features.build(training, config, report)
+            basis, device = features.basis, features.device
+            columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
+            columns, column_std = columns.to(device), column_std.to(device)
+            statistics = fitting.accumulate(training, features, columns, calculators, sigmas, report)
+            prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
+            noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
+            result = fitting.learn(prior, noise, statistics, basis, column_std, config, report)
+        data, seen = training.summary(), frozenset(training.frame_hashes())
+        model = cls(
+            config, frames.levels, features, columns, column_std, prior, noise, statistics, calculators, data, seen
+        )
+        model.training = result
+        model.refresh()
+        return model
+
+    def posterior(self) -> Posterior:
+        """The joint posterior over all levels' weights at the present hyperparameters."""
+        with torch.no_grad():
+            d = block_scales(self.prior.rho, self.prior.scale, self.basis.species_index(), self.column_std)
+            return posterior(self.statistics, d, self.noise.inverse_variances(self.statistics.observed()))
+
+    def refresh(self) -> None:
+        """Recompute the posterior from the statistics and hyperparameters."""
+        joint = self.posterior()
+        self.weights = torch.stack([joint.level_mean(t) for t in range(len(self.levels))])
+        self.covariances = joint.level_covariances()
+
+    def level(self, fidelity: str | None) -> int:
+        """Index of a level by name; the highest for None. Raises DataError naming the known levels."""
+        if fidelity is None:
+            return len(self.levels) - 1
+        if fidelity not in self.levels:
+            raise DataError(f"unknown level {fidelity!r}; this model has {', '.join(self.levels)} (cheapest first).")
+        return self.levels.index(fidelity)
+
+    def predictor(self, fidelity: str | None = None) -> Predictor:
+        """Predictions at one level (the highest by default)."""
+        return Predictor(self, self.level(fidelity))
+
+    def predict(
+        self, atoms: Atoms | Sequence[Atoms], fidelity: str | None = None, *, uncertainty: str = "full"
+    ) -> Prediction | list[Prediction]:
+        """Energy, forces, stress and their standard deviations at a level (the highest by default).
+
+        uncertainty: `full`, `energies` (total and local energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
+        Raises DataError for an element or a level that the model has not seen.
+        """
+        predictor = self.predictor(fidelity)
+        if isinstance(atoms, Atoms):
+            return predictor(atoms, uncertainty)
+        return [predictor(a, uncertainty) for a in atoms]
+
+    def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:
+        """Joint posterior of energy, forces (atom-major) and virial of a structure, with its full covariance."""
+        return self.predictor(fidelity).distribution(atoms)
+
+    def calculator(self, fidelity: str | None = None, **options: Any) -> MultiFidelityCalculator:
+        """An ASE calculator at a level; options as in `mfgp.calculator.MultiFidelityCalculator`."""
+        from mfgp.calculator import MultiFidelityCalculator
+
+        return MultiFidelityCalculator(self, fidelity, **options)
+
+    def update(
+        self, new_frames: FrameSet | Mapping[str, Sequence[Atoms]] | Sequence[Atoms], *, progress: bool = False
+    ) -> MultiFidelityGP:
+        """Add labelled frames at fixed hyperparameters and inducing points; in place, returns the model.
+
+        The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
+        model already holds are skipped with a warning. Raises DataError for elements or levels that it has not seen; the
+        model is unchanged then.
+        """
+        frames = frames_from(new_frames, self.levels, self.config.keys).training()
+        self.check_elements(frames)
+        hashes = frames.frame_hashes()
+        fresh = [f for f, h in zip(frames.frames, hashes, strict=True) if h not in self.seen]
+        if len(fresh) < len(hashes):
+            warnings.warn(f"{len(hashes) - len(fresh)} frames are already in the model; skipped", stacklevel=2)
+        if not fresh:
+            return self
+        chosen = FrameSet(self.levels, tuple(fresh))
+        sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
+        with bars(progress) as report:
+            added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)
+        self.statistics = merge([self.statistics, added])
+        self.seen = self.seen | set(hashes)
+        for level, counts in chosen.summary().items():
+            self.data[level] = {k: self.data[level][k] + v for k, v in counts.items()}
+        self.refresh()
+        return self
+
+    def check_elements(self, frames: FrameSet) -> None:
+        """DataError for the first frame with an element that the model has not seen."""
+        for frame in frames:
+            self.predictor().check_elements(frame.atoms, frame.source)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What was learned: outputscale s_t^2 (eV^2), rho [T-1][species], noises by level, e0 (eV) by level and element."""
+        symbols = [chemical_symbols[z] for z in self.basis.species]
+        m = self.basis.size
+        e0 = self.columns.reference + self.weights[:, m : m + len(symbols)]
+        noise = self.noise.noise.tolist()
+        out: dict[str, Any] = {
+            "outputscale": dict(zip(self.levels, (self.prior.scale**2).tolist(), strict=True)),
+            "rho": [dict(zip(symbols, row, strict=True)) for row in self.prior.rho.tolist()],
+            "noise": {
+                level: {
+                    kind: noise[t][k] for k, kind in enumerate(LEARNED_KINDS) if (t, kind) in self.statistics.moments
+                }
+                for t, level in enumerate(self.levels)
+            },
+            "e0": {level: dict(zip(symbols, e0[t].tolist(), strict=True)) for t, level in enumerate(self.levels)},
+        }
+        if self.columns.coefficients is not None:
+            coefficients = self.columns.coefficients + self.weights[:, m + len(symbols) :]
+            out["baselines"] = {
+                level: dict(zip(self.columns.baselines, coefficients[t].tolist(), strict=True))
+                for t, level in enumerate(self.levels)
+            }
+        return out
+
+    def data_hash(self) -> str:
+        """sha256 over the training frames (structures, labels, levels), whatever their order."""
+        return hashlib.sha256("\n".join(sorted(self.seen)).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write a model file (atomically: a file of that name is replaced only by a complete one)."""
+        from mfgp.model_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, baselines: Mapping[str, Any] | None = None) -> MultiFidelityGP:
+        """Read a model file. Raises ModelFileError for what is not one; baselines as in `fit`."""
+        from mfgp.model_file import load
+
+        return load(path, baselines)
+
+
+def trainable(frames: FrameSet) -> FrameSet:
+    """The frames to train on. Raises DataError when there is none at all, or none at some level."""
+    training = frames.training()
+    if not len(training):
+        raise DataError("no frame to train on: there is none, or every frame is marked as test (info['split']).")
+    for level in frames.levels:
+        if not training.of(level):
+            raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
+    return training

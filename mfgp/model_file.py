@@ -1,0 +1,195 @@
+"""Model files: safetensors, with one JSON header (metadata entry `mfgp`). No pickle, nothing executed, written atomically.
+
+The header holds the schema version, units, levels, configuration, descriptor species, baselines (name and settings, never
+code), counts and hash of the training data, and what training did; tensors hold the rest. Symmetric matrices are stored as
+their lower triangle. `SCHEMA` grows with every change of meaning: a file of an earlier schema is upgraded on reading by the
+functions in `UPGRADES`, one of a later schema explains itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from descriptors import SOAP, Contraction
+from mfgp import __version__
+from mfgp.baselines import make_baselines
+from mfgp.config import FitConfig
+from mfgp.errors import ModelFileError
+from mfgp.features import Features, resolve_device
+from mfgp.files import replacing
+from mfgp.fitting import make_prior
+from mfgp.hyperparameters import LevelNoise
+from mfgp.inducing import build_basis
+from mfgp.model import MultiFidelityGP
+from mfgp.observations import Columns
+from mfgp.statistics import Moments, Statistics
+from mfgp.training import TrainingResult
+
+SCHEMA = 1
+UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # header of schema n -> header of schema n + 1
+
+Header = dict[str, Any]
+
+
+def save(model: MultiFidelityGP, path: str | Path) -> None:
+    """Write the model; a file of that name is replaced only by a complete one."""
+    keys = model.statistics.observed()
+    tensors: dict[str, Tensor] = {
+        "rank": model.basis.rank,
+        "reference": model.columns.reference,
+        "column_std": model.column_std,
+        "scale": model.prior.scale,
+        "rho": model.prior.rho_parameter,
+        "noise": model.noise.noise,
+        "weights": model.weights,
+        "covariances": torch.stack([_pack(c) for c in model.covariances]),
+    }
+    if model.columns.coefficients is not None:
+        tensors["coefficients"] = model.columns.coefficients
+    for z, points in zip(model.basis.species, model.basis.points, strict=True):
+        tensors[f"points.{z}"] = points
+    if model.soap.contraction is not None:
+        for degree, matrix in enumerate(model.soap.contraction.matrices):
+            tensors[f"contraction.{degree}"] = matrix
+    for level, kind in keys:
+        m = model.statistics.moments[level, kind]
+        tensors[f"statistics.{level}.{kind}.gram"] = _pack(m.gram)
+        tensors[f"statistics.{level}.{kind}.projection"] = m.projection
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"mfgp": json.dumps(_header(model, tensors), sort_keys=True)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _header(model: MultiFidelityGP, tensors: Mapping[str, Tensor]) -> Header:
+    moments = model.statistics.moments
+    return {
+        "format": "mfgp model",
+        "schema": SCHEMA,
+        "mfgp_version": __version__,
+        "torch_version": torch.__version__,
+        "units": UNITS,
+        "levels": list(model.levels),
+        "species": list(model.basis.species),
+        "config": model.config.model_dump(mode="json"),
+        "baselines": list(model.columns.baselines),
+        "retained": None if model.soap.contraction is None else list(model.soap.contraction.retained),
+        "data": model.data,
+        "data_hash": model.data_hash(),
+        "seen": sorted(model.seen),
+        "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
+        "training": None if model.training is None else asdict(model.training),
+        "hyperparameters": model.hyperparameters(),
+        "tensor_hash": _tensor_hash(tensors),
+    }
+
+
+def read_header(path: str | Path) -> Header:
+    """The header alone, upgraded to the present schema. Raises ModelFileError for what is not a whole model file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no model file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get("mfgp")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is not a complete model file ({error}); copy it again or fit again.") from error
+    if raw is None:
+        raise ModelFileError(f"{path} is a safetensors file, but not one that mfgp wrote (no `mfgp` header).")
+    header = json.loads(raw)
+    schema = header.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ModelFileError(
+            f"{path} has schema {schema}, written by mfgp {header.get('mfgp_version')}; this is mfgp {__version__}, which "
+            f"reads schemas up to {SCHEMA}. Upgrade mfgp to read it."
+        )
+    while schema < SCHEMA:
+        header = UPGRADES[schema](header)
+        schema += 1
+    return header
+
+
+def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiFidelityGP:
+    """Read a model file onto the configured device.
+
+    baselines: calculators by name for baselines that are not in the registry. Raises ModelFileError for a damaged file, or
+    one of a later schema; ConfigError naming the baselines that are missing.
+    """
+    header = read_header(path)
+    with safe_open(Path(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if _tensor_hash(tensors) != header["tensor_hash"]:
+        raise ModelFileError(f"{path} is damaged: its tensors do not match its header. Copy it again or fit again.")
+    config = FitConfig.model_validate(header["config"])
+    device = resolve_device(config.device if config.device != "cuda" or torch.cuda.is_available() else "cpu")
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    levels, species = tuple(header["levels"]), tuple(header["species"])
+    points = tuple(tensors[f"points.{z}"] for z in species)
+    basis = build_basis(species, points, tensors["rank"], config.model.zeta)
+    columns = Columns(species, tensors["reference"], tuple(header["baselines"]), tensors.get("coefficients"))
+    prior = make_prior(levels, basis, config.model.rho).to(device)
+    prior.set_scale(tensors["scale"])
+    prior.rho_parameter.data.copy_(tensors["rho"])
+    noise = LevelNoise(len(levels), (1.0, 1.0, 1.0)).to(device)
+    noise.set_noise(tensors["noise"])
+    size = basis.size + columns.size
+    moments = {
+        (t, kind): Moments(
+            _unpack(tensors[f"statistics.{t}.{kind}.gram"], size),
+            tensors[f"statistics.{t}.{kind}.projection"],
+            square,
+            count,
+        )
+        for t, kind, square, count in header["statistics"]
+    }
+    features = Features(_soap(config, species, header, tensors), basis, device)
+    calculators = make_baselines(config.baselines, baselines, levels)
+    statistics = Statistics(size, moments)
+    data, seen = header["data"], frozenset(header["seen"])
+    model = MultiFidelityGP(
+        config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
+    )
+    model.training = None if header["training"] is None else TrainingResult(**header["training"])
+    model.weights = tensors["weights"]
+    model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
+    return model
+
+
+def _soap(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> SOAP:
+    if header["retained"] is None:
+        return SOAP(config.descriptor, species)
+    matrices = tuple(tensors[f"contraction.{degree}"] for degree in range(config.descriptor.l_max + 1))
+    return SOAP(config.descriptor, species, Contraction(matrices, tuple(header["retained"])))
+
+
+def _pack(matrix: Tensor) -> Tensor:
+    """Lower triangle of a symmetric matrix, row by row."""
+    rows, columns = torch.tril_indices(*matrix.shape, device=matrix.device)
+    return matrix[rows, columns]
+
+
+def _unpack(packed: Tensor, size: int) -> Tensor:
+    out = packed.new_empty(size, size)
+    rows, columns = torch.tril_indices(size, size, device=packed.device)
+    out[rows, columns] = packed
+    out[columns, rows] = packed
+    return out
+
+
+def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

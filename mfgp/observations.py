@@ -1,0 +1,172 @@
+"""Whitened rows: what energies, forces and virials of a structure are in terms of the model's weights.
+
+    phi(x) = L^-1 k(Z, x)                                  features of one environment, [M_s] of its species
+    energy     Phi_E = sum_i phi(x_i)
+    forces     Phi_F = - sum_i dphi(x_i)/dr_a = - sum_i L^-1 [ zeta (Z.q_i)^(zeta-1) o (Z . dq_i/dr_a) ]
+    virial     Phi_V = - sum_i dphi(x_i)/d(strain)
+
+so a functional of level t is Phi W_t v plus its composition columns (the number of atoms of each element, for energies)
+and its baseline columns. Rows are ordered: energy, forces (atom-major, x y z), virial (xx yy zz yz xz xy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from descriptors import SOAP, Jacobian, Neighborhoods, jacobian
+from mfgp.baselines import BaselineLabels
+from mfgp.frames import Frame
+from mfgp.inducing import InducingBasis
+from mfgp.kernels import kernel_slope, n_functionals
+
+KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
+BLOCK_BYTES = 256e6  # of descriptor derivatives held at a time
+
+
+def local_features(basis: InducingBasis, features: Tensor, numbers: Tensor) -> Tensor:
+    """phi of every centre, [centre, M]; zero outside the block of its species."""
+    out = features.new_zeros(len(numbers), basis.size)
+    for index, columns in basis.blocks():
+        centres = torch.nonzero(numbers == basis.species[index]).squeeze(1)
+        k = (features[centres] @ basis.points[index].T) ** basis.zeta
+        out[centres, columns] = whiten(basis, index, k)
+    return out
+
+
+def whiten(basis: InducingBasis, index: int, k: Tensor) -> Tensor:
+    """k(., Z) L^-T: rows [row, M_s] of one species into whitened rows."""
+    return torch.linalg.solve_triangular(basis.factors[index], k.T, upper=False).T
+
+
+def functional_rows(basis: InducingBasis, soap: SOAP, neighborhoods: Neighborhoods) -> Tensor:
+    """Phi of one structure, [1+3N+6, M], in blocks of centres that bound the memory."""
+    numbers = neighborhoods.numbers
+    raw = torch.zeros(n_functionals(len(numbers)), basis.size, dtype=neighborhoods.vectors.dtype, device=numbers.device)
+    for block in soap.centre_blocks(neighborhoods, BLOCK_BYTES):
+        _add_rows(raw, basis, jacobian(soap, neighborhoods, block), numbers)
+    return _whiten_all(basis, raw)
+
+
+def rows_of_jacobian(basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> Tensor:
+    """Phi of one structure from a Jacobian of all its centres, [1+3N+6, M]."""
+    raw = jac.features.new_zeros(n_functionals(len(numbers)), basis.size)
+    _add_rows(raw, basis, jac, numbers)
+    return _whiten_all(basis, raw)
+
+
+def _whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
+    for index, columns in basis.blocks():
+        raw[:, columns] = whiten(basis, index, raw[:, columns])
+    return raw
+
+
+def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> None:
+    """Add the centres of `jac` to the unwhitened rows k(functional, Z)."""
+    n = len(numbers)
+    species_of_centre = numbers[jac.centres]
+    position = torch.empty(n, dtype=torch.long, device=numbers.device)  # of an atom among the centres of `jac`
+    position[jac.centres] = torch.arange(len(jac.centres), device=numbers.device)
+    for index, columns in basis.blocks():
+        centres = torch.nonzero(species_of_centre == basis.species[index]).squeeze(1)
+        if len(centres) == 0:
+            continue
+        z = basis.points[index]
+        dot = jac.features[centres] @ z.T  # [centre, M_s]
+        slope = out.new_empty(len(species_of_centre), len(z))
+        slope[centres] = kernel_slope(dot, basis.zeta)
+        out[0, columns] += (dot**basis.zeta).sum(0)
+        strain = (jac.d_strain[centres].flatten(0, 1) @ z.T).view(len(centres), 6, -1)
+        out[1 + 3 * n :, columns] -= torch.einsum("cvm,cm->vm", strain, slope[centres])
+        pairs = torch.nonzero(numbers[jac.centre] == basis.species[index]).squeeze(1)
+        t = (jac.d_positions[pairs].flatten(0, 1) @ z.T).view(len(pairs), 3, -1)  # [pair, xyz, M_s]
+        t *= slope[position[jac.centre[pairs]]][:, None, :]
+        forces = out.new_zeros(n, 3, len(z)).index_add_(0, jac.atom[pairs], t)
+        out[1 : 1 + 3 * n, columns] -= forces.flatten(0, 1)
+
+
+def check_elements(numbers: Tensor, basis: InducingBasis) -> list[int]:
+    """Atomic numbers present that no inducing point has."""
+    return sorted(set(numbers.tolist()) - set(basis.species))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the design matrix beside Phi: one for each element, then one for each baseline."""
+
+    species: tuple[int, ...]
+    reference: Tensor  # [level, species] eV: prior mean of e0, subtracted from the labels
+    baselines: tuple[str, ...] = ()
+    coefficients: Tensor | None = None  # [level, baseline] prior mean of each coefficient at each level
+
+    def to(self, device: torch.device) -> Columns:
+        """The same columns on a device."""
+        coefficients = None if self.coefficients is None else self.coefficients.to(device)
+        return Columns(self.species, self.reference.to(device), self.baselines, coefficients)
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return len(self.species) + len(self.baselines)
+
+    def composition(self, numbers: np.ndarray) -> Tensor:
+        """Number of atoms of each species, [species]."""
+        return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
+
+    def rows(self, numbers: np.ndarray, labels: list[BaselineLabels], volume: float) -> Tensor:
+        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional."""
+        out = torch.zeros(n_functionals(len(numbers)), self.size, dtype=torch.float64)
+        out[0, : len(self.species)] = self.composition(numbers)
+        for k, label in enumerate(labels):
+            column = len(self.species) + k
+            out[0, column] = label.energy
+            out[1:-6, column] = torch.from_numpy(np.asarray(label.forces, dtype=np.float64).reshape(-1))
+            if label.stress is not None:
+                out[-6:, column] = torch.from_numpy(-volume * np.asarray(label.stress, dtype=np.float64))
+        return out
+
+    def mean(self, rows: Tensor, level: int) -> Tensor:
+        """Prior mean of every functional at a level, from its `rows`: reference energies and baselines."""
+        n = len(self.species)
+        out = rows[:, :n] @ self.reference[level]
+        if self.coefficients is not None:
+            out = out + rows[:, n:] @ self.coefficients[level]
+        return out
+
+
+def labelled_rows(
+    frame: Frame, design: Tensor, mean: Tensor, default_sigmas: tuple[float, float]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The rows that a frame has labels for, by kind: {kind: (A [row, M + column], y [row])}.
+
+    design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
+    by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV per sqrt(atom)) or
+    `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Frames marked as isolated atoms fix
+    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force).
+    """
+    n = len(frame.atoms)
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(kind: str, a: Tensor, y: np.ndarray, m: Tensor, scale: float) -> None:
+        target = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64)).to(a) - m
+        rows.setdefault(kind, []).append((a * scale, target * scale))
+
+    if frame.energy is not None:
+        sigma = frame.energy_sigma
+        if sigma is None and frame.isolated_atom:
+            sigma = 0.01 * default_sigmas[0]
+        kind, scale = ("energy", 1.0) if sigma is None else ("given", 1.0 / sigma)
+        add(kind, design[:1], np.array([frame.energy]), mean[:1], scale / n**0.5)
+    if frame.forces is not None and not frame.isolated_atom:
+        used = torch.from_numpy(np.repeat(frame.force_mask, 3)).to(design.device)
+        a, m, y = design[1:-6][used], mean[1:-6][used], frame.forces.reshape(-1)[np.repeat(frame.force_mask, 3)]
+        kind, scale = ("forces", 1.0) if frame.force_sigma is None else ("given", 1.0 / frame.force_sigma)
+        if len(y):
+            add(kind, a, y, m, scale)
+    if frame.stress is not None:
+        virial = -frame.atoms.get_volume() * frame.stress  # eV
+        add("virial", design[-6:], virial, mean[-6:], 1.0 / n**0.5)
+    return {k: (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v])) for k, v in rows.items()}

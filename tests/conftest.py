@@ -1,0 +1,63 @@
+"""Small labelled data sets at two levels that every test can afford."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+
+DESCRIPTOR = {"r_cut": 4.5, "n_max": 4, "l_max": 3, "sigma": 0.5}
+
+
+def alloy(seed: int, repeat: int = 1, rattle: float = 0.12) -> Atoms:
+    """A rattled, strained CuAu cell of 4 repeat^3 atoms."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Cu", "fcc", a=3.8, cubic=True) * (repeat, repeat, repeat)
+    symbols = np.array(["Cu"] * len(atoms))
+    symbols[rng.permutation(len(atoms))[: len(atoms) // 2]] = "Au"
+    atoms.set_chemical_symbols(list(symbols))
+    strain = np.eye(3) + rng.normal(0, 0.02, (3, 3))
+    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+    atoms.positions += rng.normal(0, rattle, atoms.positions.shape)
+    return atoms
+
+
+def label(atoms: Atoms, level: str) -> Atoms:
+    """EMT (`low`), or EMT and a Lennard-Jones term with shifted elements (`high`)."""
+    out = atoms.copy()
+    calc = EMT() if level == "low" else SumCalculator([EMT(), LennardJones(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)])
+    work = atoms.copy()
+    work.calc = calc
+    shift = 0.0 if level == "low" else 1.5 * float((atoms.numbers == 29).sum()) - 0.7 * float((atoms.numbers == 79).sum())
+    out.info["REF_energy"] = float(work.get_potential_energy()) + shift
+    out.arrays["REF_forces"] = work.get_forces()
+    out.info["REF_stress"] = work.get_stress()
+    out.info["fidelity"] = level
+    return out
+
+
+@pytest.fixture(scope="session")
+def two_levels() -> FrameSet:
+    """12 low, 5 high training frames, and 4 high frames marked as test."""
+    low = [label(alloy(i), "low") for i in range(12)]
+    high = [label(alloy(i), "high") for i in range(5)]
+    test = [label(alloy(100 + i), "high") for i in range(4)]
+    for atoms in test:
+        atoms.info["split"] = "test"
+    return read_frames({"low": low, "high": high + test})
+
+
+@pytest.fixture(scope="session")
+def config() -> FitConfig:
+    return FitConfig(descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 40}, training={"max_iterations": 30})
+
+
+@pytest.fixture(scope="session")
+def model(two_levels: FrameSet, config: FitConfig) -> MultiFidelityGP:
+    return MultiFidelityGP.fit(two_levels, config, progress=False)

@@ -1,0 +1,297 @@
+"""The doctor: each finding is provoked on data made for it, and absent on data without the fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from numpy.typing import NDArray
+
+from mfgp.doctor import examine
+from mfgp.doctor_labels import composition_residual
+from mfgp.doctor_report import Finding, Report
+from mfgp.frames import FrameSet, read_frames
+
+LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
+Array = NDArray[np.float64]
+
+
+def labelled(atoms: Atoms, scale: float = 1.0, **info: object) -> Atoms:
+    """EMT labels times `scale`, under REF_ keys."""
+    atoms = atoms.copy()
+    atoms.calc = EMT()
+    atoms.info.update({"REF_energy": scale * atoms.get_potential_energy(), **info})
+    atoms.set_array("REF_forces", scale * atoms.get_forces())
+    atoms.info["REF_stress"] = atoms.get_stress()
+    atoms.calc = None
+    return atoms
+
+
+def crystals(n: int = 12, seed: int = 0, **info: object) -> list[Atoms]:
+    """Rattled Cu/Au cells of several compositions."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        atoms = bulk("Cu", cubic=True, a=3.7)
+        atoms.numbers[: i % 4] = 79
+        atoms.positions += rng.normal(scale=0.08, size=(4, 3))
+        found.append(labelled(atoms, **info))
+    return found
+
+
+def report_of(*levels: list[Atoms]) -> Report:
+    return examine(read_frames({name: list(own) for name, own in zip(("low", "high", "top"), levels, strict=False)}))
+
+
+def only(report: Report, severity: str, check: str) -> Finding:
+    found = [finding for finding in report.findings if (finding.severity, finding.check) == (severity, check)]
+    assert len(found) == 1, f"{severity} {check}: {[(f.severity, f.check, f.message) for f in report.findings]}"
+    return found[0]
+
+
+def has(report: Report, severity: str, check: str) -> bool:
+    return any((finding.severity, finding.check) == (severity, check) for finding in report.findings)
+
+
+def says(finding: Finding, *parts: str) -> None:
+    missing = [part for part in parts if part not in finding.message]
+    assert not missing, f"{missing} not in {finding.message!r}"
+
+
+def test_clean_data_has_no_errors_or_warnings() -> None:
+    alone = [Atoms(symbol, info={"REF_energy": energy}) for symbol, energy in (("Cu", 3.5), ("Au", 3.8))]
+    report = report_of(crystals() + alone)
+    assert report.ok
+    assert [finding.check for finding in report.findings] == ["stress sign"]
+    assert report.summary["low"]["frames"] == 14
+    assert report.correlations == ()
+
+
+def test_composition_rank_names_the_elements() -> None:
+    same = [labelled(atoms) for atoms in crystals() if (atoms.numbers == 79).sum() == 2]
+    says(only(report_of(same), "warning", "composition"), "1 combinations of 2", "Cu, Au cannot be separated", "add")
+    assert not has(report_of(crystals()), "warning", "composition")
+    bare = crystals()
+    for atoms in bare:
+        del atoms.info["REF_energy"]
+    says(only(report_of(bare), "warning", "composition"), "no training energies", "Add energies")
+    # Cu and Au always together, H in other shares: only the first two cannot be separated
+    mixed = [Atoms("CuAu" + "H" * n, [[2.0 * i, 0, 0] for i in range(n + 2)]) for n in (1, 2, 3)]
+    for atoms in mixed:
+        atoms.info["REF_energy"] = -1.0
+    says(only(report_of(mixed), "warning", "composition"), "2 combinations of 3", "; Cu, Au cannot")
+
+
+def test_missing_isolated_atoms() -> None:
+    alone = Atoms("Cu", info={"REF_energy": 3.5})
+    finding = only(report_of([*crystals(), alone]), "info", "isolated atoms")
+    says(finding, "no isolated atom of Au;", "config_type=IsolatedAtom")
+
+
+def test_duplicates_with_equal_and_with_other_labels() -> None:
+    data = crystals()
+    equal = only(report_of([*data, data[3].copy()]), "warning", "duplicates")
+    says(equal, "fidelity 'low'", "frame 3 (", "frame 12 (", "same labels", "keep one")
+    assert equal.frames == ("list of Atoms frame 3", "list of Atoms frame 12")
+    for key in ("energy", "forces"):
+        other = data[5].copy()
+        if key == "energy":
+            other.info["REF_energy"] += 0.01
+        else:
+            other.arrays["REF_forces"][0, 0] += 0.01
+        says(only(report_of([*data, other]), "error", "duplicates"), "frame 5 (", "frame 12 (", "other labels", "keep")
+    assert not has(report_of(data), "warning", "duplicates")
+
+
+def test_held_out_frames_and_leaks() -> None:
+    train, test = crystals(seed=1), crystals(3, seed=2, split="test_ood")
+    report = report_of(train + test)
+    says(only(report, "info", "split"), "3 of 'low'", "test_ood")
+    assert report.ok
+    leaked = train[4].copy()
+    leaked.info["split"] = "test"
+    finding = only(report_of([*train, *test, leaked]), "error", "split")
+    says(finding, "1 test structures", "same level", "frame 15 (", "hold them out")
+    below = [atoms.copy() for atoms in test]
+    for atoms in below:
+        del atoms.info["split"]
+    says(only(report_of(train + below, train + test), "warning", "split"), "'high'", "3 test", "another level")
+
+
+def test_energy_outliers_after_the_composition_fit() -> None:
+    data = crystals(16)
+    assert not has(report_of(data), "warning", "energy outliers")
+    data[6].info["REF_energy"] += 6.0  # 1.5 eV/atom
+    finding = only(report_of(data), "warning", "energy outliers")
+    says(finding, "1 energies", "frame 6 (", "by +1.", "check these calculations")
+    assert finding.frames == ("list of Atoms frame 6",)
+
+
+def test_composition_residual_finds_the_references_despite_outliers() -> None:
+    data = crystals(16)
+    for i, atoms in enumerate(data):
+        gold = (atoms.numbers == 79).sum()
+        atoms.info["REF_energy"] = -3.0 * (4 - gold) - 5.0 * gold + (40.0 if i in (2, 9) else 0.0)
+    residual = composition_residual(read_frames({"a": data}).frames)
+    expected = np.zeros(16)
+    expected[[2, 9]] = 10.0  # eV/atom
+    np.testing.assert_allclose(residual, expected, atol=1e-4)
+
+
+def test_force_outliers_and_net_forces() -> None:
+    data = crystals()
+    data[7].arrays["REF_forces"][:2] += [[200.0, 0, 0], [-200.0, 0, 0]]
+    report = report_of(data)
+    says(only(report, "warning", "force outliers"), "frame 7 (", "eV/Å", "mask or remove")
+    assert not has(report, "warning", "net force")
+    data = crystals()
+    data[2].arrays["REF_forces"] += 0.05
+    says(only(report_of(data), "warning", "net force"), "1 of 12", "frame 2 (", "0.087 eV/Å an atom", "subtract")
+    data[2].set_array("force_mask", np.array([1, 1, 1, 0]))
+    assert not has(report_of(data), "warning", "net force")
+
+
+def test_zero_forces() -> None:
+    data = crystals()
+    data[4].arrays["REF_forces"][:] = 0.0
+    says(only(report_of(data), "warning", "zero forces"), "1 of 12", "frame 4 (", "remove the label")
+    for atoms in data:
+        atoms.arrays["REF_forces"][:] = 0.0
+    says(only(report_of(data), "error", "zero forces"), "12 of 12")
+    one = [Atoms("Cu", cell=[2.5, 2.5, a], pbc=True, info={"REF_energy": -a}) for a in (2.5, 2.6)]
+    for atoms in one:
+        atoms.set_array("REF_forces", np.zeros((1, 3)))
+    assert not has(report_of(one), "error", "zero forces")  # symmetry says so
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(51.422, "Ha/bohr"), (27.211, "Ha/Å"), (25.711, "Ry/bohr"), (1 / 23.061, "kcal/mol/Å")]
+)
+def test_force_units_between_levels(factor: float, unit: str) -> None:
+    low, high = crystals(), crystals()
+    for a, b in zip(low, high, strict=True):
+        a.arrays["REF_forces"] *= 0.9
+        b.arrays["REF_forces"] /= factor
+    finding = only(report_of(low, high), "error", "units")
+    says(finding, "forces of 'high'", "12 shared structures", f"{unit} of 'high' (multiply them by {factor:.5g})")
+    finding = only(report_of(high, low), "error", "units")
+    says(finding, "forces of 'high'", f"{unit} of 'low' (multiply them by {factor:.5g})")
+
+
+def test_energy_units_between_levels() -> None:
+    low, high = crystals(), crystals()
+    for a, b in zip(low, high, strict=True):
+        a.info["REF_energy"] += 3.0 * (a.numbers == 79).sum()
+        a.arrays["REF_forces"] *= 1.1
+        b.info["REF_energy"] /= 27.2114
+    finding = only(report_of(low, high), "error", "units")
+    says(finding, "energy differences of 'high'", "Hartree of 'high' (multiply them by 27.211)")
+
+
+def test_force_units_of_levels_that_share_nothing() -> None:
+    low, high = crystals(seed=3), crystals(seed=4)
+    report = report_of(low, high)
+    says(only(report, "info", "shared structures"), "share no structure", "not checkable")
+    assert not has(report, "warning", "units")
+    for atoms in high:
+        atoms.arrays["REF_forces"] /= 51.422
+    says(only(report_of(low, high), "warning", "units"), "forces of 'high'", "Ha/bohr")
+
+
+def test_a_hydrogen_atom_in_hartree() -> None:
+    data = [*crystals(), Atoms("H", info={"REF_energy": -0.4996})]
+    says(only(report_of(data), "warning", "units"), "frame 12 (H)", "Hartree", "27.2114")
+
+
+def strained(stress_factor: float = 1.0) -> list[Atoms]:
+    rng = np.random.default_rng(5)
+    base = bulk("Cu", cubic=True, a=3.7)
+    base.positions += rng.normal(scale=0.05, size=(4, 3))
+    found = []
+    for _ in range(6):
+        atoms = base.copy()
+        shear = rng.normal(scale=0.01, size=(3, 3))
+        atoms.set_cell(base.cell.array @ (np.eye(3) + shear + shear.T), scale_atoms=True)
+        atoms = labelled(atoms)
+        atoms.info["REF_stress"] *= stress_factor
+        found.append(atoms)
+    return found
+
+
+def test_stress_sign_and_unit_from_strained_copies() -> None:
+    says(only(report_of(strained()), "info", "stress sign"), "agrees", "5 pairs", "slope 1.0")
+    says(only(report_of(strained(-1.0)), "error", "stress sign"), "opposite of ASE's", "negate", "frame ")
+    says(only(report_of(strained(1 / units.GPa)), "error", "stress sign"), "looks like GPa")
+    flipped = only(report_of(strained(-10 / units.GPa)), "error", "stress sign")
+    says(flipped, "looks like kbar", "opposite of ASE's")
+    says(only(report_of(strained(3.0)), "warning", "stress sign"), "not the derivative", "leave it out")
+    says(only(report_of(crystals()), "info", "stress sign"), "not checkable", "strained by 1 %")
+
+
+def test_stress_size_looks_like_gpa() -> None:
+    data = crystals()
+    assert not has(report_of(data), "error", "stress unit")
+    for atoms in data:
+        atoms.info["REF_stress"] /= units.GPa
+    says(only(report_of(data), "error", "stress unit"), "GPa or kbar", "0.0062415", "frame ")
+
+
+def test_cross_level_correlation_by_element() -> None:
+    low, high = crystals(16), crystals(16)
+    rng = np.random.default_rng(6)
+    for a, b in zip(low, high, strict=True):
+        gold = b.numbers == 79
+        b.arrays["REF_forces"] = 1.2 * a.arrays["REF_forces"]
+        b.arrays["REF_forces"][gold] = rng.normal(size=(gold.sum(), 3))
+    report = report_of(low, high)
+    copper, gold = report.correlations
+    assert (copper.element, gold.element) == ("Cu", "Au")
+    assert copper.n_atoms == 40
+    assert copper.r == pytest.approx(1.0, abs=1e-9)
+    assert copper.slope == pytest.approx(1.2, abs=1e-9)
+    assert abs(gold.r) < 0.5
+    says(only(report, "warning", "correlation"), "forces on Au at 'high'", "24 atoms", "rho: species")
+    says(only(report, "info", "shared structures"), "share 16 structures")
+
+
+def test_identical_labels_at_two_levels() -> None:
+    says(only(report_of(crystals(), crystals()), "error", "shared structures"), "identical forces", "mislabelled")
+
+
+def test_unlabelled_frames_tags_and_unread_keys() -> None:
+    data = crystals()
+    data.append(Atoms("Cu", cell=[2.5, 2.5, 2.5], pbc=True))
+    data[0].info["fidelity"] = "pbe"
+    data[1].info["dft_energy"] = -1.0
+    report = report_of(data)
+    says(only(report, "warning", "labels"), "1 of 13 frames carry no label", "frame 12 (Cu)", "remove")
+    says(only(report, "warning", "tags"), "1 frames are tagged 'pbe'", "frame 0 (", "check")
+    says(only(report, "info", "keys"), "dft_energy (1 frames)", "`keys`")
+
+
+def test_errors_come_first() -> None:
+    data = crystals()
+    wrong = data[0].copy()
+    wrong.info["REF_energy"] += 1.0
+    report = report_of([*data, wrong, data[1].copy()])
+    severities = [finding.severity for finding in report.findings]
+    assert severities == sorted(severities, key=("error", "warning", "info").index)
+    assert severities[0] == "error"
+    assert not report.ok
+    assert len(report.of("info")) == severities.count("info")
+
+
+def test_real_data_of_two_levels() -> None:
+    frames: FrameSet = read_frames({"nm": LMFP / "lmfp_nm.extxyz", "mag": LMFP / "lmfp_mag.extxyz"})
+    report = examine(frames)
+    assert report.ok, report.of("error")
+    assert {c.element for c in report.correlations} == {"Li", "O", "P", "Mn", "Fe"}
+    phosphorus = next(c for c in report.correlations if c.element == "P")
+    assert phosphorus.r == pytest.approx(0.97, abs=0.015)
+    assert 0.9 < phosphorus.slope < 1.1
+    says(next(f for f in report.findings if f.check == "composition"), "3 combinations of 5", "O, P, Mn, Fe")
+    says(only(report, "info", "split"), "held out")

@@ -1,0 +1,431 @@
+"""Reading labelled structures: keys, levels, and every error that says which frame and what to do."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from numpy.testing import assert_allclose
+
+from mfgp.errors import DataError
+from mfgp.frames import FrameSet, LabelKeys, frames_from, read_frames, to_atoms
+from mfgp.reading import read_structures
+
+LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
+FORCES = [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]]  # eV/Å
+
+
+def dimer(distance: float = 1.0, **info: object) -> Atoms:
+    atoms = Atoms("CO", [[0, 0, 0], [0, 0, distance]])
+    atoms.info.update({"REF_energy": -10.0 - distance, **info})
+    atoms.set_array("REF_forces", np.array(FORCES))
+    return atoms
+
+
+def crystal(**info: object) -> Atoms:
+    atoms = Atoms("Cu2", [[0, 0, 0], [1.8, 1.8, 0.1]], cell=[3.6, 3.7, 3.8], pbc=True)
+    atoms.info.update({"REF_energy": -7.0, **info})
+    return atoms
+
+
+def altered(change: Callable[[Atoms], object], atoms: Atoms | None = None) -> Atoms:
+    atoms = dimer() if atoms is None else atoms
+    change(atoms)
+    return atoms
+
+
+def error_of(sources: object, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        read_frames(sources, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def contains(message: str, *parts: str) -> None:
+    missing = [part for part in parts if part not in message]
+    assert not missing, f"{missing} not in {message!r}"
+
+
+# What is read
+
+
+def test_labels_are_read_with_their_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "a.extxyz"
+    first = dimer(1.1, structure_id="s1", split="test_ood", wall_seconds=12.5, energy_sigma=0.01, force_sigma=0.2)
+    first.set_array("force_mask", np.array([1, 0]))
+    write(path, [first, dimer(1.2)])
+    frames = read_frames({"low": path})
+    frame, other = frames
+    assert frames.levels == ("low",)
+    assert frame.source == f"{path} frame 0"
+    assert frame.fidelity == "low"
+    assert frame.energy == pytest.approx(-11.1, abs=1e-9)
+    assert_allclose(frame.forces, FORCES, rtol=0, atol=1e-8)
+    assert frame.force_mask.tolist() == [True, False]
+    assert (frame.energy_sigma, frame.force_sigma, frame.wall_seconds) == (0.01, 0.2, 12.5)
+    assert frame.held_out
+    assert frame.split == "test_ood"
+    assert frame.atoms.calc is None
+    assert set(frame.atoms.arrays) == {"numbers", "positions"}
+    assert frame.atoms.info == {"structure_id": "s1", "split": "test_ood", "wall_seconds": 12.5}
+    assert not other.held_out
+    assert other.force_mask.all()
+    assert (other.stress, other.energy_sigma, other.split) == (None, None, None)
+
+
+def test_ref_keys_come_before_the_calculator_and_free_energy_before_energy() -> None:
+    atoms = dimer(1.0)
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, free_energy=-2.0, forces=np.zeros((2, 3)))
+    assert read_frames({"a": [atoms]}).frames[0].energy == -11.0
+    del atoms.info["REF_energy"]
+    frame = read_frames({"a": [atoms]}).frames[0]
+    assert frame.energy == -2.0
+    assert_allclose(frame.forces, FORCES)  # label by label: the forces are still REF_forces
+    assert read_frames({"a": [atoms]}, keys=LabelKeys(energy="energy")).frames[0].energy == -1.0
+
+
+def test_results_of_a_live_calculator_are_labels() -> None:
+    atoms = crystal()
+    del atoms.info["REF_energy"]
+    atoms.calc = EMT()
+    energy, stress = atoms.get_potential_energy(), atoms.get_stress()
+    frame = read_frames({"emt": [atoms]}).frames[0]
+    assert frame.energy == energy
+    assert_allclose(frame.stress, stress, rtol=0, atol=1e-12)
+    assert np.abs(stress).max() > 1e-3
+
+
+def test_virial_is_minus_volume_times_stress() -> None:
+    stress = np.array([0.01, 0.02, 0.03, 0.004, 0.005, 0.006])  # eV/Å^3
+    full = np.array([[0.01, 0.006, 0.005], [0.006, 0.02, 0.004], [0.005, 0.004, 0.03]])
+    volume = crystal().get_volume()
+    for key, value in (
+        ("REF_stress", stress),
+        ("REF_stress", full),
+        ("REF_stress", full.ravel()),
+        ("REF_virial", -volume * stress),
+        ("REF_virial", -volume * full),
+    ):
+        frame = read_frames({"a": [crystal(**{key: value})]}).frames[0]
+        assert_allclose(frame.stress, stress, rtol=0, atol=1e-14)
+    both = crystal(REF_stress=stress, REF_virial=-volume * full)
+    assert_allclose(read_frames({"a": [both]}).frames[0].stress, stress)
+
+
+def test_stress_of_a_file_keeps_its_order(tmp_path: Path) -> None:
+    atoms = crystal(REF_stress=np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 1e-3)
+    write(tmp_path / "a.extxyz", atoms)
+    frame = read_frames({"a": tmp_path / "a.extxyz"}).frames[0]
+    assert_allclose(frame.stress, np.array([1, 2, 3, 4, 5, 6]) * 1e-3, rtol=0, atol=1e-10)
+
+
+def test_subsets_of_labels_and_isolated_atoms() -> None:
+    only_energy = altered(lambda a: a.arrays.pop("REF_forces"))
+    alone = Atoms("H", info={"REF_energy": -13.6})
+    tagged = Atoms("H", cell=[9, 9, 9], pbc=True, info={"REF_energy": -13.6, "config_type": "IsolatedAtom"})
+    in_crystal = Atoms("Cu", cell=[2.5, 2.5, 2.5], pbc=True, info={"REF_energy": -3.0})
+    frames = read_frames({"a": [only_energy, alone, tagged, in_crystal]})
+    assert frames.frames[0].forces is None
+    assert [frame.isolated_atom for frame in frames] == [False, True, True, False]
+
+
+def test_masked_atoms_may_have_nan_forces() -> None:
+    atoms = dimer()
+    atoms.arrays["REF_forces"][1] = np.nan
+    contains(error_of({"a": [atoms]}), "NaN force on atoms [1]", "force_mask=0")
+    atoms.set_array("force_mask", np.array([True, False]))
+    assert read_frames({"a": [atoms]}).frames[0].force_mask.tolist() == [True, False]
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.extxyz", [dimer(1.0), dimer(1.3)])
+    path = tmp_path / "a.extxyz.gz"
+    path.write_bytes(gzip.compress((tmp_path / "a.extxyz").read_bytes()))
+    assert len(read_frames({"a": path})) == 2
+
+
+# Levels
+
+
+def test_levels_come_from_tags_and_aliases_in_the_order_given() -> None:
+    tagged = [dimer(1.0, fidelity="high"), dimer(1.1, head="low"), dimer(1.2, data_modality="low")]
+    frames = read_frames(tagged, levels=("low", "high"))
+    assert [frame.fidelity for frame in frames] == ["low", "low", "high"]
+    contains(error_of(tagged), "2 levels found", "high (1 frames)", "low (2 frames)", "levels=")
+    contains(error_of(tagged, levels=("low", "top")), "frame 0 (CO)", "unknown fidelity 'high'", "low, top")
+    contains(error_of(tagged, levels=("low", "high", "top")), "fidelity 'top'", "no frame", "low (2 frames)")
+
+
+def test_a_single_untagged_source_needs_no_levels(tmp_path: Path) -> None:
+    write(tmp_path / "silicon.v1.extxyz", [dimer()])
+    assert read_frames(tmp_path / "silicon.v1.extxyz").levels == ("silicon",)
+    assert read_frames([dimer()], levels=["only"]).frames[0].fidelity == "only"
+    contains(error_of([dimer()]), "frame 0 (CO)", "no level in info", "info['fidelity']")
+    contains(error_of([dimer(), dimer(1.2, fidelity="x")], levels=("x", "y")), "frame 0 (CO)", "x, y")
+
+
+def test_a_tag_of_another_level_is_an_error_of_none_is_not() -> None:
+    swapped = {"low": [dimer(1.0, fidelity="high")], "high": [dimer(1.1)]}
+    contains(error_of(swapped), "frame 0 (CO)", "fidelity 'low'", "fidelity='high'")
+    assert read_frames({"low": [dimer(1.0, fidelity="gfn1")]}).frames[0].fidelity == "low"
+
+
+def test_levels_named_twice_or_not_at_all() -> None:
+    contains(error_of([dimer()], levels=("a", "b", "a")), "'a'", "2 times", "once")
+    contains(error_of({}), "no level", "at least one")
+    contains(error_of({"a": [dimer()]}, levels=("a", "b")), "a, b", "the sources are for a")
+    contains(error_of({"a": []}), "empty list of frames")
+    contains(error_of({"a": [3]}), "int", "paths or ase.Atoms")
+
+
+def test_levels_argument_reorders_a_mapping() -> None:
+    frames = read_frames({"b": [dimer(1.0)], "a": [dimer(1.1)]}, levels=("a", "b"))
+    assert [frame.fidelity for frame in frames] == ["a", "b"]
+
+
+# Errors in files
+
+
+def test_missing_directory_empty_and_unreadable_files(tmp_path: Path) -> None:
+    contains(error_of({"a": tmp_path / "no.extxyz"}), "no.extxyz", "no such file", str(tmp_path))
+    contains(error_of({"a": tmp_path}), str(tmp_path), "directory")
+    for name, text in (("empty.extxyz", ""), ("blank.extxyz", "\n\n")):
+        (tmp_path / name).write_text(text)
+        contains(error_of({"a": tmp_path / name}), name, "empty", "at least one frame")
+    (tmp_path / "binary.extxyz").write_bytes(bytes(range(128, 256)))
+    contains(error_of({"a": tmp_path / "binary.extxyz"}), "binary.extxyz", "cannot be read")
+    (tmp_path / "bad.extxyz.gz").write_bytes(b"not gzip at all")
+    contains(error_of({"a": tmp_path / "bad.extxyz.gz"}), "bad.extxyz.gz", "cannot be read")
+    (tmp_path / "what.ever").write_text("hello")
+    contains(error_of({"a": tmp_path / "what.ever"}), "what.ever frame 0", "cannot be read")
+
+
+def test_truncated_and_damaged_frames_name_the_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.extxyz"
+    write(path, [dimer(1.0), dimer(1.1), dimer(1.2)])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    contains(error_of({"a": path}), "a.extxyz frame 2", "2 atoms announced, 1 found", "truncated")
+    path.write_text("\n".join(lines[:5] + lines[6:]) + "\n")
+    contains(error_of({"a": path}), "a.extxyz frame 2", "expected the number of atoms", "frame 1 or 2 is truncated")
+    path.write_text("\n".join([*lines[:-1], lines[-1][:20]]) + "\n")
+    contains(error_of({"a": path}), "a.extxyz frame 2", "cannot be read", "truncated or damaged")
+    path.write_text("\n".join([*lines[:4], "", *lines[4:]]) + "\n")
+    contains(error_of({"a": path}), "a.extxyz", "blank line after frame 0", "remove")
+
+
+def test_trailing_blank_lines_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.extxyz"
+    write(path, [dimer(1.0), dimer(1.1)])
+    path.write_text(path.read_text() + "\n\n")
+    assert len(read_frames({"a": path})) == 2
+
+
+# Errors in geometries and labels
+
+BAD_FRAMES = {
+    "NaN energy": (lambda: dimer(REF_energy=np.nan), ["NaN energy", "remove"]),
+    "infinite energy": (lambda: dimer(REF_energy=np.inf), ["infinite energy", "remove"]),
+    "text energy": (lambda: dimer(REF_energy="-1.0 eV"), ["energy is '-1.0 eV'", "not numbers", "key"]),
+    "no value": (lambda: dimer(REF_energy=True), ["energy is 'True'", "not numbers"]),
+    "vector energy": (lambda: dimer(REF_energy=[1.0, 2.0]), ["energy has shape (2,)", "one number"]),
+    "infinite force": (
+        lambda: altered(lambda a: a.arrays["REF_forces"].__setitem__((1, 2), -np.inf)),
+        ["infinite force on atoms [1]", "force_mask=0"],
+    ),
+    "force shape": (
+        lambda: altered(lambda a: (a.arrays.pop("REF_forces"), a.set_array("REF_forces", np.zeros((2, 2))))),
+        ["forces have shape (2, 2)", "expected (2, 3)"],
+    ),
+    "mask": (lambda: altered(lambda a: a.set_array("force_mask", np.array([0.5, 1]))), ["force_mask", "2 atoms"]),
+    "sigma": (lambda: dimer(energy_sigma=-0.1), ["energy_sigma = -0.1", "positive"]),
+    "overlap": (lambda: dimer(0.2), ["atoms 0 (C) and 1 (O) are 0.200 Å apart", "0.3 Å", "correct"]),
+    "overlap through the boundary": (
+        lambda: altered(lambda a: a.positions.__setitem__((1, slice(None)), [3.5, 3.6, 3.7]), crystal()),
+        ["0 (Cu) and 1 (Cu)", "0.173 Å"],
+    ),
+    "own image": (
+        lambda: Atoms("H", cell=[0.25, 5, 5], pbc=True, info={"REF_energy": 0.0}),
+        ["0 (H) and 0 (H) (its periodic image)", "0.250 Å"],
+    ),
+    "flat cell": (lambda: altered(lambda a: a.set_pbc(True)), ["zero volume", "pbc [True, True, True]", "pbc=False"]),
+    "coplanar cell": (
+        lambda: altered(lambda a: a.set_cell([[3, 0, 0], [0, 3, 0], [3, 3, 0]]), crystal()),
+        ["zero volume", "set the cell"],
+    ),
+    "positions": (
+        lambda: altered(lambda a: a.positions.__setitem__((1, 0), np.nan)),
+        ["non-finite position of atoms [1]"],
+    ),
+    "cell": (lambda: altered(lambda a: a.cell.__setitem__((0, 0), np.inf), crystal()), ["non-finite cell"]),
+    "stress": (lambda: crystal(REF_stress=np.full(6, np.nan)), ["NaN stress", "remove"]),
+    "stress shape": (lambda: crystal(REF_stress=np.zeros(5)), ["stress has shape (5,)", "6, 9 or 3x3"]),
+    "virial asymmetric": (lambda: crystal(REF_virial=np.arange(9.0)), ["virial is not symmetric"]),
+    "stress and virial": (
+        lambda: crystal(REF_stress=np.full(6, 0.01), REF_virial=np.full(6, 0.01)),
+        ["stress and virial disagree", "virial = -V * stress"],
+    ),
+    "stress of a molecule": (lambda: dimer(REF_stress=np.zeros(6)), ["no volume", "remove"]),
+    "isolated pair": (lambda: dimer(config_type="IsolatedAtom"), ["IsolatedAtom", "2 atoms", "correct config_type"]),
+    "no atoms": (lambda: Atoms(info={"REF_energy": 0.0}), ["no atoms", "remove"]),
+    "no element": (lambda: Atoms("X", info={"REF_energy": 0.0}), ["[0]", "symbol X"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FRAMES)
+def test_bad_frames_name_frame_structure_level_and_way_out(name: str) -> None:
+    make, expected = BAD_FRAMES[name]
+    bad = make()
+    message = error_of({"low": [dimer(1.3)], "high": [dimer(1.1), bad]})
+    contains(message, f"list of Atoms frame 1 ({bad.symbols})", "fidelity 'high'", *expected)
+
+
+def test_a_calculator_of_another_geometry_is_an_error() -> None:
+    atoms = Atoms("CO", [[0, 0, 0], [0, 0, 1.1]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
+    atoms.positions[1, 2] = 1.2
+    contains(error_of({"a": [atoms]}), "frame 0 (CO)", "another geometry", "recompute")
+
+
+def test_all_frames_are_checked_and_the_first_problems_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.extxyz"
+    write(path, [dimer(0.1), dimer(1.1), dimer(1.2, REF_energy=np.nan), dimer(0.2)])
+    message = error_of({"low": path, "high": tmp_path / "missing.extxyz"})
+    contains(
+        message, "4 problems:", f"{path} frame 0 (CO), fidelity 'low'", "frame 2 (CO)", "frame 3", "missing.extxyz"
+    )
+    many = error_of({"a": [dimer(0.1) for _ in range(9)]})
+    contains(many, "9 problems:", "frame 4", "and 4 more")
+    assert "frame 5" not in many
+
+
+def test_missing_labels_list_the_keys_found() -> None:
+    atoms = Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], info={"dft_energy": -1.0})
+    atoms.set_array("dft_forces", np.zeros((2, 3)))
+    message = error_of({"low": [dimer()], "high": [atoms]})
+    contains(message, "fidelity 'high'", "no label", "dft_energy", "arrays: dft_forces", "calc: nothing", "LabelKeys(")
+    frame = read_frames({"high": [atoms]}, keys=LabelKeys(energy="dft_energy", forces="dft_forces")).frames[0]
+    assert frame.energy == -1.0
+    assert frame.forces is not None
+
+
+def test_a_custom_key_found_nowhere_is_an_error() -> None:
+    message = error_of({"a": [dimer()]}, keys=LabelKeys(energy="dft_enrgy"))
+    contains(message, "'dft_enrgy'", "for energy", "none of the 1 frames", "REF_energy", "correct `keys`")
+
+
+# FrameSet
+
+
+@pytest.fixture
+def frames() -> FrameSet:
+    low = [dimer(1.0), dimer(1.1, split="test")]
+    return read_frames({"low": low, "high": [crystal(REF_stress=np.full(6, 0.01))]})
+
+
+def test_frame_set_views(frames: FrameSet) -> None:
+    assert len(frames) == 3
+    assert [frame.fidelity for frame in frames] == ["low", "low", "high"]
+    assert len(frames.of("low")) == 2
+    assert len(frames.training()) == 2
+    assert [frame.split for frame in frames.held_out()] == ["test"]
+    assert frames.held_out().levels == ("low", "high")
+    assert frames.summary() == {
+        "low": {"frames": 2, "atoms": 4, "energies": 2, "forces": 2, "stresses": 0, "held_out": 1},
+        "high": {"frames": 1, "atoms": 2, "energies": 1, "forces": 0, "stresses": 1, "held_out": 0},
+    }
+    with pytest.raises(DataError, match="unknown fidelity 'top'; this set has low, high"):
+        frames.of("top")
+
+
+def test_data_hash_ignores_order_and_sees_every_label(frames: FrameSet) -> None:
+    shuffled = FrameSet(frames.levels, frames.frames[::-1])
+    assert shuffled.data_hash() == frames.data_hash()
+    assert len(set(frames.frame_hashes())) == 3
+    hashes = {frames.data_hash(), FrameSet(("high", "low"), frames.frames).data_hash()}
+    base = dimer()
+    changes: list[Callable[[Atoms], object]] = [
+        lambda a: None,
+        lambda a: a.info.update(REF_energy=-11.0 + 1e-9),
+        lambda a: a.arrays["REF_forces"].__setitem__((0, 0), 0.2),
+        lambda a: a.positions.__setitem__((0, 0), 1e-9),
+        lambda a: a.set_array("force_mask", np.array([1, 0])),
+        lambda a: a.set_cell([5, 5, 5]),
+        lambda a: a.info.update(energy_sigma=0.1),
+    ]
+    for change in changes:
+        hashes.add(read_frames({"low": [altered(change, base.copy())]}).data_hash())
+    assert len(hashes) == 2 + len(changes)
+    assert read_frames({"low": [base]}).data_hash() in hashes
+
+
+def test_to_atoms_writes_what_read_frames_reads(tmp_path: Path) -> None:
+    masked = dimer(1.1, energy_sigma=0.02, structure_id="s7", split="test")
+    masked.set_array("force_mask", np.array([1, 0]))
+    alone = Atoms("H", info={"REF_energy": -13.6})
+    frames = read_frames({"low": [masked, alone], "high": [crystal(REF_virial=np.full(6, 0.3))]})
+    write(tmp_path / "a.extxyz", [to_atoms(frame) for frame in frames])
+    again = read_frames(tmp_path / "a.extxyz", levels=("low", "high"))
+    assert [frame.fidelity for frame in again] == ["low", "low", "high"]
+    assert [frame.isolated_atom for frame in again] == [False, True, False]
+    assert again.frames[0].force_mask.tolist() == [True, False]
+    assert again.frames[0].energy_sigma == 0.02
+    assert again.frames[0].held_out
+    for one, other in zip(frames, again, strict=True):
+        assert one.energy == other.energy
+    assert_allclose(again.frames[2].stress, frames.frames[2].stress, rtol=0, atol=1e-8)
+    assert_allclose(again.frames[0].forces, FORCES, rtol=0, atol=1e-8)
+
+
+def test_frames_from_accepts_what_update_is_given(frames: FrameSet) -> None:
+    levels = ("low", "high")
+    assert frames_from(frames, levels).frames == frames.frames
+    added = frames_from({"high": [dimer(1.4)]}, levels)
+    assert added.levels == levels
+    assert [frame.fidelity for frame in added] == ["high"]
+    tagged = frames_from([dimer(1.4, fidelity="high"), dimer(1.5, fidelity="low")], levels)
+    assert [frame.fidelity for frame in tagged] == ["low", "high"]
+    assert frames_from([dimer()], ("only",)).frames[0].fidelity == "only"
+    assert len(frames_from([dimer()], ("only",), LabelKeys(stress="my_stress"))) == 1
+    for new, parts in (
+        ({"top": [dimer()]}, ["unknown fidelity 'top'", "low, high"]),
+        ([dimer(fidelity="top")], ["frame 0 (CO)", "unknown fidelity 'top'"]),
+        ([dimer()], ["frame 0 (CO)", "no level in info"]),
+        ({"low": [Atoms("H")]}, ["fidelity 'low'", "no label"]),
+        (FrameSet(("top",), read_frames({"top": [dimer()]}).frames), ["unknown fidelity 'top'", "low, high"]),
+    ):
+        with pytest.raises(DataError) as caught:
+            frames_from(new, levels)  # type: ignore[arg-type]
+        contains(str(caught.value), *parts)
+
+
+def test_read_structures_needs_no_labels_but_checks_geometry(tmp_path: Path) -> None:
+    write(tmp_path / "pool.extxyz", [Atoms("CO", [[0, 0, 0], [0, 0, d]]) for d in (1.1, 0.1)])
+    with pytest.raises(DataError, match=r"pool\.extxyz frame 1 \(CO\): atoms 0 \(C\) and 1 \(O\) are 0\.100"):
+        read_structures(tmp_path / "pool.extxyz")
+    write(tmp_path / "pool.extxyz", [Atoms("CO", [[0, 0, 0], [0, 0, 1.1]])])
+    assert len(read_structures(tmp_path / "pool.extxyz")) == 1
+
+
+def test_real_data_of_two_levels() -> None:
+    paths = {"nm": LMFP / "lmfp_nm.extxyz", "mag": LMFP / "lmfp_mag.extxyz"}
+    frames = read_frames(paths)
+    for level, path in paths.items():
+        raw = read(path, ":")
+        own = frames.of(level)
+        assert len(own) == len(raw) > 20
+        assert own[3].energy == raw[3].calc.results["energy"]
+        assert_allclose(own[3].forces, raw[3].calc.results["forces"])
+        assert own[3].source == f"{path} frame 3"
+        assert own[3].wall_seconds == raw[3].info["wall_seconds"]
+    summary = frames.summary()
+    assert summary["nm"]["held_out"] > 0
+    assert summary["mag"]["forces"] == summary["mag"]["frames"]
+    assert read_frames([paths["mag"], paths["nm"]], levels=("nm", "mag")).data_hash() == frames.data_hash()
+    contains(error_of({"nm": paths["mag"], "mag": paths["nm"]}), "lmfp_mag.extxyz frame 0", "'nm'", "'mag'")

@@ -1,0 +1,83 @@
+"""Pivoted Cholesky selection of inducing environments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from mfgp.errors import NumericalError
+from mfgp.inducing import build_basis, cholesky, select_inducing
+from mfgp.observations import local_features
+
+ZETA = 2
+
+
+def environments(n: int = 60, width: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.rand(n, width, dtype=torch.float64, generator=generator)
+    return q / q.norm(dim=1, keepdim=True), torch.tensor([6, 8, 8])[torch.arange(n) % 3]
+
+
+def test_each_choice_has_the_largest_conditional_variance() -> None:
+    features, numbers = environments()
+    basis = select_inducing(features, numbers, 12, ZETA, seed=1)
+    picked = [(z, p) for (i, _), z in zip(basis.blocks(), basis.species, strict=True) for p in basis.points[i]]
+    picked = [picked[i] for i in torch.argsort(basis.rank).tolist()]
+    chosen: list[int] = [int((features == p).all(1).nonzero()[0, 0]) for _, p in picked]
+    k = ((features @ features.T) ** ZETA * (numbers[:, None] == numbers[None])).numpy()
+    for m in range(2, 12):  # the first of each species is free
+        known = chosen[:m]
+        explained = np.einsum("im,mi->i", k[:, known], np.linalg.solve(k[np.ix_(known, known)], k[known]))
+        conditional = np.diag(k) - explained
+        assert_allclose(conditional[chosen[m]], conditional.max(), rtol=0, atol=1e-9)
+
+
+def test_factors_whiten_the_inducing_kernel() -> None:
+    basis = select_inducing(*environments(), 10, ZETA)
+    for points, factor in zip(basis.points, basis.factors, strict=True):
+        assert_allclose((factor @ factor.T).numpy(), ((points @ points.T) ** ZETA).numpy(), rtol=0, atol=1e-12)
+
+
+def test_complete_set_reproduces_the_kernel() -> None:
+    features, numbers = environments()
+    basis = select_inducing(features, numbers, len(features), ZETA)
+    phi = local_features(basis, features, numbers)
+    exact = (features @ features.T) ** ZETA * (numbers[:, None] == numbers[None])
+    assert_allclose((phi @ phi.T).numpy(), exact.numpy(), rtol=0, atol=1e-8)
+
+
+def test_a_prefix_is_the_smaller_selection() -> None:
+    features, numbers = environments()
+    large, small = (select_inducing(features, numbers, m, ZETA, seed=4) for m in (20, 9))
+    keep = large.rank < 9
+    phi = local_features(large, features, numbers)[:, keep]
+    assert_allclose(phi.numpy(), local_features(small, features, numbers).numpy(), rtol=0, atol=1e-9)
+
+
+def test_same_seed_same_set_and_other_seed_other_start() -> None:
+    features, numbers = environments()
+    one, two, other = (select_inducing(features, numbers, 5, ZETA, seed=s) for s in (0, 0, 7))
+    assert all(torch.equal(a, b) for a, b in zip(one.points, two.points, strict=True))
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one.points, other.points, strict=True))
+
+
+def test_more_points_than_environments_uses_the_distinct_ones() -> None:
+    features, numbers = environments(12)
+    basis = select_inducing(torch.cat([features, features]), torch.cat([numbers, numbers]), 500, zeta=4)
+    assert basis.size == 12
+
+
+def test_every_species_gets_a_point() -> None:
+    features, numbers = environments(30)
+    numbers[0] = 26
+    assert select_inducing(features, numbers, 3, ZETA).species == (6, 8, 26)
+
+
+def test_jitter_is_reported_and_bounded() -> None:
+    points = torch.ones(3, 2, dtype=torch.float64) / 2**0.5
+    basis = build_basis((6,), (points,), torch.arange(3), ZETA)
+    assert 0 < basis.jitter <= 1e-8
+    with pytest.raises(NumericalError, match="fewer inducing points"):
+        cholesky(-torch.eye(2, dtype=torch.float64), "K_MM")
