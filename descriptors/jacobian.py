@@ -70,15 +70,15 @@ def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Ja
     d_positions = _feature_slopes(soap, ex, positions, h, moved, along)
     total = d_positions.new_zeros(len(centres), *d_positions.shape[1:]).index_add_(0, positions.centre, d_positions)
     d_positions.index_copy_(0, own, total.neg_())
-    strained = [_strained(m, env.vectors) for m in moved]
-    along = _strained(along[..., None], env.vectors)[..., 0]  # [pair, 6]
+    voigt = _voigt_products(env.vectors)
+    strained = [voigt[:, None] @ m for m in moved]  # [l] of [pair, 2, 6, K_l]
     return Jacobian(
         centres=centres,
         features=ex.features,
         centre=centres[positions.centre],
         atom=atom,
         d_positions=d_positions,
-        d_strain=_feature_slopes(soap, ex, strain, h, strained, along),
+        d_strain=_feature_slopes(soap, ex, strain, h, strained, (voigt @ along[:, :, None])[:, :, 0]),
     )
 
 
@@ -96,7 +96,9 @@ def _position_terms(
     env: Environments, neighbor: Tensor, centres: Tensor, n_atoms: int
 ) -> tuple[Tensor, Tensor, _Terms]:
     """Atom of each row [ca], the row of each (i, i) [c], and the terms: rows (i, a), a != i, sum the pairs (i, a)."""
-    keys = torch.cat([torch.arange(len(centres), device=centres.device) * n_atoms + centres, env.centre * n_atoms + neighbor])
+    keys = torch.cat(
+        [torch.arange(len(centres), device=centres.device) * n_atoms + centres, env.centre * n_atoms + neighbor]
+    )
     rows, place = torch.unique(keys, return_inverse=True)
     pair = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
     of_centre = torch.div(rows, n_atoms, rounding_mode="floor")
@@ -141,11 +143,13 @@ def _norm_slopes(soap: SOAP, ex: Expansion) -> Tensor:
     return density_pullback(ex.slots, ex.terms, ex.slopes, ascent)
 
 
-def _strained(slopes: Tensor, vectors: Tensor) -> Tensor:
-    """1/2 (slope_x r_y + slope_y r_x): slopes [pair, ..., xyz, k], vectors [pair, xyz] -> [pair, ..., 6, k]."""
-    x, y = (torch.tensor(axis, device=vectors.device) for axis in zip(*VOIGT, strict=True))
-    r = vectors.reshape(len(vectors), *[1] * (slopes.dim() - 3), 3, 1)
-    return 0.5 * (slopes[..., x, :] * r[..., y, :] + slopes[..., y, :] * r[..., x, :])
+def _voigt_products(vectors: Tensor) -> Tensor:
+    """P [pair, 6, 3] Å such that P @ g are the components 1/2 (g_x r_y + g_y r_x) of g [pair, 3]."""
+    out = vectors.new_zeros(len(vectors), 6, 3)
+    for v, (x, y) in enumerate(VOIGT):
+        out[:, v, x] += 0.5 * vectors[:, y]
+        out[:, v, y] += 0.5 * vectors[:, x]
+    return out
 
 
 def _feature_slopes(

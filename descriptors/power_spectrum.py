@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class SpectrumLayout:
         stops = [0]
         for k in self.widths:
             stops.append(stops[-1] + k * (k + 1) // 2)
-        return [slice(a, b) for a, b in zip(stops[:-1], stops[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(stops)]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SpectrumLayout:
         """The same layout on a device, weights in a dtype."""
@@ -59,7 +60,9 @@ def spectrum_layout(widths: list[int]) -> SpectrumLayout:
         entry = torch.empty(k, k, dtype=torch.long)
         entry[a, b] = entry[b, a] = n_entries + torch.arange(len(a))
         factor = math.pi * math.sqrt(8 / (2 * l + 1))
-        w = torch.full((len(a),), factor * math.sqrt(2.0), dtype=torch.float64).masked_fill_(a == b, factor)  # [entry of l]
+        w = torch.full((len(a),), factor * math.sqrt(2.0), dtype=torch.float64).masked_fill_(
+            a == b, factor
+        )  # [entry of l]
         upper.append(n_products + a * k + b)
         full.append(entry.flatten())
         weight.append(w)

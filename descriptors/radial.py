@@ -85,18 +85,26 @@ def radial_basis(config: SOAPConfig) -> RadialBasis:
 
 
 def radial_functions(basis: RadialBasis, r: Tensor) -> Tensor:
-    """G_nl(r) without the weight. r [pair] Å -> [l_max+1, pair, n]."""
-    gamma, matrix = basis.gamma.to(r), basis.matrix.to(r)
-    return torch.exp(-gamma[:, None, :] * (r * r)[None, :, None]) @ matrix
+    """G_nl(r) without the weight. r [pair] Å -> [l_max+1, pair, n] of r's dtype.
+
+    Summed in float64 whatever the dtype: the Loewdin matrices cancel up to four digits.
+    """
+    exponentials, _, matrix = _primitives(basis, r)
+    return (exponentials @ matrix).to(r.dtype)
 
 
 def radial_functions_with_slopes(basis: RadialBasis, r: Tensor) -> tuple[Tensor, Tensor]:
-    """G_nl(r) without the weight and dG_nl/dr (1/Å). r [pair] Å -> two of [l_max+1, pair, n]."""
-    gamma, matrix = basis.gamma.to(r), basis.matrix.to(r)
-    exponentials = torch.exp(-gamma[:, None, :] * (r * r)[None, :, None])  # [l, pair, n']
+    """G_nl(r) without the weight and dG_nl/dr (1/Å). r [pair] Å -> two of [l_max+1, pair, n] of r's dtype."""
+    exponentials, gamma, matrix = _primitives(basis, r)
     both = exponentials @ torch.cat([matrix, -2 * gamma[:, :, None] * matrix], dim=2)  # [l, pair, 2n]
-    values, slope_over_r = both.chunk(2, dim=2)
+    values, slope_over_r = both.to(r.dtype).chunk(2, dim=2)
     return values, slope_over_r * r[None, :, None]
+
+
+def _primitives(basis: RadialBasis, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(-gamma r^2) [l, pair, n'], gamma [l, n'] 1/Å^2 and the matrix [l, n', n], in float64 on r's device."""
+    gamma, matrix = basis.gamma.to(r.device), basis.matrix.to(r.device)
+    return torch.exp(-gamma[:, None, :] * r.double().square()[None, :, None]), gamma, matrix
 
 
 def smooth_cutoff(r: Tensor, r_cut: float, width: float) -> tuple[Tensor, Tensor]:

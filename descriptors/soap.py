@@ -131,7 +131,7 @@ class SOAP:
         return power_spectrum_pullback(expansion.coefficients, self.layout.to(dp.device, dp.dtype), dp)
 
     def centre_blocks(self, nb: Neighborhoods, max_bytes: float) -> list[Tensor]:
-        """All centres in ascending blocks whose Jacobians each need at most max_bytes, or one centre where that needs more."""
+        """All centres in ascending blocks. Each block's Jacobian needs at most max_bytes, or is of a single centre."""
         blocks: list[list[int]] = []
         used = 0.0
         for centre, size in enumerate(jacobian_bytes(self, nb).tolist()):

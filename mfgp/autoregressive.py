@@ -131,7 +131,7 @@ class _Evidence(torch.autograd.Function):
         return -0.5 * value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d, inverse_noise, factor, theta = ctx.saved_tensors
         n_levels, size = len(d), d.shape[2]
         e = torch.cholesky_inverse(factor).addr_(theta, theta).view(n_levels, size, n_levels, size)
@@ -141,7 +141,7 @@ class _Evidence(torch.autograd.Function):
             t, m = key[0], ctx.statistics.moments[key]
             slope = theta[: t + 1] * m.projection  # [u, M']: d . slope is h . theta
             quadratic = torch.stack(
-                [sum((e[u, :, v] * m.gram) @ d[t, v] for v in range(t + 1)) for u in range(t + 1)]  # type: ignore[misc]
+                [sum((e[u, :, v] * m.gram) @ d[t, v] for v in range(t + 1)) for u in range(t + 1)]
             )  # [u, M']: sum_v (E_uv o G) d_v
             grad_d[t, : t + 1] += inverse_noise[i] * (slope - quadratic)
             active = d[t, : t + 1]

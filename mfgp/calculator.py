@@ -8,7 +8,7 @@ Voigt order.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -32,7 +32,7 @@ class MultiFidelityCalculator(Calculator):
     component (eV/Å) with `full`, of a local energy (eV) with `energies`.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
     def __init__(
         self,

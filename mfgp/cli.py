@@ -112,7 +112,7 @@ def fit(
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
         frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
         out = console.stdout()
-        out.print(console.data_table(frames.summary()))
+        out.print(console.data_table(frames.summary(), frames.levels))
         cost = estimate(frames, settings)
         console.say(out, console.estimate_line(cost))
         available = available_memory(resolve_device(settings.device))
@@ -130,7 +130,7 @@ def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Cons
 
     model = MultiFidelityGP.fit(frames, settings)
     model.save(output)
-    for table in console.hyperparameter_tables(model.hyperparameters()):
+    for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     for notice in _notices(model, settings):
@@ -262,8 +262,8 @@ def info(model: ModelPath) -> None:
         out = console.stdout()
         for line in console.header_lines(header):
             console.say(out, line)
-        out.print(console.data_table(header["data"]))
-        for table in console.hyperparameter_tables(header["hyperparameters"]):
+        out.print(console.data_table(header["data"], header["levels"]))
+        for table in console.hyperparameter_tables(header["hyperparameters"], header["levels"]):
             out.print(table)
 
 
@@ -290,7 +290,7 @@ def doctor(
         frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
         report = examine(frames)
         out = console.stdout()
-        out.print(console.data_table(frames.summary()))
+        out.print(console.data_table(frames.summary(), frames.levels))
         if report.correlations:
             out.print(console.correlation_table(report.correlations))
         for line, style in console.finding_lines(report):

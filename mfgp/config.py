@@ -116,7 +116,8 @@ class TrainingConfig(Section):
     """How hyperparameters are learned.
 
     n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises:
-    noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom).
+    noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom). max_energy_ratio: largest
+    noise_energy / noise_force (Å) that may be learned; smaller values favour energies over forces.
     """
 
     objective: Literal["evidence"] = "evidence"
@@ -127,6 +128,7 @@ class TrainingConfig(Section):
     noise_energy: Float = Field(default=0.005, gt=0)
     noise_force: Float = Field(default=0.05, gt=0)
     noise_virial: Float = Field(default=0.05, gt=0)
+    max_energy_ratio: Float = Field(default=0.1, gt=0)
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -44,18 +44,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return out
 
 
-def data_table(summary: Mapping[str, Mapping[str, int]]) -> Table:
-    """What every level brings (of `FrameSet.summary`, or of a model's header); cheapest first."""
-    names = ("frames", "atoms", "energies", "forces", "stresses", "held_out")
-    shown = [name for name in names if any(name in counts for counts in summary.values())]
-    rows = [(level, *(str(counts.get(name, 0)) for name in shown)) for level, counts in summary.items()]
-    columns = ["level", *(name.replace("held_out", "for testing") for name in shown)]
+def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) -> Table:
+    """What every level brings, of `FrameSet.summary` or of a model's header."""
+    every = ("frames", "atoms", "energies", "forces", "stresses", "held_out")
+    names = [name for name in every if any(name in counts for counts in summary.values())]
+    rows = [(level, *(str(summary[level].get(name, 0)) for name in names)) for level in levels]
+    columns = ["level", *(name.replace("held_out", "for testing") for name in names)]
     return table("data (cheapest level first; labels count frames)", columns, rows)
 
 
-def hyperparameter_tables(values: Mapping[str, Any]) -> list[Table]:
-    """Tables of `MultiFidelityGP.hyperparameters()`: amplitudes and noises, rho, e0, coefficients of baselines."""
-    levels = list(values["outputscale"])
+def hyperparameter_tables(values: Mapping[str, Any], levels: Sequence[str]) -> list[Table]:
+    """Tables of `MultiFidelityGP.hyperparameters()`: amplitudes and noises, rho, e0, coefficients of baselines.
+
+    levels: cheapest first; a model file does not keep the order of its dictionaries.
+    """
     columns = (
         "level",
         "amplitude s (eV)",
@@ -69,25 +71,31 @@ def hyperparameter_tables(values: Mapping[str, Any]) -> list[Table]:
     ]
     out = [table("hyperparameters", columns, rows)]
     if values["rho"]:
-        symbols = list(values["rho"][0])
+        symbols = _by_number(values["rho"][0])
         rows = [
             (f"{levels[t]} → {levels[t + 1]}", *(f"{rho[s]:.3f}" for s in symbols))
             for t, rho in enumerate(values["rho"])
         ]
         out.append(table("rho by central species", ("step", *symbols), rows))
-    out.append(_by_level("e0 (eV)", values["e0"], ".4f"))
-    if any(values.get("baselines", {}).values()):
-        out.append(_by_level("baseline coefficients", values["baselines"], ".3f"))
+    out.append(_by_level("e0 (eV)", values["e0"], levels, _by_number(values["e0"][levels[0]]), ".4f"))
+    baselines = values.get("baselines", {})
+    if any(baselines.values()):
+        out.append(_by_level("baseline coefficients", baselines, levels, list(baselines[levels[0]]), ".3f"))
     return out
 
 
 _KINDS = ("energy", "forces", "virial")
 
 
-def _by_level(title: str, values: Mapping[str, Mapping[str, float]], form: str) -> Table:
-    names = list(next(iter(values.values())))
-    rows = [(level, *(f"{row[name]:{form}}" for name in names)) for level, row in values.items()]
+def _by_level(
+    title: str, values: Mapping[str, Mapping[str, float]], levels: Sequence[str], names: Sequence[str], form: str
+) -> Table:
+    rows = [(level, *(f"{values[level][name]:{form}}" for name in names)) for level in levels]
     return table(title, ("level", *names), rows)
+
+
+def _by_number(symbols: Iterable[str]) -> list[str]:
+    return sorted(symbols, key=chemical_symbols.index)
 
 
 def _milli(value: float | None) -> str:

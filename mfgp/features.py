@@ -14,11 +14,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction
+from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
 from mfgp.config import FitConfig
 from mfgp.frames import Frame, FrameSet
 from mfgp.inducing import InducingBasis, select_inducing
-from mfgp.observations import functional_rows
+from mfgp.kernels import functional_variances
+from mfgp.observations import functional_rows, local_features, rows_of_jacobian
 from mfgp.progress import Report, silent
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
@@ -27,17 +28,37 @@ CONTRACTION_SAMPLE = 200  # structures
 
 
 @dataclass(frozen=True)
+class Functionals:
+    """What every prediction for a structure starts from, whatever the level and the hyperparameters."""
+
+    phi: Tensor  # [1+3N+6, M] whitened rows of energy, forces, virial
+    prior: Tensor  # [1+3N+6, S] their prior variances at unit amplitude, by central species
+    local: Tensor  # [N, M] whitened features of each environment
+
+
+@dataclass(frozen=True)
+class RowStore:
+    """Rows and functionals by structure, kept for many fits to, or predictions of, the same structures.
+
+    Each takes (3N + 7) M floats, or (4N + 7) M for functionals.
+    """
+
+    rows: dict[bytes, Tensor] = field(default_factory=dict)
+    functionals: dict[bytes, Functionals] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Features:
     """Descriptor and inducing basis, fixed before the labels are looked at.
 
-    `store`, where it is a dictionary, keeps the rows of every structure asked for ((3N + 7) M floats each): for many fits
-    to parts of one data set (learning curves, cross-validation), which then cost no descriptors.
+    `store`, where there is one, keeps what is computed: learning curves and cross-validation, which fit parts of one data
+    set many times, then cost no descriptors.
     """
 
     soap: SOAP
     basis: InducingBasis
     device: torch.device
-    store: dict[bytes, Tensor] | None = field(default=None, repr=False)
+    store: RowStore | None = field(default=None, repr=False)
 
     @staticmethod
     def build(frames: FrameSet, config: FitConfig, report: Report = silent, keep_rows: bool = False) -> Features:
@@ -46,19 +67,37 @@ class Features:
         species = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
         soap = _build_soap(frames, species, config.descriptor, config.seed, device)
         basis = _choose_basis(frames, soap, config, device, report)
-        return Features(soap, basis, device, {} if keep_rows else None)
+        return Features(soap, basis, device, RowStore() if keep_rows else None)
 
     def rows(self, atoms: Atoms) -> Tensor:
         """Whitened rows of all functionals of a structure, [1+3N+6, M]."""
         if self.store is None:
             return self._rows(atoms)
         key = structure_key(atoms)
-        if key not in self.store:
-            self.store[key] = self._rows(atoms)
-        return self.store[key]
+        if key not in self.store.rows:
+            self.store.rows[key] = self._rows(atoms)
+        return self.store.rows[key]
+
+    def functionals(self, atoms: Atoms) -> Functionals:
+        """Rows and prior variances of all functionals, and the features of every environment."""
+        if self.store is None:
+            return self._functionals(atoms)
+        key = structure_key(atoms)
+        if key not in self.store.functionals:
+            self.store.functionals[key] = self._functionals(atoms)
+        return self.store.functionals[key]
 
     def _rows(self, atoms: Atoms) -> Tensor:
         return functional_rows(self.basis, self.soap, self.soap.neighborhoods([atoms], device=self.device))
+
+    def _functionals(self, atoms: Atoms) -> Functionals:
+        nb = self.soap.neighborhoods([atoms], device=self.device)
+        jac = jacobian(self.soap, nb)
+        return Functionals(
+            phi=rows_of_jacobian(self.basis, jac, nb.numbers),
+            prior=functional_variances(jac, nb.numbers, self.basis.species, self.basis.zeta),
+            local=local_features(self.basis, jac.features, nb.numbers),
+        )
 
 
 def structure_key(atoms: Atoms) -> bytes:

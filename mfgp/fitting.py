@@ -130,37 +130,24 @@ def learn(
     if not training.optimise:
         return None
     species_index = basis.species_index()
-    result = None
-    prefix = training.n_optimise
-    if prefix is not None and prefix < basis.size:
-        first = torch.nonzero(basis.rank < prefix).squeeze(1)
-        extra = torch.arange(basis.size, statistics.size, device=first.device)
-        sub = statistics.subset(torch.cat([first, extra]))
-        result = _maximise(
-            prior, noise, sub, species_index[first], column_std, training.max_iterations, report, "prefix"
+
+    def stage(name: str, part: Statistics, index: Tensor, iterations: int) -> TrainingResult:
+        def on_step(count: int, value: float) -> None:
+            report(name, min(count, iterations), iterations, f"log p(y) = {value:.1f}")
+
+        result = maximise_evidence(
+            prior, noise, part, index, column_std, iterations, training.max_energy_ratio, on_step
         )
-        iterations = min(REFINE_ITERATIONS, training.max_iterations)
-    else:
-        iterations = training.max_iterations
-    result = _maximise(prior, noise, statistics, species_index, column_std, iterations, report, "all points")
-    return result
+        report(name, iterations, iterations, f"log p(y) = {result.evidence:.1f}")
+        return result
 
-
-def _maximise(
-    prior: AutoregressiveGP,
-    noise: LevelNoise,
-    statistics: Statistics,
-    species_index: Tensor,
-    column_std: Tensor,
-    iterations: int,
-    report: Report,
-    stage: str,
-) -> TrainingResult:
-    name = f"evidence ({stage})"
-
-    def on_step(count: int, value: float) -> None:
-        report(name, min(count, iterations), iterations, f"log p(y) = {value:.1f}")
-
-    result = maximise_evidence(prior, noise, statistics, species_index, column_std, iterations, on_step)
-    report(name, iterations, iterations, f"log p(y) = {result.evidence:.1f}")
-    return result
+    prefix = training.n_optimise
+    if prefix is None or prefix >= basis.size:
+        return stage("evidence", statistics, species_index, training.max_iterations)
+    first = torch.nonzero(basis.rank < prefix).squeeze(1)
+    extra = torch.arange(basis.size, statistics.size, device=first.device)
+    part = statistics.subset(torch.cat([first, extra]))
+    stage(f"evidence, M = {len(first)}", part, species_index[first], training.max_iterations)
+    return stage(
+        f"evidence, M = {basis.size}", statistics, species_index, min(REFINE_ITERATIONS, training.max_iterations)
+    )

@@ -59,7 +59,7 @@ class AutoregressiveGP(gpytorch.models.GP):
     @property
     def scale(self) -> Tensor:
         """s_t, [T] eV."""
-        return torch.stack([kernel.outputscale for kernel in self.kernels]).sqrt()
+        return torch.stack([torch.as_tensor(kernel.outputscale) for kernel in self.kernels]).sqrt()
 
     def set_scale(self, values: Tensor) -> None:
         """Set s_t (eV)."""
@@ -82,23 +82,28 @@ class AutoregressiveGP(gpytorch.models.GP):
 class LevelNoise(gpytorch.likelihoods.Likelihood):
     """Independent Gaussian noise of each kind of label at each level.
 
-    noise [T, 3]: energies in eV per sqrt(atom), forces in eV/Å, virials in eV per sqrt(atom).
+    noise [T, 3]: energies in eV per sqrt(atom), forces in eV/Å, virials in eV per sqrt(atom). The raw parameters are the
+    logarithms of (noise_energy / noise_force in Å, noise_force, noise_virial): training bounds the first from above, since
+    thousands of forces otherwise outvote the energies and the evidence explains those away as noise.
     """
 
     def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
         super().__init__()
-        start = torch.tensor(initial, dtype=torch.float64).log().repeat(n_levels, 1)
-        self.register_parameter("raw_noise", torch.nn.Parameter(start))
+        self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(n_levels, 3, dtype=torch.float64)))
         self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
+        self.set_noise(torch.tensor(initial, dtype=torch.float64).repeat(n_levels, 1))
 
     @property
     def noise(self) -> Tensor:
         """Standard deviations, [T, 3]."""
-        return self.raw_noise_constraint.transform(self.raw_noise)
+        ratio, force, virial = self.raw_noise_constraint.transform(self.raw_noise).unbind(1)
+        return torch.stack([ratio * force, force, virial], dim=1)
 
     def set_noise(self, values: Tensor) -> None:
         """Set the standard deviations, [T, 3]."""
-        self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(values.to(self.raw_noise)))
+        energy, force, virial = values.to(self.raw_noise).unbind(1)
+        stacked = torch.stack([energy / force, force, virial], dim=1)
+        self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(stacked))
 
     def of(self, key: Key) -> Tensor:
         """Standard deviation of (level, kind); 1 for rows that were divided by their own."""
@@ -122,9 +127,7 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
     likelihood: LevelNoise
     model: AutoregressiveGP
 
-    def forward(  # type: ignore[override]
-        self, statistics: Statistics, species_index: Tensor, column_std: Tensor
-    ) -> Tensor:
+    def forward(self, statistics: Statistics, species_index: Tensor, column_std: Tensor) -> Tensor:
         """species_index [M] of each feature, column_std [T, column] prior standard deviations of the column shifts."""
         d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
         value = evidence(statistics, d, self.likelihood.inverse_variances(statistics.observed()))

@@ -84,10 +84,10 @@ def learning_curve(
     """
     variants = variants or VARIANTS
     features = features or Features.build(training, config, report, keep_rows=True)
-    for i, frame in enumerate(training):  # once for all fits
-        if features.store is not None:
-            features.rows(frame.atoms)
-            report("rows", i + 1, len(training), frame.fidelity)
+    everything = [*training, *held_out.of(training.levels[-1])]
+    for i, frame in enumerate(everything):  # once for all fits
+        (features.functionals if frame.held_out else features.rows)(frame.atoms)
+        report("rows", i + 1, len(everything), frame.fidelity)
     points, total = [], len(sizes) * len(variants)
     for n in sizes:
         subset = first_of_top(training, n, seed)

@@ -89,6 +89,10 @@ class MultiFidelityGP:
         for input that cannot be used, NumericalError where float64 does not carry the problem.
         """
         config = config or FitConfig()
+        if config.training.calibrate:
+            warnings.warn(
+                "training.calibrate has no effect yet: standard deviations are the posterior's own", stacklevel=2
+            )
         training = trainable(frames)
         calculators = make_baselines(config.baselines, baselines, frames.levels)
         sigmas = (config.training.noise_energy, config.training.noise_force)

@@ -23,7 +23,7 @@ from torch import Tensor
 from descriptors import Neighborhoods, jacobian
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
-from mfgp.kernels import functional_covariance, functional_variances, kernel_slope
+from mfgp.kernels import functional_covariance, kernel_slope
 from mfgp.observations import local_features, rows_of_jacobian
 from mfgp.reading import geometry_problems
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
+Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
 UNCERTAINTIES = ("full", "energies", "none")
 RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
@@ -69,33 +70,44 @@ class Predictor:
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         self.check(atoms)
-        soap, columns = self.model.soap, self.model.columns
-        nb = soap.neighborhoods([atoms], device=self.weights.device)
+        extra = self._columns(atoms)
+        if uncertainty == "full":
+            values = self._from_rows(atoms, extra)
+        else:
+            nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
+            values = self._from_gradient(nb)
+            if uncertainty == "energies":
+                values |= self._energy_deviations(nb, extra)
+        return self._prediction(atoms, extra, values)
+
+    def _columns(self, atoms: Atoms) -> Tensor:
+        """Composition and baselines of every functional, [1+3N+6, column]."""
         labels = [b.labels(atoms) for b in self.model.baselines]
+        return self.model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
+
+    def _prediction(self, atoms: Atoms, extra: Tensor, values: Values) -> Prediction:
+        """Add the columns to the GP part, and turn virials into stresses."""
+        offset = extra @ self.weights[self.model.basis.size :] + self.model.columns.mean(extra, self.level)
         volume = cell_volume(atoms)
-        extra = columns.rows(atoms.numbers, labels, volume).to(self.weights)  # [1+3N+6, column]
-        energies, forces, virial = self._gp_mean(nb)
-        offset = extra @ self.weights[self.model.basis.size :] + columns.mean(extra, self.level)
-        shares = self._local_offsets(atoms, extra)
-        result = {
-            "energy": float(energies.sum() + offset[0]),
-            "forces": _numpy(forces + offset[1:-6].view(-1, 3)),
-            "stress": None if volume == 0 else _numpy(-(virial + offset[-6:]) / volume),
-            "energies": _numpy(energies + shares),
-        }
-        if uncertainty == "energies":
-            result |= self._energy_deviations(nb, extra)
-        elif uncertainty == "full":
-            result |= self._deviations(nb, extra, volume)
-        return Prediction(self.fidelity, **result)  # type: ignore[arg-type]
+        mean, std, local_std = values["mean"] + offset, values.get("std"), values.get("local_std")
+        full = std is not None and len(std) > 1
+        return Prediction(
+            self.fidelity,
+            energy=float(mean[0]),
+            forces=_numpy(mean[1:-6].view(-1, 3)),
+            stress=None if volume == 0 else _numpy(-mean[-6:] / volume),
+            energies=_numpy(values["local"] + self._local_offsets(atoms, extra)),
+            energy_std=None if std is None else float(std[0]),
+            forces_std=_numpy(std[1:-6].view(-1, 3)) if std is not None and full else None,
+            stress_std=_numpy(std[-6:] / volume) if std is not None and full and volume else None,
+            energies_std=None if local_std is None else _numpy(local_std),
+        )
 
     def distribution(self, atoms: Atoms) -> MultivariateNormal:
         """Posterior of energy, 3N forces and 6 virial components with their covariance."""
         self.check(atoms)
-        model = self.model
+        model, extra = self.model, self._columns(atoms)
         nb = model.soap.neighborhoods([atoms], device=self.weights.device)
-        labels = [b.labels(atoms) for b in model.baselines]
-        extra = model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
         jac = jacobian(model.soap, nb)
         phi = rows_of_jacobian(model.basis, jac, nb.numbers)
         a = torch.cat([phi, extra], dim=1)
@@ -104,7 +116,9 @@ class Predictor:
         full = functional_covariance(jac, nb.numbers, jac, nb.numbers, variance, model.basis.zeta)
         scaled = phi * self.variances[model.basis.species_index()]
         covariance = a @ self.covariance @ a.T + full - scaled @ phi.T
-        return MultivariateNormal(mean, to_linear_operator(0.5 * (covariance + covariance.T)))  # singular: forces add up to 0
+        return MultivariateNormal(
+            mean, to_linear_operator(0.5 * (covariance + covariance.T))
+        )  # singular: forces add up to 0
 
     def check(self, atoms: Atoms) -> None:
         """DataError for unusable geometry or an element that the model has not seen."""
@@ -124,8 +138,8 @@ class Predictor:
                 "Fit again with training structures that contain it."
             )
 
-    def _gp_mean(self, nb: Neighborhoods) -> tuple[Tensor, Tensor, Tensor]:
-        """Local energies [N], forces [N, 3] and virial [6] of the GP part."""
+    def _from_gradient(self, nb: Neighborhoods) -> Values:
+        """Means of the GP part by the reverse pass: energy, forces and virial [1+3N+6], and local energies [N]."""
         basis, n = self.model.basis, len(nb.numbers)
         expansion = self.model.soap.expand(nb)
         q = expansion.features
@@ -138,7 +152,19 @@ class Predictor:
         pair = self.model.soap.pullback(expansion, gradient)  # [pair, 3] dE/d r_ij
         forces = q.new_zeros(n, 3).index_add_(0, nb.centre, pair).index_add_(0, nb.neighbor, pair, alpha=-1)
         tensor = pair.T @ nb.vectors  # [3, 3] dE/d(strain)
-        return energies, forces, -voigt(0.5 * (tensor + tensor.T))
+        virial = -voigt(0.5 * (tensor + tensor.T))
+        return {"mean": torch.cat([energies.sum()[None], forces.view(-1), virial]), "local": energies}
+
+    def _from_rows(self, atoms: Atoms, extra: Tensor) -> Values:
+        """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
+        basis, f = self.model.basis, self.model.features.functionals(atoms)
+        weights = self.weights[: basis.size]
+        return {
+            "mean": f.phi @ weights,
+            "local": f.local @ weights,
+            "std": self._variance(torch.cat([f.phi, extra], dim=1), f.prior).sqrt(),
+            "local_std": self._local_variance(atoms.numbers, f.local, extra).sqrt(),
+        }
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
         """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
@@ -152,8 +178,8 @@ class Predictor:
             out = out + (extra[0, n:] @ coefficients) / len(atoms)
         return out
 
-    def _energy_deviations(self, nb: Neighborhoods, extra: Tensor) -> dict[str, float | Array]:
-        """energy_std and energies_std from descriptor values alone."""
+    def _energy_deviations(self, nb: Neighborhoods, extra: Tensor) -> Values:
+        """Standard deviations of the total [1] and the local energies [N], from descriptor values alone."""
         basis = self.model.basis
         q = self.model.soap.values(nb)
         phi = local_features(basis, q, nb.numbers)  # [N, M]
@@ -162,32 +188,19 @@ class Predictor:
             own = q[nb.numbers == basis.species[index]]
             prior[index] = ((own @ own.T) ** basis.zeta).sum()
         total = torch.cat([phi.sum(0), extra[0]])
-        energy = self._variance(total[None], prior[None])[0]
-        return {"energy_std": float(energy.sqrt()), "energies_std": _numpy(self._local_variance(nb, phi, extra).sqrt())}
-
-    def _local_variance(self, nb: Neighborhoods, phi: Tensor, extra: Tensor) -> Tensor:
-        """Variance of each local energy (GP part, e0, and the share of the baselines), [N] eV^2."""
-        basis, n = self.model.basis, len(self.model.columns.species)
-        one_hot = torch.stack([(nb.numbers == z) for z in self.model.columns.species], dim=1).to(phi)
-        shares = extra[0, n:].expand(len(phi), -1) / len(phi)
-        rows = torch.cat([phi, one_hot, shares], dim=1)
-        prior = torch.stack([(nb.numbers == z) for z in basis.species], dim=1).to(phi)  # k(x, x) = 1
-        return self._variance(rows, prior)
-
-    def _deviations(self, nb: Neighborhoods, extra: Tensor, volume: float) -> dict[str, float | Array | None]:
-        """All standard deviations, through the rows and the full derivative kernel."""
-        basis = self.model.basis
-        jac = jacobian(self.model.soap, nb)
-        phi = rows_of_jacobian(basis, jac, nb.numbers)
-        prior = functional_variances(jac, nb.numbers, basis.species, basis.zeta)
-        std = self._variance(torch.cat([phi, extra], dim=1), prior).sqrt()
-        local = self._local_variance(nb, local_features(basis, jac.features, nb.numbers), extra).sqrt()
+        numbers = nb.numbers.cpu().numpy()
         return {
-            "energy_std": float(std[0]),
-            "forces_std": _numpy(std[1:-6].view(-1, 3)),
-            "stress_std": None if volume == 0 else _numpy(std[-6:] / volume),
-            "energies_std": _numpy(local),
+            "std": self._variance(total[None], prior[None]).sqrt(),
+            "local_std": self._local_variance(numbers, phi, extra).sqrt(),
         }
+
+    def _local_variance(self, numbers: NDArray[np.int64], phi: Tensor, extra: Tensor) -> Tensor:
+        """Variance of each local energy (GP part, e0, and the share of the baselines), [N] eV^2."""
+        of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
+        one_hot = torch.stack([of_atom == z for z in self.model.basis.species], dim=1).to(phi)  # [N, S]
+        shares = extra[0, one_hot.shape[1] :].expand(len(phi), -1) / len(phi)
+        rows = torch.cat([phi, one_hot, shares], dim=1)
+        return self._variance(rows, one_hot)  # k(x, x) = 1
 
     def _variance(self, rows: Tensor, prior: Tensor) -> Tensor:
         """a^T C a + Nystrom residual: rows [row, M'], prior [row, S] at unit amplitude -> [row]."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import norm
 
@@ -27,6 +28,7 @@ MARKERS = "os^Dv<>"
 SCATTER_LIMIT = 2000  # labels; more are drawn as a density
 BINS = 10  # of equal counts, for the error against the standard deviation
 FLOOR = 0.01  # of the median std: smaller errors are drawn at the bottom edge
+TICKS = ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))  # of logarithmic axes, times powers of ten
 DPI = 160
 
 
@@ -42,6 +44,8 @@ def parity(evaluation: Evaluation) -> Figure:
             style = {"color": COLORS[name], "markersize": 3.5, "elinewidth": 0.7, "alpha": 0.75}
             ax.errorbar(data.label, data.predicted, yerr=data.std, fmt="o", **style)  # type: ignore[arg-type]
         ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=name)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.set(xlabel=f"label ({_shown(unit)})", ylabel=f"predicted, {evaluation.fidelity} ({_shown(unit)})")
         s = data.scores
         _note(ax, f"MAE {_number(s.mae)}\nRMSE {_number(s.rmse)}\nn = {s.n}")
@@ -197,10 +201,13 @@ def _padded(values: Array) -> tuple[float, float]:
 
 
 def _log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Positions (log10) and labels of 1, 2, 5 times powers of ten inside a range; powers alone over many decades."""
-    digits = (1, 2, 5) if high - low < 2.2 else (1,)
-    values = [d * 10.0**k for k in range(int(np.floor(low)), int(np.ceil(high)) + 1) for d in digits]
-    inside = [v for v in values if low <= np.log10(v) <= high]
+    """Positions (log10) and labels of round numbers inside a range: the finest of TICKS that gives no more than 6."""
+    inside: list[float] = []
+    for digits in TICKS:
+        values = [d * 10.0**k for k in range(int(np.floor(low)), int(np.ceil(high)) + 1) for d in digits]
+        inside = [v for v in values if low <= np.log10(v) <= high]
+        if len(inside) <= 6:
+            break
     return [float(np.log10(v)) for v in inside], [_number(v) for v in inside]
 
 

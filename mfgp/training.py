@@ -23,6 +23,7 @@ from mfgp.statistics import Statistics
 FLOAT64_HEADROOM = 1e12  # of s^2 eig(G) / noise^2
 REFINE_ITERATIONS = 15  # with all inducing points, after the run on a prefix
 RHO_BOUNDS = (-1.0, 3.0)
+MIN_ENERGY_RATIO = 1e-4  # Å
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ def maximise_evidence(
     species_index: Tensor,
     column_std: Tensor,
     max_iterations: int,
+    max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
-    """Maximise log p(y) + log p(rho) in place; the modules keep the best parameters seen.
-
-    species_index [M], column_std [T, column]. `on_step` is called with the number of evaluations and the value. Raises
-    NumericalError when no evaluation succeeded.
+    """X
     """
     objective = Evidence(noise, prior)
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    best_value, best, count = np.inf, _pack(parameters), 0
+    bounds = _bounds(prior, noise, statistics, max_energy_ratio)
+    start = np.clip(_pack(parameters), *np.array(bounds).T)
+    best_value, best, count = np.inf, start, 0
 
     def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best_value, best, count
@@ -103,10 +104,10 @@ def maximise_evidence(
 
     result = minimize(
         negative,
-        _pack(parameters),
+        start,
         jac=True,
         method="L-BFGS-B",
-        bounds=_bounds(prior, noise, statistics),
+        bounds=bounds,
         options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3, "maxls": 20},
     )
     if not np.isfinite(best_value):
@@ -119,11 +120,12 @@ def maximise_evidence(
     return TrainingResult(-best_value, count, bool(result.success), str(result.message))
 
 
-def _bounds(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics) -> list[tuple[float, float]]:
+def _bounds(
+    prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics, max_energy_ratio: float
+) -> list[tuple[float, float]]:
     """Box for each raw parameter, in the order of Evidence.parameters()."""
-    named = dict(Evidence(noise, prior).named_parameters())
     out: list[tuple[float, float]] = []
-    for name, parameter in named.items():
+    for name, parameter in Evidence(noise, prior).named_parameters():
         if not parameter.requires_grad:
             continue
         if name.endswith("raw_outputscale"):
@@ -131,9 +133,10 @@ def _bounds(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics) 
             out.append((start - 18.0, start + 14.0))  # s over nearly seven orders of magnitude
         elif name.endswith("raw_noise"):
             for t in range(prior.n_levels):
-                for kind in LEARNED_KINDS:
-                    low = float(np.log(noise_floor(statistics, t, kind)))
-                    out.append((low, max(low + 1.0, float(np.log(1e3)))))
+                out.append((np.log(min(MIN_ENERGY_RATIO, max_energy_ratio)), np.log(max_energy_ratio)))
+                for kind in ("forces", "virial"):
+                    low = np.log(noise_floor(statistics, t, kind))
+                    out.append((low, max(low + 1.0, np.log(1e3))))
         else:
             out += [RHO_BOUNDS] * parameter.numel()
     return out

@@ -91,7 +91,11 @@ def test_local_energies_add_up_and_kinds_of_uncertainty_agree(model: MultiFideli
         assert full.forces_std.shape == (len(atoms), 3)
         assert (full.forces_std >= 0).all()
         assert (full.stress is None) == (full.stress_std is None) == (not atoms.pbc.any())
-        assert model.predict(atoms, uncertainty="none").energy_std is None
+        plain = model.predict(atoms, "high", uncertainty="none")
+        assert plain.energy_std is None
+        assert_allclose(plain.energy, full.energy, rtol=0, atol=1e-9)  # reverse pass and rows: two ways to the mean
+        assert_allclose(plain.forces, full.forces, rtol=0, atol=1e-9)
+        assert_allclose(plain.energies, full.energies, rtol=0, atol=1e-9)
 
 
 def test_covariance_is_a_multivariate_normal_with_the_same_marginals(model: MultiFidelityGP) -> None:
@@ -215,9 +219,7 @@ def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet,
     training = two_levels.training()
     part = FrameSet(training.levels, tuple(f for i, f in enumerate(training.frames) if i not in (2, 14)))
     rest = FrameSet(training.levels, tuple(f for i, f in enumerate(training.frames) if i in (2, 14)))
-    config = model.config.model_copy(
-        update={"training": model.config.training.model_copy(update={"optimise": False})}
-    )
+    config = model.config.model_copy(update={"training": model.config.training.model_copy(update={"optimise": False})})
     updated = MultiFidelityGP.fit(part, config, features=model.features, progress=False)
     updated.columns, updated.column_std = model.columns, model.column_std
     updated.statistics = _restricted(model, part)

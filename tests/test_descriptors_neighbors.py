@@ -1,0 +1,107 @@
+"""Pairs over periodic images, against ase.neighborlist, and the errors for cells that make no sense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+from numpy.testing import assert_allclose
+from systems import SYSTEMS, isolated_atom, rattled_silicon, slab, sodium_chloride, triclinic, water
+
+from descriptors import neighborhoods
+
+
+def _sorted_rows(i: np.ndarray, j: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    rows = np.column_stack([i, j, vectors])
+    return rows[np.lexsort(np.round(rows.T, 6))]
+
+
+@pytest.mark.parametrize("r_cut", [2.3, 5.0, 7.5])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_pairs_are_those_of_ase(name: str, r_cut: float) -> None:
+    atoms = SYSTEMS[name]()
+    nb = neighborhoods([atoms], r_cut)
+    i, j, vectors = neighbor_list("ijD", atoms, r_cut)
+    assert len(nb.centre) == len(i)
+    ours = _sorted_rows(nb.centre.numpy(), nb.neighbor.numpy(), nb.vectors.numpy())
+    assert_allclose(ours, _sorted_rows(i, j, vectors), rtol=0, atol=1e-12)  # Å
+    assert bool((nb.centre.diff() >= 0).all())
+
+
+@pytest.mark.parametrize("pbc", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)])
+def test_every_mix_of_periodic_directions(pbc: tuple[bool, bool, bool]) -> None:
+    atoms = triclinic()
+    atoms.pbc = pbc
+    nb = neighborhoods([atoms], 6.0)
+    i, j, vectors = neighbor_list("ijD", atoms, 6.0)
+    assert len(i) > 12  # more than the pairs within the cell
+    ours = _sorted_rows(nb.centre.numpy(), nb.neighbor.numpy(), nb.vectors.numpy())
+    assert_allclose(ours, _sorted_rows(i, j, vectors), rtol=0, atol=1e-12)  # Å
+
+
+def test_cells_of_non_periodic_directions_are_ignored() -> None:
+    atoms = slab()
+    flat = atoms.copy()
+    flat.cell[2] = atoms.cell[0] + atoms.cell[1]  # in the plane: the three vectors do not span space
+    expected, found = neighborhoods([atoms], 5.0), neighborhoods([flat], 5.0)
+    assert len(expected.centre) > 50
+    assert_allclose(found.vectors, expected.vectors, rtol=0, atol=1e-12)  # Å
+
+
+def test_small_cells_see_their_own_images() -> None:
+    nb = neighborhoods([sodium_chloride()], 4.5)
+    own = nb.centre == nb.neighbor
+    assert int(own.sum()) == 24  # 12 lattice vectors of 3.99 Å around each of two atoms
+    assert_allclose(torch.linalg.vector_norm(nb.vectors[own], dim=1), 5.64 / np.sqrt(2), rtol=0, atol=1e-12)  # Å
+
+
+def test_isolated_atoms_and_empty_batches_have_no_pairs() -> None:
+    nb = neighborhoods([isolated_atom(), isolated_atom(), Atoms()], 5.0)
+    assert nb.vectors.shape == (0, 3)
+    assert nb.centre.dtype == nb.neighbor.dtype == torch.long
+    assert nb.numbers.tolist() == [8, 8]
+    assert nb.n_structures == 3
+    assert neighborhoods([], 5.0).numbers.shape == (0,)
+
+
+def test_a_batch_numbers_atoms_through() -> None:
+    structures = [water(), isolated_atom(), rattled_silicon()]
+    nb = neighborhoods(structures, 5.0, dtype=torch.float32)
+    assert nb.vectors.dtype == torch.float32
+    assert nb.structure.tolist() == [0] * 3 + [1] + [2] * 8
+    offset = 0
+    for index, atoms in enumerate(structures):
+        single = neighborhoods([atoms], 5.0)
+        mine = nb.structure[nb.centre] == index
+        assert torch.equal(nb.centre[mine] - offset, single.centre)
+        assert torch.equal(nb.neighbor[mine] - offset, single.neighbor)
+        assert torch.equal(nb.vectors[mine], single.vectors.float())
+        offset += len(atoms)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        ([[4, 0, 0], [0, 4, 0], [0, 0, 0]], True),
+        ([[4, 0, 0], [8, 0, 0], [0, 0, 4]], True),
+        ([[4, 0, 0], [4, 1e-9, 0], [0, 0, 4]], (True, True, False)),
+        ([[4, 0, 0], [0, 4, 0], [3, 3, 0]], True),
+    ],
+)
+def test_degenerate_periodic_cells_are_errors(cell: list[list[float]], pbc: bool | tuple[bool, bool, bool]) -> None:
+    bad = Atoms("H", cell=cell, pbc=pbc)
+    with pytest.raises(ValueError, match=r"structure 1 \(H\).*zero or linearly dependent"):
+        neighborhoods([water(), bad], 3.0)
+
+
+def test_values_that_are_not_finite_are_errors() -> None:
+    atoms = water()
+    atoms.positions[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"structure 0 .*atoms \[2\] are not finite"):
+        neighborhoods([atoms], 3.0)
+    crystal = rattled_silicon()
+    crystal.cell[0, 0] = np.inf
+    with pytest.raises(ValueError, match=r"structure 0 .*cell"):
+        neighborhoods([crystal], 3.0)

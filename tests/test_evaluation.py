@@ -1,0 +1,229 @@
+"""Scores against closed forms, and evaluation against what the model predicts frame by frame."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from numpy.testing import assert_allclose
+from scipy.stats import spearmanr
+
+from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
+from mfgp.evaluation import (
+    evaluate,
+    frames_to_score,
+    label_std,
+    rank_correlation,
+    scores,
+    training_residuals,
+)
+from mfgp.frames import to_atoms
+from mfgp.observations import labelled_rows
+
+CONTRACT = {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
+SCORES = {"mae", "rmse", "coverage95", "z_std", "nll", "spearman", "n"}
+
+
+@pytest.fixture(scope="module")
+def held_out(two_levels: FrameSet) -> list[Frame]:
+    return list(two_levels.held_out())
+
+
+def test_scores_of_a_few_numbers():
+    error, std = np.array([1.0, -1.0, 3.0, 0.0]), np.array([0.4, 1.0, 2.0, 0.5])
+    s = scores(error, std)
+    z = np.array([2.5, -1.0, 1.5, 0.0])
+    assert s.n == 4
+    assert_allclose(s.mae, 1.25, rtol=0, atol=1e-14)
+    assert_allclose(s.rmse, math.sqrt(11 / 4), rtol=0, atol=1e-14)
+    assert s.coverage95 == 0.75
+    assert_allclose(s.z_std, math.sqrt((z**2).mean() - z.mean() ** 2), rtol=0, atol=1e-14)
+    nll = -sum(math.log(math.exp(-0.5 * (e / v) ** 2) / (v * math.sqrt(2 * math.pi))) for e, v in zip(error, std)) / 4
+    assert_allclose(s.nll, nll, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("scale", "coverage", "z_std"), [(1.0, 0.95, 1.0), (2.0, 0.99991, 0.5), (0.5, 0.67291, 2.0)])
+def test_scores_of_draws_from_the_stated_distribution(scale: float, coverage: float, z_std: float):
+    rng = np.random.default_rng(0)
+    std = rng.uniform(0.5, 2.0, 40000)
+    s = scores(std * rng.standard_normal(40000), scale * std)
+    assert abs(s.coverage95 - coverage) < 0.007
+    assert abs(s.z_std - z_std) < 0.01 * z_std
+    entropy = np.log(std).mean() + 0.5 * math.log(2 * math.pi)
+    assert abs(s.nll - (entropy + math.log(scale) + 0.5 / scale**2)) < 0.03 / scale**2
+    assert 0.2 < s.spearman < 0.5  # perfect stds rank the errors, which are draws, only so far
+
+
+def test_rank_correlation_is_spearmans_with_ties():
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 6, 50).astype(float)
+    y = x + rng.integers(0, 6, 50)
+    assert_allclose(rank_correlation(x, y), spearmanr(x, y).statistic, rtol=0, atol=1e-12)
+    assert_allclose(rank_correlation(x, -y), -spearmanr(x, y).statistic, rtol=0, atol=1e-12)
+    assert math.isnan(rank_correlation(x, np.ones(50)))
+
+
+def test_undefined_scores_are_null_in_json():
+    empty = scores(np.zeros(0), np.zeros(0)).to_json()
+    assert empty == {**dict.fromkeys(SCORES - {"n"}), "n": 0}
+    one = scores(np.array([0.1]), np.array([0.2])).to_json()
+    assert one["z_std"] is None
+    assert one["spearman"] is None
+    assert one["mae"] == pytest.approx(0.1, abs=1e-15)
+    json.dumps([empty, one], allow_nan=False)
+
+
+def test_a_std_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="positive"):
+        scores(np.ones(2), np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="2 errors"):
+        scores(np.ones(2), np.ones(3))
+
+
+def test_evaluation_is_what_the_model_predicts(model: MultiFidelityGP, held_out: list[Frame]):
+    result = evaluate(model, held_out, "high")
+    predictions = [model.predict(f.atoms, "high") for f in held_out]
+    energy = np.array([(p.energy - f.energy) / len(f.atoms) for p, f in zip(predictions, held_out)])
+    forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, held_out)])
+    stress = np.concatenate([p.stress - f.stress for p, f in zip(predictions, held_out)])
+    assert np.abs(forces).max() > 1e-3  # eV/Å: something to score
+    assert_allclose(result.energy.error, energy, rtol=0, atol=1e-12)
+    assert_allclose(result.forces.error, forces, rtol=0, atol=1e-12)
+    assert result.stress is not None
+    assert_allclose(result.stress.error, stress, rtol=0, atol=1e-14)
+    assert result.n_structures == len(held_out)
+    assert result.n_atoms == sum(len(f.atoms) for f in held_out)
+    mae = [s.mae * s.n for s in result.forces_by_species().values()]
+    assert set(result.forces_by_species()) == {"Cu", "Au"}
+    assert_allclose(sum(mae), np.abs(forces).sum(), rtol=0, atol=1e-10)
+
+
+def test_json_is_the_contract(model: MultiFidelityGP, held_out: list[Frame]):
+    values = json.loads(json.dumps(evaluate(model, held_out, "high").to_json(), allow_nan=False))
+    assert set(values) == CONTRACT
+    assert all(set(values[kind]) == SCORES for kind in ("energy", "forces", "stress"))
+    assert values["forces"]["n"] == 3 * values["n_atoms"]
+    without = [replace(f, stress=None) for f in held_out]
+    assert evaluate(model, without, "high").to_json()["stress"] is None
+
+
+def test_masked_forces_do_not_count(model: MultiFidelityGP, held_out: list[Frame]):
+    frame = held_out[0]
+    assert frame.forces is not None
+    wrong = frame.forces.copy()
+    wrong[1] = 1e3
+    mask = np.array([True, False, *[True] * (len(frame.atoms) - 2)])
+    result = evaluate(model, [replace(frame, forces=wrong, force_mask=mask)], "high")
+    assert len(result.forces.label) == 3 * (len(frame.atoms) - 1)
+    assert result.forces.scores.mae < 10.0  # eV/Å
+    assert (result.force_species == np.repeat(frame.atoms.numbers[mask], 3)).all()
+
+
+def test_isolated_atoms_count_by_their_energy_only(model: MultiFidelityGP, held_out: list[Frame]):
+    frame = replace(
+        held_out[0], atoms=Atoms("Cu"), energy=1.0, forces=np.zeros((1, 3)), stress=None, isolated_atom=True,
+        force_mask=np.array([True]),
+    )  # fmt: skip
+    result = evaluate(model, [frame], "high")
+    assert (len(result.energy.label), len(result.forces.label)) == (1, 0)
+    assert result.to_json()["forces"]["n"] == 0
+
+
+def test_label_std_is_that_of_a_draw(model: MultiFidelityGP, held_out: list[Frame]):
+    """Functions drawn from the posterior plus noise of the kind's definition: their spread is label_std."""
+    frame = held_out[0]
+    n, volume = len(frame.atoms), frame.atoms.get_volume()
+    joint = model.distribution(frame.atoms, "high")
+    torch.manual_seed(0)
+    draws = joint.sample(torch.Size([20000])).numpy()
+    rng = np.random.default_rng(0)
+    energy_noise, force_noise, virial_noise = model.noise.noise[1].tolist()
+    noise = np.concatenate([[energy_noise * n**0.5], np.full(3 * n, force_noise), np.full(6, virial_noise * n**0.5)])
+    spread = (draws + noise * rng.standard_normal(draws.shape)).std(axis=0)
+    std = label_std(model, frame, model.predict(frame.atoms, "high"))
+    assert std.stress is not None
+    stated = np.concatenate([[std.energy], std.forces.ravel(), volume * std.stress])
+    assert_allclose(stated / spread, 1.0, rtol=0, atol=0.03)
+
+
+def test_labels_with_their_own_sigma_have_that_noise(model: MultiFidelityGP, held_out: list[Frame]):
+    frame = replace(held_out[0], energy_sigma=0.7, force_sigma=0.9)
+    p = model.predict(frame.atoms, "high")
+    std = label_std(model, frame, p)
+    n = len(frame.atoms)
+    rows = labelled_rows(replace(frame, stress=None), torch.eye(3 * n + 7), torch.zeros(3 * n + 7), (0.1, 0.1))
+    scale = rows["given"][0].diagonal()  # of rows whose noise is 1
+    assert_allclose(std.energy**2 - p.energy_std**2, float(scale[0]) ** -2, rtol=0, atol=1e-6)
+    assert_allclose(std.forces**2 - p.forces_std**2, float(scale[1]) ** -2, rtol=0, atol=1e-6)
+
+
+def test_label_std_needs_uncertainty(model: MultiFidelityGP, held_out: list[Frame]):
+    with pytest.raises(ValueError, match="full"):
+        label_std(model, held_out[0], model.predict(held_out[0].atoms, "high", uncertainty="none"))
+
+
+def test_a_frame_set_is_scored_at_its_level(model: MultiFidelityGP, two_levels: FrameSet):
+    assert evaluate(model, two_levels, "low").n_structures == len(two_levels.of("low"))
+
+
+def test_errors_name_the_input(model: MultiFidelityGP, held_out: list[Frame]):
+    with pytest.raises(DataError, match="low, high"):
+        evaluate(model, held_out, "medium")
+    with pytest.raises(DataError, match="no labelled frame"):
+        evaluate(model, [], "high")
+    strange = replace(held_out[0], atoms=Atoms("Al4", positions=held_out[0].atoms.positions), source="x.extxyz frame 7")
+    with pytest.raises(DataError, match=r"x\.extxyz frame 7.*Al.*Cu, Au"):
+        evaluate(model, [strange], "high")
+
+
+def test_frames_marked_test_are_scored_unless_all_are_wanted(two_levels: FrameSet):
+    high = read_frames({"high": [marked(f) for f in two_levels.of("high")]})
+    chosen, note = frames_to_score(high, "high", two_levels.levels)
+    assert len(chosen) == 4
+    assert all(f.held_out for f in chosen)
+    assert note == "4 frames marked test at level high; left out 5 not marked test (--all takes them)"
+    assert len(frames_to_score(high, "high", two_levels.levels, everything=True)[0]) == 9
+    unmarked = FrameSet(high.levels, tuple(f for f in high if not f.held_out))
+    assert frames_to_score(unmarked, "high", two_levels.levels) == (list(unmarked), "5 labelled frames at level high")
+
+
+def test_frames_of_other_levels_or_without_labels_are_left_out(two_levels: FrameSet):
+    low, other = marked(two_levels.of("low")[0]), marked(two_levels.of("low")[1])
+    other.info["head"] = other.info.pop("fidelity")
+    tagged, untagged, foreign = (marked(f) for f in two_levels.of("high")[:3])
+    untagged.info.pop("fidelity")
+    foreign.info["fidelity"] = "some bookkeeping"
+    bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
+    frames = read_frames({"high": [low, other, tagged, untagged, foreign, bare]})
+    chosen, note = frames_to_score(frames, "high", two_levels.levels)
+    assert [f.energy for f in chosen] == [f.energy for f in two_levels.of("high")[:3]]
+    assert note == "3 labelled frames at level high; left out 2 of other levels, 1 without labels"
+    with pytest.raises(DataError, match="tagged with other levels"):
+        frames_to_score(read_frames({"high": [low]}), "high", two_levels.levels)
+
+
+def test_training_residuals_are_those_of_the_predictions(model: MultiFidelityGP, two_levels: FrameSet):
+    rows = {(r.level, r.kind): r for r in training_residuals(model)}
+    for level in two_levels.levels:
+        frames = two_levels.training().of(level)
+        predictions = [model.predict(f.atoms, level, uncertainty="none") for f in frames]
+        forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, frames)])
+        energy = np.array([(p.energy - f.energy) / len(f.atoms) ** 0.5 for p, f in zip(predictions, frames)])
+        assert rows[level, "forces"].count == forces.size
+        assert np.sqrt((forces**2).mean()) > 1e-3  # eV/Å
+        assert_allclose(rows[level, "forces"].residual, np.sqrt((forces**2).mean()), rtol=0, atol=1e-7)
+        assert_allclose(rows[level, "energy"].residual, np.sqrt((energy**2).mean()), rtol=0, atol=1e-6)
+        assert rows[level, "forces"].residual < rows[level, "forces"].labels
+
+
+def marked(frame: Frame) -> Atoms:
+    """Labelled Atoms with the split mark of the frame."""
+    atoms = to_atoms(frame)
+    if frame.split is not None:
+        atoms.info["split"] = frame.split
+    return atoms
