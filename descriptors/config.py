@@ -10,7 +10,10 @@ HARD_CUTOFF_DECAY = 1e-3  # DScribe keeps neighbours whose Gaussian still exceed
 
 
 class RadialScaling(BaseModel):
-    """u(r) = 1 / (1 + (r/r0)^m), the weight of a neighbour at distance r (Willatt, Musil & Ceriotti, PCCP 20, 29661)."""
+    """u(r) = 1 / (1 + (r/r0)^m), the weight of a neighbour at distance r.
+
+    Willatt, Musil & Ceriotti, Phys. Chem. Chem. Phys. 20, 29661 (2018).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,6 +1,6 @@
 """Derivatives of the features: dq/dr per (centre, atom) and dq/d(strain).
 
-For a pair (i, j) with H_a = w G_nl in the channels of j's species (contracted, if there is a contraction) and R = |r_ij|,
+For a pair (i, j) with H_a = w G_nl in the channels of j's species (contracted, if there is a contraction), R = |r_ij|,
 
     dc_{a lm}/dr_ij = H_a grad S_lm + dH_a/dR rhat S_lm
     F_ab = sum_m (dc_a/dr_ij) c_b = H_a U_b + dH_a/dR rhat V_b,      U_b = sum_m grad S_lm c_b,   V_b = sum_m S_lm c_b
@@ -70,6 +70,7 @@ def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Ja
     d_positions = _feature_slopes(soap, ex, positions, h, moved, along)
     total = d_positions.new_zeros(len(centres), *d_positions.shape[1:]).index_add_(0, positions.centre, d_positions)
     d_positions.index_copy_(0, own, total.neg_())
+    del total
     voigt = _voigt_products(env.vectors)
     strained = [voigt[:, None] @ m for m in moved]  # [l] of [pair, 2, 6, K_l]
     return Jacobian(

@@ -2,8 +2,8 @@
 
     p_{ab l} = pi sqrt(8 / (2l + 1)) sum_m c_{a lm} c_{b lm},    q = p / |p|
 
-Only a <= b is kept, off-diagonal entries times sqrt(2), so that the dot product of two q is the sum over all (a, b), the
-SOAP kernel (Bartok, Kondor & Csanyi, PRB 87, 184115 (2013)). Entries are ordered l, then (a, b) through the upper triangle.
+Only a <= b is kept, off-diagonal entries times sqrt(2), so that the dot product of two q is the sum over all (a, b):
+the SOAP kernel (Bartok, Kondor & Csanyi, PRB 87, 184115 (2013)). Entries are ordered l, then the upper triangle (a, b).
 
 With M_ab = dE/dp_ab (symmetric; times sqrt(2) off the diagonal, 2 on it) the reverse pass is dE/dc_a = sum_b M_ab c_b.
 """

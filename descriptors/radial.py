@@ -9,7 +9,8 @@ g_nl(r) Y_lm with Gaussian-type orbitals, orthonormalised after Loewdin,
 a_n evenly spaced from 1 Å to r_cut (Himanen et al., Comput. Phys. Commun. 247, 106949 (2020): DScribe). From
 
     int exp(-eta |r - R|^2) r^l exp(-alpha r^2) Y_lm(r) d3r
-        = (pi / (alpha + eta))^(3/2) (eta / (alpha + eta))^l exp(-gamma R^2) R^l Y_lm(R),   gamma = alpha eta / (alpha + eta)
+        = (pi / (alpha + eta))^(3/2) (eta / (alpha + eta))^l exp(-gamma R^2) R^l Y_lm(R),
+    gamma = alpha eta / (alpha + eta)
 
 the coefficients are c_nlm = sum_j w(r_j) G_nl(r_j) S_lm(r_j) with solid harmonics S_lm = r^l Y_lm and
 

@@ -57,8 +57,8 @@ class Expansion:
 class SOAP:
     """The descriptor for a fixed set of species.
 
-    species: atomic numbers in any order. Constants are held in float64 on the CPU and follow the inputs' dtype and device.
-    Raises ValueError for an empty or repeated set of species, for a contraction that does not fit, and where the radial
+    species: atomic numbers in any order. Constants are held in float64 on the CPU; what is computed has the dtype and
+    device of the inputs. Raises ValueError for an empty or repeated set of species, for a contraction that does not fit, and where the radial
     basis cannot be orthonormalised.
     """
 
@@ -176,11 +176,12 @@ def expand_environments(soap: SOAP, env: Environments) -> Expansion:
 
 
 def jacobian_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
-    """Upper estimate of the memory of each centre's share of a Jacobian, what it is made from included, [centre] bytes."""
-    pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # images counted apart
-    n_harmonics = (soap.config.l_max + 1) ** 2
-    coefficients = sum(k * (2 * l + 1) for l, k in enumerate(soap.layout.widths))  # noqa: E741
-    per_row = 3 * (soap.n_features + 2 * coefficients + soap.config.n_max * n_harmonics)
-    per_slot = 20 * n_harmonics + 6 * soap.config.n_max * (soap.config.l_max + 1)
-    per_centre = 6 * (soap.n_features + 2 * coefficients)
-    return nb.vectors.element_size() * ((pairs + 1) * per_row + PADDING * pairs * per_slot + per_centre)
+    """Memory of each centre's share of a Jacobian and of what it is made from, [centre] bytes, with pairs of one atom's
+    images counted as if they were different atoms: an upper estimate.
+    """
+    pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # [centre]
+    n_degrees, n_features = soap.config.l_max + 1, soap.n_features
+    per_slot = 8 * n_degrees**2 + 4 * soap.config.n_max * n_degrees  # harmonics and radial functions, with slopes
+    per_pair = 20 * sum(soap.layout.widths)  # factors of the outer products: 2 + 2 * 3 + 2 * 6
+    numbers = pairs * (per_pair + PADDING * per_slot) + 3 * n_features * (pairs + 1) + 9 * n_features
+    return nb.vectors.element_size() * numbers

@@ -32,7 +32,7 @@ class MultiFidelityCalculator(Calculator):
     component (eV/Å) with `full`, of a local energy (eV) with `energies`.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE has it)
 
     def __init__(
         self,

@@ -76,7 +76,10 @@ def maximise_evidence(
     max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
-    """X
+    """Maximise log p(y) + log p(rho) in place; the modules keep the best parameters seen.
+
+    species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
+    with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
     """
     objective = Evidence(noise, prior)
     parameters = [p for p in objective.parameters() if p.requires_grad]

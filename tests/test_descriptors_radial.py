@@ -46,7 +46,7 @@ def test_orbitals_are_orthonormal_and_decay_at_their_radii() -> None:
 def test_functions_are_the_overlap_of_a_gaussian_with_an_orbital(distance: float) -> None:
     """int exp(-eta |r - R|^2) g_nl(r) Y_lm = G_nl(R) R^l Y_lm(R), by radial quadrature of the Gaussian's expansion.
 
-    exp(-eta |r - R|^2) = 4 pi exp(-eta (r^2 + R^2)) sum_lm i_l(2 eta r R) Y_lm(r) Y_lm(R), i_l modified spherical Bessel.
+    exp(-eta |r - R|^2) = 4 pi exp(-eta (r^2 + R^2)) sum_lm i_l(2 eta r R) Y_lm(r) Y_lm(R); i_l: modified Bessel.
     """
     alphas, betas = gto_orbitals(SMALL.r_cut, SMALL.n_max, SMALL.l_max)
     ours = radial_functions(radial_basis(SMALL), torch.tensor([distance], dtype=torch.float64))[:, 0]  # [l, n]

@@ -54,7 +54,7 @@ def test_dot_products_are_the_soap_kernel() -> None:
     atoms = ethanol()
     soap = _soap(atoms)
     coefficients = soap.coefficients(soap.neighborhoods([atoms]))
-    products = [c @ c.transpose(1, 2) * np.pi * np.sqrt(8 / (2 * l + 1)) for l, c in enumerate(coefficients)]  # noqa: E741
+    products = [c @ c.transpose(1, 2) * np.pi * np.sqrt(8 / c.shape[2]) for c in coefficients]  # 2l+1 = c.shape[2]
     full = torch.cat([p.flatten(1) for p in products], dim=1)  # [centre, all (l, a, b)]
     kernel = full @ full.T
     norms = kernel.diagonal().sqrt()

@@ -43,7 +43,13 @@ def test_scores_of_a_few_numbers():
     assert_allclose(s.rmse, math.sqrt(11 / 4), rtol=0, atol=1e-14)
     assert s.coverage95 == 0.75
     assert_allclose(s.z_std, math.sqrt((z**2).mean() - z.mean() ** 2), rtol=0, atol=1e-14)
-    nll = -sum(math.log(math.exp(-0.5 * (e / v) ** 2) / (v * math.sqrt(2 * math.pi))) for e, v in zip(error, std)) / 4
+    nll = (
+        -sum(
+            math.log(math.exp(-0.5 * (e / v) ** 2) / (v * math.sqrt(2 * math.pi)))
+            for e, v in zip(error, std, strict=True)
+        )
+        / 4
+    )
     assert_allclose(s.nll, nll, rtol=0, atol=1e-13)
 
 
@@ -88,9 +94,9 @@ def test_a_std_that_is_not_positive_is_refused():
 def test_evaluation_is_what_the_model_predicts(model: MultiFidelityGP, held_out: list[Frame]):
     result = evaluate(model, held_out, "high")
     predictions = [model.predict(f.atoms, "high") for f in held_out]
-    energy = np.array([(p.energy - f.energy) / len(f.atoms) for p, f in zip(predictions, held_out)])
-    forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, held_out)])
-    stress = np.concatenate([p.stress - f.stress for p, f in zip(predictions, held_out)])
+    energy = np.array([(p.energy - f.energy) / len(f.atoms) for p, f in zip(predictions, held_out, strict=True)])
+    forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, held_out, strict=True)])
+    stress = np.concatenate([p.stress - f.stress for p, f in zip(predictions, held_out, strict=True)])
     assert np.abs(forces).max() > 1e-3  # eV/Å: something to score
     assert_allclose(result.energy.error, energy, rtol=0, atol=1e-12)
     assert_allclose(result.forces.error, forces, rtol=0, atol=1e-12)
@@ -139,9 +145,9 @@ def test_label_std_is_that_of_a_draw(model: MultiFidelityGP, held_out: list[Fram
     frame = held_out[0]
     n, volume = len(frame.atoms), frame.atoms.get_volume()
     joint = model.distribution(frame.atoms, "high")
-    torch.manual_seed(0)
-    draws = joint.sample(torch.Size([20000])).numpy()
     rng = np.random.default_rng(0)
+    mean, covariance = joint.mean.numpy(), joint.covariance_matrix.numpy()  # singular: forces add up to zero
+    draws = rng.multivariate_normal(mean, covariance, 20000, method="eigh")
     energy_noise, force_noise, virial_noise = model.noise.noise[1].tolist()
     noise = np.concatenate([[energy_noise * n**0.5], np.full(3 * n, force_noise), np.full(6, virial_noise * n**0.5)])
     spread = (draws + noise * rng.standard_normal(draws.shape)).std(axis=0)
@@ -212,8 +218,10 @@ def test_training_residuals_are_those_of_the_predictions(model: MultiFidelityGP,
     for level in two_levels.levels:
         frames = two_levels.training().of(level)
         predictions = [model.predict(f.atoms, level, uncertainty="none") for f in frames]
-        forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, frames)])
-        energy = np.array([(p.energy - f.energy) / len(f.atoms) ** 0.5 for p, f in zip(predictions, frames)])
+        forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, frames, strict=True)])
+        energy = np.array(
+            [(p.energy - f.energy) / len(f.atoms) ** 0.5 for p, f in zip(predictions, frames, strict=True)]
+        )
         assert rows[level, "forces"].count == forces.size
         assert np.sqrt((forces**2).mean()) > 1e-3  # eV/Å
         assert_allclose(rows[level, "forces"].residual, np.sqrt((forces**2).mean()), rtol=0, atol=1e-7)

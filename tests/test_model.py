@@ -274,7 +274,7 @@ def test_unusable_structures_are_named(model: MultiFidelityGP) -> None:
         model.predict(Atoms("Ni"))
     with pytest.raises(DataError, match="unknown level 'ccsd'; this model has low, high"):
         model.predict(CLUSTER, "ccsd")
-    with pytest.raises(DataError, match="0.3"):
+    with pytest.raises(DataError, match=r"0\.3"):
         model.predict(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.1]]))
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from ase import units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import thermalize_momenta, Stationary
 from ase.md.verlet import VelocityVerlet
 from rich.console import Console
 from rich.table import Table
@@ -36,8 +36,12 @@ console = Console()
 
 def main(
     out: Annotated[Path, typer.Option(help="Where plots and the model go.")] = Path("out/lmfp"),
-    sizes: Annotated[str, typer.Option(help="Magnetic training structures, comma-separated; `all` is all.")] = "5,10,20,all",
-    n_inducing: Annotated[int | None, typer.Option(help="Override the configuration's number of inducing points.")] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Magnetic training structures, comma-separated; `all` is all.")
+    ] = "5,10,20,all",
+    n_inducing: Annotated[
+        int | None, typer.Option(help="Override the configuration's number of inducing points.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of 1 fs of the NVE run.")] = 200,
 ) -> None:
     """Fit the LMFP set at growing numbers of magnetic structures, then run a short NVE."""
@@ -78,7 +82,16 @@ def above_chgnet(training: FrameSet, held_out: FrameSet, config: FitConfig, size
 def table(points: list[Point], n_test: int) -> Table:
     """Errors and coverage of every fit."""
     out = Table(title=f"held-out magnetic structures (n = {n_test})")
-    for name in ("mag structures", "model", "energy MAE", "force MAE", "energy in 95 %", "forces in 95 %", "rho", "fit"):
+    for name in (
+        "mag structures",
+        "model",
+        "energy MAE",
+        "force MAE",
+        "energy in 95 %",
+        "forces in 95 %",
+        "rho",
+        "fit",
+    ):
         out.add_column(name, justify="left" if name == "model" else "right")
     for p in points:
         energy, forces = p.evaluation.energy.scores, p.evaluation.forces.scores
@@ -102,7 +115,7 @@ def molecular_dynamics(model: MultiFidelityGP, held_out: FrameSet, steps: int) -
     atoms = held_out.of(model.levels[-1])[0].atoms.copy()
     atoms.calc = model.calculator(uncertainty="energies")
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
+    thermalize_momenta(atoms, temperature_K=300, rng=rng)
     Stationary(atoms)
     dynamics = VelocityVerlet(atoms, timestep=1.0 * units.fs)
     energies, stds = [], []

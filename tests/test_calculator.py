@@ -1,0 +1,102 @@
+"""The ASE calculator: results, relaxation and molecular dynamics through it, and its warnings."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces
+from ase.filters import FrechetCellFilter
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from conftest import alloy
+from numpy.testing import assert_allclose
+
+from mfgp import DataError, MultiFidelityGP
+from mfgp.calculator import UncertaintyWarning
+
+CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
+
+
+def test_results_hold_means_and_standard_deviations(model: MultiFidelityGP) -> None:
+    atoms = alloy(90)
+    atoms.calc = model.calculator(fidelity="low")
+    p = model.predict(atoms, "low")
+    assert atoms.get_potential_energy() == p.energy == atoms.get_potential_energy(force_consistent=True)
+    assert_allclose(atoms.get_forces(), p.forces, rtol=0, atol=1e-12)
+    assert_allclose(atoms.get_stress(), p.stress, rtol=0, atol=1e-12)
+    assert_allclose(atoms.get_potential_energies().sum(), p.energy, rtol=0, atol=1e-9)
+    results = atoms.calc.results
+    assert results["energy_std"] > 0
+    for name, shape in (("energies_std", (4,)), ("forces_std", (4, 3)), ("stress_std", (6,))):
+        assert results[name].shape == shape
+        assert (results[name] >= 0).all()
+
+
+def test_forces_agree_with_ase_finite_differences(model: MultiFidelityGP) -> None:
+    atoms = alloy(91)
+    atoms.calc = model.calculator(uncertainty="none")
+    forces = atoms.get_forces()
+    assert np.abs(forces).max() > 0.1
+    assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), rtol=0, atol=1e-6)
+
+
+def test_molecule_has_no_stress(model: MultiFidelityGP) -> None:
+    atoms = CLUSTER.copy()
+    atoms.calc = model.calculator()
+    assert np.isfinite(atoms.get_potential_energy())
+    assert "stress" not in atoms.calc.results
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
+
+
+def test_relaxation_of_positions_and_cell_lowers_the_energy(model: MultiFidelityGP) -> None:
+    atoms = alloy(92)
+    atoms.calc = model.calculator(uncertainty="none")
+    before = atoms.get_potential_energy()
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.05, steps=60)
+    assert atoms.get_potential_energy() < before - 0.01
+
+
+@pytest.mark.slow
+def test_nve_error_falls_fourfold_when_the_step_halves(model: MultiFidelityGP) -> None:
+    def spread(timestep: float) -> float:
+        atoms = alloy(93, rattle=0.03)
+        atoms.calc = model.calculator(uncertainty="none")
+        thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(1))
+        energies: list[float] = []
+        dynamics = VelocityVerlet(atoms, timestep=timestep * units.fs)
+        dynamics.attach(lambda: energies.append(atoms.get_total_energy()))
+        dynamics.run(int(200 / timestep))
+        return float(np.std(energies))
+
+    coarse, fine = spread(4.0), spread(2.0)
+    assert coarse > 1e-6  # eV: something to get wrong
+    assert 3.0 < coarse / fine < 5.0
+
+
+def test_threshold_warns_and_names_the_atom(model: MultiFidelityGP) -> None:
+    atoms = alloy(94)
+    for uncertainty, name in (("full", "forces_std"), ("energies", "energies_std")):
+        atoms.calc = model.calculator(uncertainty=uncertainty, uncertainty_threshold=1e-9)
+        with pytest.warns(UncertaintyWarning, match=rf"{name} of atom \d \((Cu|Au)\)"):
+            atoms.get_potential_energy()
+        atoms.calc = model.calculator(uncertainty=uncertainty, uncertainty_threshold=1e9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            atoms.get_potential_energy()
+
+
+def test_unknown_settings_and_elements(model: MultiFidelityGP) -> None:
+    with pytest.raises(ValueError, match="full, energies or none"):
+        model.calculator(uncertainty="some")
+    with pytest.raises(ValueError, match="needs uncertainty"):
+        model.calculator(uncertainty="none", uncertainty_threshold=0.1)
+    atoms = Atoms("CuNi", positions=[[0, 0, 0], [2.4, 0, 0]])
+    atoms.calc = model.calculator()
+    with pytest.raises(DataError, match="not seen Ni"):
+        atoms.get_potential_energy()

@@ -1,0 +1,381 @@
+"""The command line: what it writes, and one clean line and an exit code for every mistake of a user."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from numpy.testing import assert_allclose
+from typer.testing import CliRunner, Result
+
+import mfgp
+from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.cli import app
+from mfgp.frames import to_atoms
+from mfgp.model_file import read_header
+from mfgp.report import PLOTS
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def ok(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*arguments: object, code: int = 1) -> str:
+    """The error message of a command that must fail cleanly."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)  # no traceback
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, two_levels: FrameSet, config: FitConfig) -> Path:
+    """low.extxyz, high.extxyz (its held-out frames marked), config.yaml."""
+    path = tmp_path_factory.mktemp("data")
+    for level in two_levels.levels:
+        frames = []
+        for frame in two_levels.of(level):
+            frames.append(to_atoms(frame))
+            if frame.split is not None:
+                frames[-1].info["split"] = frame.split
+        ase.io.write(path / f"{level}.extxyz", frames)
+    settings = config.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_file(folder: Path, model: MultiFidelityGP) -> Path:
+    model.save(folder / "ready.mfgp")
+    return folder / "ready.mfgp"
+
+
+def leftovers(path: Path) -> list[str]:
+    return [p.name for p in path.iterdir() if p.name.startswith(".")]
+
+
+def test_help_is_quick_and_complete():
+    code = "import sys; from mfgp.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert all(command in out for command in ("fit", "evaluate", "predict", "info", "doctor"))
+    assert not any(f"'{name}'" in out for name in ("torch", "scipy", "matplotlib", "pydantic"))
+    assert ok("--version").output == f"mfgp {mfgp.__version__}\n"
+
+
+def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
+    result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp")
+    for text in ("estimate:", "GFLOP/s", "rho by central species", "low → high", "e0 (eV)", "training residuals"):
+        assert text in result.stdout
+    fitted = MultiFidelityGP.load(tmp_path / "m.mfgp")
+    atoms = ase.io.read(folder / "high.extxyz")
+    assert_allclose(fitted.predict(atoms).forces, model.predict(atoms).forces, rtol=0, atol=1e-4)
+    assert leftovers(tmp_path) == []
+
+
+def test_fit_says_what_it_did_differently(folder: Path, tmp_path: Path):
+    settings = ("--set", "model.n_inducing=500", "--set", "model.zeta=1", "--set", "training.max_iterations=1")
+    notices = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", *settings).stderr
+    fitted = MultiFidelityGP.load(tmp_path / "m.mfgp")
+    assert fitted.config.model.zeta == 1
+    assert fitted.basis.size < 500
+    assert f"note: {fitted.basis.size} inducing points, not 500" in notices
+    assert "raise training.max_iterations" in notices
+
+
+def test_dry_run_estimates_and_writes_nothing(folder: Path, tmp_path: Path):
+    result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", "--dry-run")
+    assert "estimate:" in result.stdout
+    assert "rho" not in result.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert "estimate:" in ok("fit", folder / "config.yaml", "--dry-run").stdout
+
+
+def test_fit_refuses_bad_settings(folder: Path, tmp_path: Path):
+    config, out = folder / "config.yaml", tmp_path / "m.mfgp"
+    message = refused("fit", config, "-o", out, "--set", "descriptor.rcut=4")
+    assert message.startswith("error: ")
+    assert "did you mean descriptor.r_cut?" in message
+    assert "no such file" in refused("fit", tmp_path / "absent.yaml", "-o", out)
+    assert "name one with -o MODEL" in refused("fit", config)
+    assert "is a directory" in refused("fit", config, "-o", tmp_path)
+    assert "there is no directory" in refused("fit", config, "-o", tmp_path / "absent" / "m.mfgp")
+    assert "key=value" in refused("fit", config, "-o", out, "--set", "seed")
+    (tmp_path / "bare.yaml").write_text("seed: 1\n")
+    assert "no `fidelities:`" in refused("fit", tmp_path / "bare.yaml", "-o", out)
+    assert leftovers(tmp_path) == []
+    assert not out.exists()
+
+
+def test_fit_refuses_bad_data(folder: Path, tmp_path: Path):
+    config, out = folder / "config.yaml", tmp_path / "m.mfgp"
+    assert "no file 'gone.extxyz'" in refused("fit", config, "-o", out, "--set", "fidelities.0.train=gone.extxyz")
+    frames = ase.io.read(folder / "low.extxyz", ":3")
+    frames[1].arrays["REF_forces"][2, 0] = np.nan
+    ase.io.write(folder / "nan.extxyz", frames)
+    message = refused("fit", config, "-o", out, "--set", "fidelities.0.train=nan.extxyz")
+    assert "nan.extxyz frame 1" in message
+    assert "NaN force on atoms [2]" in message
+    for atoms in (frames := ase.io.read(folder / "low.extxyz", ":2")):
+        atoms.info["split"] = "test"
+    ase.io.write(folder / "held.extxyz", frames)
+    assert "no training frame" in refused("fit", config, "-o", out, "--set", "fidelities.0.train=held.extxyz")
+    message = refused("fit", config, "-o", out, "--set", "keys.energy=dft_energy")
+    assert "'dft_energy'" in message
+    assert "REF_energy" in message  # found instead
+    assert not out.exists()
+
+
+def test_an_interrupted_fit_keeps_the_old_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "m.mfgp"
+    out.write_bytes(b"the old model")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mfgp.fitting.accumulate", interrupted)
+    assert "interrupted" in refused("fit", folder / "config.yaml", "-o", out, code=130)
+    assert out.read_bytes() == b"the old model"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "error: out of memory"),
+    ],
+    ids=["interrupt", "disk full", "memory"],
+)
+def test_a_failed_write_keeps_the_old_model(
+    failure: BaseException, code: int, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "m.mfgp"
+    out.write_bytes(b"the old model")
+
+    def half(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half a mod")
+        raise failure
+
+    monkeypatch.setattr("mfgp.model_file.save_file", half)
+    fast = ("--set", "training.optimise=false")
+    assert message in refused("fit", folder / "config.yaml", "-o", out, *fast, code=code)
+    assert out.read_bytes() == b"the old model"
+    assert leftovers(tmp_path) == []
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+import mfgp.model_file as model_file
+model = model_file.load(sys.argv[1])
+def half(tensors, path, metadata):
+    Path(path).write_bytes(b"half a mod")
+    os.kill(os.getpid(), signal.SIGKILL)
+model_file.save_file = half
+model.save(sys.argv[1])
+"""
+
+
+def test_a_process_killed_while_writing_keeps_the_old_model(model_file: Path, tmp_path: Path):
+    path = tmp_path / "m.mfgp"
+    path.write_bytes(model_file.read_bytes())
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == model_file.read_bytes()
+    assert MultiFidelityGP.load(path).levels == ("low", "high")
+
+
+def test_a_mistake_of_ours_is_not_hidden(model_file: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(path: Path) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("mfgp.model_file.read_header", broken)
+    assert isinstance(run("info", model_file).exception, RuntimeError)
+
+
+def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):
+    out, plots = tmp_path / "scores.json", tmp_path / "plots"
+    result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)
+    assert "4 frames marked test at level high; left out 5 not marked test (--all takes them)" in result.stderr
+    assert "high: 4 structures, 16 atoms" in result.stdout
+    scores = json.loads(out.read_text())
+    assert set(scores) == {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
+    assert scores["fidelity"] == "high"
+    frames = ase.io.read(folder / "high.extxyz", "5:")
+    errors = [model.predict(a, "high").forces - a.arrays["REF_forces"] for a in frames]
+    assert_allclose(scores["forces"]["mae"], np.abs(errors).mean(), rtol=0, atol=1e-7)
+    assert {p.name for p in plots.iterdir()} == {f"high_{name}.png" for name in PLOTS}
+    assert leftovers(tmp_path) == []
+
+
+def test_evaluate_takes_all_or_another_level(model_file: Path, folder: Path, tmp_path: Path):
+    out = tmp_path / "scores.json"
+    ok("evaluate", model_file, folder / "high.extxyz", "--all", "--json", out)
+    assert json.loads(out.read_text())["n_structures"] == 9
+    result = ok("evaluate", model_file, folder / "low.extxyz", "-f", "low", "--json", out)
+    assert json.loads(out.read_text())["fidelity"] == "low"
+    assert "12 labelled frames at level low" in result.stderr
+
+
+def test_evaluate_refuses_bad_input(model_file: Path, folder: Path, tmp_path: Path):
+    high = folder / "high.extxyz"
+    assert "unknown level 'medium'; this model has low, high" in refused("evaluate", model_file, high, "-f", "medium")
+    assert "no such file" in refused("evaluate", model_file, tmp_path / "absent.extxyz")
+    assert "tagged with other levels" in refused("evaluate", model_file, folder / "low.extxyz", "-f", "high")
+    assert "no directory" in refused("evaluate", model_file, high, "--json", tmp_path / "absent" / "s.json")
+    assert "is a file" in refused("evaluate", model_file, high, "--plots", high)
+    strange = Atoms("Al2", positions=[[0, 0, 0], [0, 0, 2.5]], info={"REF_energy": 1.0})
+    ase.io.write(tmp_path / "al.extxyz", strange)
+    message = refused("evaluate", model_file, tmp_path / "al.extxyz")
+    assert "al.extxyz frame 0" in message
+    assert "has not seen Al; it knows Cu, Au" in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "info"])
+def test_what_is_not_a_model_is_refused(command: str, model_file: Path, folder: Path, tmp_path: Path):
+    rest = {"evaluate": [folder / "high.extxyz"], "predict": [folder / "high.extxyz", "-o", tmp_path / "o.extxyz"]}
+    arguments = rest.get(command, [])
+    assert "no model file" in refused(command, tmp_path / "absent.mfgp", *arguments)
+    (tmp_path / "text.mfgp").write_text("not a model, whatever its name says")
+    assert "is not a complete model file" in refused(command, tmp_path / "text.mfgp", *arguments)
+    whole = model_file.read_bytes()
+    (tmp_path / "truncated.mfgp").write_bytes(whole[: len(whole) // 2])
+    assert "is not a complete model file" in refused(command, tmp_path / "truncated.mfgp", *arguments)
+    (tmp_path / "empty.mfgp").write_bytes(b"")
+    assert "is not a complete model file" in refused(command, tmp_path / "empty.mfgp", *arguments)
+    assert not (tmp_path / "o.extxyz").exists()
+
+
+def test_predict_writes_what_the_model_says(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):
+    out = tmp_path / "out.extxyz"
+    result = ok("predict", model_file, folder / "high.extxyz", "-o", out, "--fidelity", "low")
+    assert "wrote 9 structures at level low" in result.stderr
+    given = ase.io.read(folder / "high.extxyz", ":")
+    written = ase.io.read(out, ":")
+    for before, after in zip(given, written, strict=True):
+        p = model.predict(before, "low")
+        tight = {"rtol": 0, "atol": 2e-8}  # digits of the file
+        assert_allclose(after.get_potential_energy(), p.energy, **tight)
+        assert_allclose(after.get_forces(), p.forces, **tight)
+        assert_allclose(after.get_stress(), p.stress, **tight)
+        assert_allclose(after.calc.results["energies"], p.energies, **tight)
+        assert_allclose(after.info["energy_std"], p.energy_std, **tight)
+        assert_allclose(after.info["stress_std"], p.stress_std, **tight)
+        assert_allclose(after.arrays["forces_std"], p.forces_std, **tight)
+        assert_allclose(after.arrays["energies_std"], p.energies_std, **tight)
+        assert after.info["predicted_fidelity"] == "low"
+        assert_allclose(after.info["REF_energy"], before.info["REF_energy"], **tight)
+    assert np.abs(written[0].get_forces() - written[0].arrays["REF_forces"]).max() > 1e-3
+
+
+def test_predict_means_only_over_an_older_prediction(model_file: Path, folder: Path, tmp_path: Path):
+    first, second = tmp_path / "first.extxyz", tmp_path / "second.extxyz"
+    ok("predict", model_file, folder / "high.extxyz", "-o", first)
+    ok("predict", model_file, first, "-o", second, "--no-uncertainty")
+    one, two = ase.io.read(first), ase.io.read(second)
+    assert_allclose(two.get_forces(), one.get_forces(), rtol=0, atol=1e-6)
+    stds = {"energy_std", "stress_std", "forces_std", "energies_std"}
+    assert stds <= {*one.info, *one.arrays}
+    assert not stds & {*two.info, *two.arrays}
+
+
+def test_predict_of_a_molecule_has_no_stress(model_file: Path, tmp_path: Path):
+    ase.io.write(tmp_path / "in.xyz", Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.4]]))
+    ok("predict", model_file, tmp_path / "in.xyz", "-o", tmp_path / "out.extxyz")
+    out = ase.io.read(tmp_path / "out.extxyz")
+    assert "stress" not in out.calc.results
+    assert "stress_std" not in out.info
+    assert_allclose(out.get_forces().sum(axis=0), 0.0, rtol=0, atol=1e-7)
+
+
+def test_predict_refuses_bad_input(model_file: Path, folder: Path, tmp_path: Path):
+    high, out = folder / "high.extxyz", tmp_path / "out.extxyz"
+    out.write_text("older results")
+    assert "unknown level" in refused("predict", model_file, high, "-o", out, "-f", "top")
+    assert "no such file" in refused("predict", model_file, tmp_path / "absent.extxyz", "-o", out)
+    assert "is a directory" in refused("predict", model_file, high, "-o", tmp_path)
+    whole = high.read_text()
+    (tmp_path / "cut.extxyz").write_text(whole[: int(0.8 * len(whole))])
+    assert "truncated" in refused("predict", model_file, tmp_path / "cut.extxyz", "-o", out)
+    mixed = [ase.io.read(high), Atoms("CuAl", positions=[[0, 0, 0], [0, 0, 2.5]])]
+    ase.io.write(tmp_path / "mixed.extxyz", mixed)
+    message = refused("predict", model_file, tmp_path / "mixed.extxyz", "-o", out)
+    assert "mixed.extxyz frame 1" in message
+    assert "has not seen Al" in message
+    assert out.read_text() == "older results"
+
+
+def test_info_reads_the_header_alone(model_file: Path, tmp_path: Path, model: MultiFidelityGP):
+    out = ok("info", model_file).stdout
+    for text in ("low → high (cheapest first)", "Cu, Au", "r_cut 4.5 Å", "zeta 2", "none", model.data_hash()):
+        assert text in out
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith(("low", "high"))]
+    assert rows == ["low", "high", "low", "high", "low", "low", "high"]  # data, amplitudes, rho, e0: cheapest first
+    e0 = model.hyperparameters()["e0"]["high"]
+    assert f"{e0['Cu']:.4f}" in out
+
+
+def test_doctor_passes_good_data_and_fails_bad(folder: Path, tmp_path: Path):
+    good = ok("doctor", folder / "low.extxyz", folder / "high.extxyz")
+    assert "low → high" in good.stdout
+    frames = ase.io.read(folder / "low.extxyz", ":")
+    for atoms in frames:
+        atoms.arrays["REF_forces"] *= 0.0
+    ase.io.write(tmp_path / "zero.extxyz", frames)
+    result = run("doctor", tmp_path / "zero.extxyz", "--fidelity", "low")
+    assert result.exit_code == 1
+    assert "error: " in result.stdout
+    assert "error" in result.stdout.splitlines()[-1]
+
+
+def test_doctor_names_levels_and_labels(folder: Path, tmp_path: Path):
+    frames = ase.io.read(folder / "low.extxyz", ":4")
+    for atoms in frames:
+        del atoms.info["fidelity"]
+        atoms.info["dft_energy"] = atoms.info.pop("REF_energy")
+    ase.io.write(tmp_path / "cheap.extxyz", frames)
+    assert "cheap " in ok("doctor", tmp_path / "cheap.extxyz", "--key", "energy=dft_energy").stdout
+    named = ok("doctor", tmp_path / "cheap.extxyz", "-f", "nm", "--key", "energy=dft_energy").stdout
+    assert "nm " in named
+    assert "LABEL=NAME" in refused("doctor", tmp_path / "cheap.extxyz", "--key", "charge=q")
+    assert "2 names with --fidelity for 1 files" in refused("doctor", folder / "low.extxyz", "-f", "a", "-f", "b")
+    assert "no such file" in refused("doctor", tmp_path / "absent.extxyz")
+
+
+def test_doctor_reads_files_of_mixed_levels(folder: Path, tmp_path: Path):
+    frames = [*ase.io.read(folder / "low.extxyz", ":"), *ase.io.read(folder / "high.extxyz", ":")]
+    ase.io.write(tmp_path / "both.extxyz", frames)
+    lines = ok("doctor", tmp_path / "both.extxyz").stdout.splitlines()
+    counts = [line.split()[:2] for line in lines if line.startswith(("low ", "high ")) and "→" not in line]
+    assert counts == [["low", "12"], ["high", "9"]]
+
+
+def test_warnings_are_one_line(model_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def warned(*args: object) -> dict:
+        warnings.warn("something to know", stacklevel=2)
+        return header
+
+    header = read_header(model_file)
+    monkeypatch.setattr("mfgp.model_file.read_header", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert ok("info", model_file).stderr == "warning: something to know\n"

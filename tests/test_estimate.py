@@ -1,0 +1,173 @@
+"""The estimate of a fit: counts against brute force, growth where the cost grows, memory against a measured fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+
+from mfgp import DataError, FitConfig, FrameSet
+from mfgp.estimate import (
+    Counts,
+    Rates,
+    available_memory,
+    estimate,
+    memory_bytes,
+    pairs_per_centre,
+    product_rates,
+    seconds,
+)
+
+COUNTS = Counts(
+    atoms=np.array([1000, 3000]),
+    pairs=np.array([30e3, 90e3]),
+    candidates=np.array([1000.0, 3000.0]),
+    inducing=np.array([250.0, 750.0]),
+    n_features=2000,
+    n_frames=100,
+    n_rows=12700,
+    largest_rows=127,
+    largest_bytes=1e8,
+    n_columns=2,
+    levels=(0, 0, 1, 1),
+    n_levels=2,
+    evaluations=((600, 50.0), (1000, 18.0)),
+)
+RATES = Rates(gemm=1e10, gemv=1e9, per_atom=1e-3, per_pair=1e-4)
+
+
+def test_counts_of_a_known_case():
+    """One species, one level: the formulas of the module, term by term."""
+    c = replace(
+        COUNTS, atoms=np.array([100]), pairs=np.array([5000.0]), candidates=np.array([100.0]), inducing=np.array([50.0]),
+        n_features=300, n_frames=10, n_rows=370, n_columns=1, levels=(0,), n_levels=1, evaluations=((50, 20.0),),
+    )  # fmt: skip
+    s = seconds(c, RATES)
+    assert s["descriptors"] == pytest.approx(0.1, abs=1e-12)
+    assert s["derivatives"] == pytest.approx(0.5, abs=1e-12)
+    assert s["inducing points"] == pytest.approx((100 * 50 * 300 + 100 * 50**2 / 2) / 1e9, abs=1e-12)
+    assert s["rows"] == pytest.approx(2 * 3 * 5000 * 300 * 50 / 2 / 1e10, abs=1e-12)
+    gram, whitening, passes = 370 * 51**2, 370 * 50**2 / 2, 2 * 10 * 51**2
+    assert s["statistics"] == pytest.approx((gram + whitening) / 1e10 + passes / 1e9, abs=1e-12)
+    assert s["evidence"] == pytest.approx(20 * (51**3 / 2 / 1e10 + 7 * 51**2 / 1e9), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"pairs": 2 * COUNTS.pairs}, {"derivatives", "rows"}),
+        ({"atoms": 2 * COUNTS.atoms}, {"descriptors"}),
+        ({"n_features": 4000}, {"inducing points", "rows"}),
+        ({"inducing": 2 * COUNTS.inducing}, {"inducing points", "rows", "statistics", "evidence", "posterior"}),
+        ({"n_rows": 25400}, {"statistics"}),
+        ({"n_levels": 3, "levels": (0, 0, 1, 1, 2, 2)}, {"evidence", "posterior"}),
+        ({"evaluations": ((600, 100.0), (1000, 18.0))}, {"evidence"}),
+    ],
+    ids=["pairs", "atoms", "features", "inducing", "rows", "levels", "evaluations"],
+)
+def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
+    before, after = seconds(COUNTS, RATES), seconds(replace(COUNTS, **change), RATES)
+    if "evaluations" not in change and "inducing" in change:
+        after = seconds(replace(COUNTS, **change, evaluations=((1200, 50.0), (2000, 18.0))), RATES)
+    grown = {name for name in before if after[name] > before[name]}
+    assert grown == parts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"inducing": 2 * COUNTS.inducing}, {"n_features": 8000}, {"n_levels": 4, "levels": (0, 1, 2, 3)}],
+    ids=["inducing", "features", "levels"],
+)
+def test_memory_grows(change: dict):
+    assert memory_bytes(replace(COUNTS, **change)) > memory_bytes(COUNTS)
+
+
+def test_memory_does_not_grow_with_the_number_of_structures():
+    many = replace(COUNTS, n_frames=10**6, n_rows=10**9, atoms=10**5 * COUNTS.atoms, pairs=10**5 * COUNTS.pairs)
+    assert memory_bytes(many) == memory_bytes(COUNTS)
+
+
+def test_pairs_are_those_within_the_cutoff(two_levels: FrameSet, config: FitConfig):
+    from descriptors import SOAP
+
+    frame = two_levels.frames[0]
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    atoms.rattle(0.1, seed=0)
+    soap = SOAP(config.descriptor, (29,))
+    distance = atoms.get_all_distances(mic=True)  # the cell is less than two cutoffs wide: images count once
+    expected = (distance < config.descriptor.r_cut).sum(axis=1)
+    assert 13 < expected.max() <= 32
+    assert (pairs_per_centre(replace(frame, atoms=atoms), soap) == expected).all()
+    lonely = replace(frame, atoms=Atoms("Cu"))
+    assert pairs_per_centre(lonely, soap).tolist() == [1]
+
+
+def test_estimate_of_a_data_set(two_levels: FrameSet, config: FitConfig):
+    small = estimate(two_levels, config)
+    assert small.seconds == pytest.approx(sum(small.parts.values()), abs=1e-9)
+    assert min(small.parts.values()) >= 0.0
+    assert 0.1 < small.gemm_gflops < 1e5
+    assert small.n_features == (8 * 9 // 2) * 4  # 2 species * n_max 4 channels, l_max 3
+    deeper = config.model_copy(update={"descriptor": config.descriptor.model_copy(update={"n_max": 8})})
+    assert estimate(two_levels, deeper).n_features == (16 * 17 // 2) * 4
+    assert estimate(two_levels, deeper).memory_bytes > small.memory_bytes
+    contracted = config.model_copy(update={"descriptor": config.descriptor.model_copy(update={"contraction": 0.9})})
+    assert estimate(two_levels, contracted).n_features < small.n_features
+
+
+def test_nothing_to_train_on_is_an_error(two_levels: FrameSet, config: FitConfig):
+    with pytest.raises(DataError, match="no frame to train on"):
+        estimate(two_levels.held_out(), config)
+
+
+def test_rates_are_of_this_machine():
+    gemm, gemv = product_rates(torch.device("cpu"))
+    assert gemm > gemv > 1e7
+    free = available_memory(torch.device("cpu"))
+    assert free is None or free > 1e7
+
+
+MEASURED_FIT = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from ase.build import bulk
+from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.estimate import estimate
+
+def status(name):
+    return 1024 * next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))
+
+def frame(seed):
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    atoms.rattle(0.25, seed=seed)
+    atoms.info["REF_energy"] = float(np.sin(seed))
+    return atoms
+
+frames = read_frames({str(t): [frame(20 * t + i) for i in range(10)] for t in range(3)})
+config = FitConfig(
+    descriptor={"r_cut": 3.5, "n_max": 6, "l_max": 5}, model={"n_inducing": 800, "zeta": 6},
+    training={"max_iterations": 1, "n_optimise": None},
+)
+guess = estimate(frames, config)
+before = status("VmRSS")
+MultiFidelityGP.fit(frames, config, progress=False)
+json.dump([guess.memory_bytes, status("VmHWM") - before], sys.stdout)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_memory_is_not_underestimated():
+    run = subprocess.run([sys.executable, "-c", MEASURED_FIT], check=True, capture_output=True, text=True)
+    guess, measured = json.loads(run.stdout)
+    assert measured > 1e8  # bytes: a fit that needs something
+    assert measured < 1.15 * guess
+    assert guess < 4.0 * measured

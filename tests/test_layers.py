@@ -1,0 +1,55 @@
+"""The architecture: lower modules never import higher ones, and descriptors never import mfgp."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the bottom up. A module may import those above it in this list, not those below.
+LAYERS = [
+    *("errors", "files", "progress"),
+    *("labels", "reading", "sources", "frames"),
+    *("config_errors", "config", "zbl", "baselines"),
+    *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
+    *("kernels", "inducing", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
+    *("features", "fitting", "prediction", "calculator", "model", "model_file"),
+    *("evaluation", "learning_curve", "estimate", "report", "console", "cli"),
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules imported at the top of a file; what is imported for type checking only, or inside a function, aside."""
+    out: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            out |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return out
+
+
+def test_every_module_has_its_place() -> None:
+    found = {p.stem for p in (ROOT / "mfgp").glob("*.py")} - {"__init__"}
+    assert found == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_lower_never_imports_higher(name: str) -> None:
+    above = {f"mfgp.{other}" for other in LAYERS[LAYERS.index(name) + 1 :]}
+    assert not imports(ROOT / "mfgp" / f"{name}.py") & above
+
+
+def test_descriptors_stand_alone() -> None:
+    for path in (ROOT / "descriptors").glob("*.py"):
+        assert not any(m.split(".")[0] == "mfgp" for m in imports(path)), path.name
+
+
+def test_files_stay_readable() -> None:
+    sizes = {
+        p.name: p.read_text().count("\n") for folder in ("mfgp", "descriptors") for p in (ROOT / folder).glob("*.py")
+    }
+    assert not {name: n for name, n in sizes.items() if n > 400}

@@ -1,0 +1,137 @@
+"""Model files: the same predictions after a round trip, and a sentence that helps for everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DESCRIPTOR, alloy, label
+from numpy.testing import assert_allclose
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
+from mfgp.model_file import SCHEMA, read_header
+
+
+@pytest.fixture
+def path(model: MultiFidelityGP, tmp_path: Path) -> Path:
+    target = tmp_path / "alloy.mfgp"
+    model.save(target)
+    return target
+
+
+def rewrite(path: Path, change: dict[str, object]) -> None:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["mfgp"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    save_file(tensors, path, {"mfgp": json.dumps(header | change)})
+
+
+def test_round_trip_predicts_and_updates_alike(model: MultiFidelityGP, path: Path) -> None:
+    loaded = MultiFidelityGP.load(path)
+    for level in model.levels:
+        p, q = model.predict(alloy(80), level), loaded.predict(alloy(80), level)
+        assert p.energy == pytest.approx(q.energy, abs=1e-9)
+        assert_allclose(p.forces, q.forces, rtol=0, atol=1e-9)
+        assert_allclose(np.asarray(p.forces_std), np.asarray(q.forces_std), rtol=0, atol=1e-9)
+        assert_allclose(np.asarray(p.stress_std), np.asarray(q.stress_std), rtol=0, atol=1e-9)
+    assert loaded.levels == model.levels
+    assert loaded.data_hash() == model.data_hash()
+    before = loaded.predict(alloy(81)).energy
+    loaded.update([label(alloy(81), "high")])
+    assert loaded.predict(alloy(81)).energy != before
+
+
+def test_header_is_plain_json_with_units_and_counts(path: Path) -> None:
+    header = read_header(path)
+    assert header["schema"] == SCHEMA
+    assert header["units"]["forces"] == "eV/Å"
+    assert header["data"]["high"]["frames"] == 5
+    assert header["levels"] == ["low", "high"]
+
+
+def test_contraction_survives(two_levels: FrameSet, tmp_path: Path) -> None:
+    config = FitConfig(
+        descriptor=DESCRIPTOR | {"contraction": 0.9999},
+        model={"zeta": 2, "n_inducing": 20},
+        training={"optimise": False},
+    )
+    model = MultiFidelityGP.fit(two_levels, config, progress=False)
+    model.save(tmp_path / "m.mfgp")
+    q = MultiFidelityGP.load(tmp_path / "m.mfgp").predict(alloy(82))
+    assert_allclose(q.forces, model.predict(alloy(82)).forces, rtol=0, atol=1e-9)
+    assert model.soap.contraction is not None
+
+
+def test_truncated_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ModelFileError, match=r"alloy\.mfgp is not a complete model file"):
+        MultiFidelityGP.load(path)
+
+
+def test_flipped_bytes(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(ModelFileError, match="damaged"):
+        MultiFidelityGP.load(path)
+
+
+def test_later_schema(path: Path) -> None:
+    rewrite(path, {"schema": SCHEMA + 1, "mfgp_version": "9.9"})
+    with pytest.raises(ModelFileError, match=r"written by mfgp 9\.9.*Upgrade mfgp"):
+        MultiFidelityGP.load(path)
+
+
+def test_not_a_model(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    with pytest.raises(ModelFileError, match=r"notes\.txt is not a complete model file"):
+        MultiFidelityGP.load(text)
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    with pytest.raises(ModelFileError, match="not one that mfgp wrote"):
+        MultiFidelityGP.load(other)
+    with pytest.raises(ModelFileError, match=r"no model file .*missing\.mfgp"):
+        MultiFidelityGP.load(tmp_path / "missing.mfgp")
+
+
+def test_failed_save_leaves_the_old_model(path: Path, model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_bytes()
+
+    def broken(*args: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mfgp.model_file.save_file", broken)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.slow
+def test_kill_nine_while_saving_leaves_a_whole_model(path: Path) -> None:
+    """A process that saves over the model again and again is killed at several moments."""
+    code = (
+        "import sys; from mfgp import MultiFidelityGP; m = MultiFidelityGP.load(sys.argv[1]); print('go', flush=True)\n"
+        "while True: m.save(sys.argv[1])"
+    )
+    for delay in (0.001, 0.004, 0.011):
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        MultiFidelityGP.load(path)
