@@ -58,8 +58,8 @@ class SOAP:
     """The descriptor for a fixed set of species.
 
     species: atomic numbers in any order. Constants are held in float64 on the CPU; what is computed has the dtype and
-    device of the inputs. Raises ValueError for an empty or repeated set of species, for a contraction that does not fit, and where the radial
-    basis cannot be orthonormalised.
+    device of the inputs. Raises ValueError for an empty or repeated set of species, for a contraction that does not fit,
+    and where the radial basis cannot be orthonormalised.
     """
 
     def __init__(self, config: SOAPConfig, species: Sequence[int], contraction: Contraction | None = None) -> None:

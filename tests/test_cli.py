@@ -100,6 +100,17 @@ def test_fit_says_what_it_did_differently(folder: Path, tmp_path: Path):
     assert "raise training.max_iterations" in notices
 
 
+def test_fit_of_one_level_with_a_baseline(folder: Path, tmp_path: Path):
+    settings = ("--set", "fidelities=[{name: low, train: low.extxyz}]", "--set", "baselines=[{name: zbl}]")
+    for out in (
+        ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", *settings).stdout,
+        ok("info", tmp_path / "m.mfgp").stdout,
+    ):
+        assert "baseline coefficients" in out
+        assert "zbl" in out
+        assert "rho by" not in out
+
+
 def test_dry_run_estimates_and_writes_nothing(folder: Path, tmp_path: Path):
     result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", "--dry-run")
     assert "estimate:" in result.stdout

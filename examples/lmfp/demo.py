@@ -17,13 +17,13 @@ from typing import Annotated
 import numpy as np
 import typer
 from ase import units
-from ase.md.velocitydistribution import thermalize_momenta, Stationary
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
-from rich.console import Console
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.config import BaselineConfig, load_config
+from mfgp.console import data_table, estimate_line, stdout
 from mfgp.estimate import estimate
 from mfgp.learning_curve import VARIANTS, Point, joint, learning_curve
 from mfgp.progress import bars
@@ -31,7 +31,7 @@ from mfgp.report import learning_curve as learning_curve_plot
 from mfgp.report import write_figure, write_plots
 
 HERE = Path(__file__).parent
-console = Console()
+console = stdout()
 
 
 def main(
@@ -52,7 +52,8 @@ def main(
     training, held_out = frames.training(), frames.held_out()
     available = len(training.of(frames.levels[-1]))
     wanted = sorted({available if s == "all" else min(int(s), available) for s in sizes.split(",")})
-    console.print(estimate(training, config).describe())
+    console.print(data_table(frames.summary(), frames.levels))
+    console.print("one fit with all data: " + estimate_line(estimate(training, config)))
 
     with bars() as report:
         points = learning_curve(training, held_out, config, wanted, report=report)
@@ -65,7 +66,8 @@ def main(
     best.model.save(out / "lmfp.mfgp")
     plots = write_plots(best.evaluation, out)
     names = dict.fromkeys(p.variant for p in points)
-    curves = {n: ([p.n_top for p in points if p.variant == n], [p.evaluation.forces.scores.mae for p in points if p.variant == n]) for n in names}  # fmt: skip  # noqa: E501
+    maes = {name: {p.n_top: p.evaluation.forces.scores.mae for p in points if p.variant == name} for name in names}
+    curves = {name: (list(mae), list(mae.values())) for name, mae in maes.items()}
     plots.append(write_figure(learning_curve_plot(curves, "magnetic training structures"), out / "learning_curve.png"))
     molecular_dynamics(best.model, held_out, steps)
     console.print(f"model {out / 'lmfp.mfgp'}; plots {', '.join(p.name for p in plots)} in {out}")
