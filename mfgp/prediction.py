@@ -41,6 +41,8 @@ class Prediction:
     """Mean and standard deviations at one level. Stress is None for structures without a volume; stds where not asked for.
 
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
+    Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean over
+    the inducing environments of its species.
     """
 
     fidelity: str
@@ -64,6 +66,7 @@ class Predictor:
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
         self.alpha = dual_weights(model.basis, self.weights)
+        self.reference = mean_inducing_features(model.basis)  # [S, M]
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
@@ -163,7 +166,7 @@ class Predictor:
             "mean": f.phi @ weights,
             "local": f.local @ weights,
             "std": self._variance(torch.cat([f.phi, extra], dim=1), f.prior).sqrt(),
-            "local_std": self._local_variance(atoms.numbers, f.local, extra).sqrt(),
+            "local_std": self._local_variance(atoms.numbers, f.local).sqrt(),
         }
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
@@ -191,16 +194,22 @@ class Predictor:
         numbers = nb.numbers.cpu().numpy()
         return {
             "std": self._variance(total[None], prior[None]).sqrt(),
-            "local_std": self._local_variance(numbers, phi, extra).sqrt(),
+            "local_std": self._local_variance(numbers, phi).sqrt(),
         }
 
-    def _local_variance(self, numbers: NDArray[np.int64], phi: Tensor, extra: Tensor) -> Tensor:
-        """Variance of each local energy (GP part, e0, and the share of the baselines), [N] eV^2."""
+    def _local_variance(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
+        """Variance of each local energy against its species' reference, f(x_i) - mean_m f(z_m), [N] eV^2.
+
+        Total energies and forces fix local energies only up to a constant for each species (which e0 shares), so a local
+        energy is compared with the mean over the inducing environments of its species.
+        """
         of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
         one_hot = torch.stack([of_atom == z for z in self.model.basis.species], dim=1).to(phi)  # [N, S]
-        shares = extra[0, one_hot.shape[1] :].expand(len(phi), -1) / len(phi)
-        rows = torch.cat([phi, one_hot, shares], dim=1)
-        return self._variance(rows, one_hot)  # k(x, x) = 1
+        rows = phi - one_hot @ self.reference
+        features = len(rows.T)
+        variance = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
+        explained = (phi**2).sum(1, keepdim=True) * one_hot
+        return variance + nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
 
     def _variance(self, rows: Tensor, prior: Tensor) -> Tensor:
         """a^T C a + Nystrom residual: rows [row, M'], prior [row, S] at unit amplitude -> [row]."""
@@ -227,6 +236,14 @@ def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:
         torch.linalg.solve_triangular(basis.factors[i].T, weights[columns, None], upper=True).squeeze(1)
         for i, columns in basis.blocks()
     ]
+
+
+def mean_inducing_features(basis: InducingBasis) -> Tensor:
+    """Mean of phi over the inducing environments of each species, [S, M]: phi(z_m) is row m of L."""
+    out = basis.factors[0].new_zeros(len(basis.species), basis.size)
+    for index, columns in basis.blocks():
+        out[index, columns] = basis.factors[index].mean(0)
+    return out
 
 
 def voigt(tensor: Tensor) -> Tensor:
