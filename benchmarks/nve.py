@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 from ase import Atoms, units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from common import best_of, gemm_rate, machine, timed, write_result
 from rich.console import Console
@@ -26,8 +26,8 @@ from rich.table import Table
 from mfgp import MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.frames import FrameSet
-from mfgp.progress import bars
 from mfgp.prediction import UNCERTAINTIES
+from mfgp.progress import bars
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lmfp" / "config.yaml"
 MAX_DRIFT = 0.1  # meV/atom/ps, the target
@@ -93,7 +93,8 @@ def initial_state(training: FrameSet, temperature: float, seed: int) -> Atoms:
     """The calmest training structure of the highest level, with seeded velocities and no drift of its centre of mass."""
     frames = [f for f in training.of(training.levels[-1]) if f.forces is not None]
     atoms = min(frames, key=lambda f: float(np.square(f.forces).mean())).atoms.copy()
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
+    widths = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]  # of a Maxwell-Boltzmann distribution
+    atoms.set_momenta(np.random.default_rng(seed).normal(size=(len(atoms), 3)) * widths)
     Stationary(atoms)
     return atoms
 

@@ -8,6 +8,7 @@ needs torch is imported inside the commands, so that `mfgp --help` is immediate.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,6 +121,9 @@ def fit(
         out.print(console.data_table(frames.summary(), frames.levels))
         cost = estimate(frames, settings)
         console.say(out, console.estimate_line(cost))
+        if settings.baselines:
+            names = ", ".join(baseline.name for baseline in settings.baselines)
+            console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
         available = available_memory(resolve_device(settings.device))
         if available is not None and cost.memory_bytes > available:
             free = console.human_bytes(available)
@@ -340,6 +344,8 @@ def _check_output(path: Path | None) -> None:
         raise DataError(f"{path} is a directory; name a file in it.")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
 
 
 def _write_json(values: dict[str, Any], path: Path) -> None:

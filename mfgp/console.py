@@ -37,6 +37,7 @@ def say(console: Console, text: str, style: str = "") -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    out.min_width = len(title)  # a title wraps at the width of its table
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
@@ -46,8 +47,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) -> Table:
     """What every level brings, of `FrameSet.summary` or of a model's header."""
-    every = ("frames", "atoms", "energies", "forces", "stresses", "held_out")
-    names = [name for name in every if any(name in counts for counts in summary.values())]
+    names = ["frames", "atoms", "energies", "forces", "stresses"]
+    if any(counts.get("held_out") for counts in summary.values()):
+        names.append("held_out")
     rows = [(level, *(str(summary[level].get(name, 0)) for name in names)) for level in levels]
     columns = ["level", *(name.replace("held_out", "for testing") for name in names)]
     return table("data (cheapest level first; labels count frames)", columns, rows)

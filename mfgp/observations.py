@@ -25,6 +25,7 @@ from mfgp.kernels import kernel_slope, n_functionals
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
 BLOCK_BYTES = 256e6  # of descriptor derivatives held at a time
+WORKSPACE = {"cpu": 2**20, "cuda": 2**26}  # entries of their products with Z held at a time; few enough to stay in cache
 
 
 def local_features(basis: InducingBasis, features: Tensor, numbers: Tensor) -> Tensor:
@@ -82,9 +83,11 @@ def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor)
         strain = (jac.d_strain[centres].flatten(0, 1) @ z.T).view(len(centres), 6, -1)
         out[1 + 3 * n :, columns] -= torch.einsum("cvm,cm->vm", strain, slope[centres])
         pairs = torch.nonzero(numbers[jac.centre] == basis.species[index]).squeeze(1)
-        t = (jac.d_positions[pairs].flatten(0, 1) @ z.T).view(len(pairs), 3, -1)  # [pair, xyz, M_s]
-        t *= slope[position[jac.centre[pairs]]][:, None, :]
-        forces = out.new_zeros(n, 3, len(z)).index_add_(0, jac.atom[pairs], t)
+        forces = out.new_zeros(n, 3, len(z))
+        for part in pairs.split(max(1, WORKSPACE[out.device.type] // (3 * len(z)))):
+            t = (jac.d_positions[part].flatten(0, 1) @ z.T).view(len(part), 3, -1)  # [pair, xyz, M_s]
+            t *= slope[position[jac.centre[part]]][:, None, :]
+            forces.index_add_(0, jac.atom[part], t)
         out[1 : 1 + 3 * n, columns] -= forces.flatten(0, 1)
 
 

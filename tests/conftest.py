@@ -31,10 +31,14 @@ def alloy(seed: int, repeat: int = 1, rattle: float = 0.12) -> Atoms:
 def label(atoms: Atoms, level: str) -> Atoms:
     """EMT (`low`), or EMT and a Lennard-Jones term with shifted elements (`high`)."""
     out = atoms.copy()
-    calc = EMT() if level == "low" else SumCalculator([EMT(), LennardJones(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)])
+    calc = (
+        EMT() if level == "low" else SumCalculator([EMT(), LennardJones(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)])
+    )
     work = atoms.copy()
     work.calc = calc
-    shift = 0.0 if level == "low" else 1.5 * float((atoms.numbers == 29).sum()) - 0.7 * float((atoms.numbers == 79).sum())
+    shift = (
+        0.0 if level == "low" else 1.5 * float((atoms.numbers == 29).sum()) - 0.7 * float((atoms.numbers == 79).sum())
+    )
     out.info["REF_energy"] = float(work.get_potential_energy()) + shift
     out.arrays["REF_forces"] = work.get_forces()
     out.info["REF_stress"] = work.get_stress()

@@ -81,6 +81,15 @@ def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
     assert grown == parts
 
 
+def test_levels_share_one_factorisation():
+    """Where products rule, T levels cost T^3: one joint precision of T M' parameters."""
+    c = replace(COUNTS, levels=())
+    fast_passes = replace(RATES, gemv=1e30)
+    one, four = (seconds(replace(c, n_levels=t), fast_passes) for t in (1, 4))
+    for part in ("evidence", "posterior"):
+        assert four[part] / one[part] == pytest.approx(64.0, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"inducing": 2 * COUNTS.inducing}, {"n_features": 8000}, {"n_levels": 4, "levels": (0, 1, 2, 3)}],

@@ -43,6 +43,7 @@ def main(
     n_inducing: Annotated[
         int | None, typer.Option(help="Override the configuration's number of inducing points.")
     ] = None,
+    n_nm: Annotated[int | None, typer.Option(help="Use only the first so many non-magnetic structures.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of 1 fs of the NVE run.")] = 200,
 ) -> None:
     """Fit the LMFP set at growing numbers of magnetic structures, then run a short NVE."""
@@ -51,7 +52,9 @@ def main(
     config = load_config(HERE / "config.yaml", overrides)
     frames = read_frames({f.name: list(f.train) for f in config.fidelities}, keys=config.keys)
     training, held_out = frames.training(), frames.held_out()
-    available = len(training.of(frames.levels[-1]))
+    low, high = frames.levels
+    training = FrameSet(frames.levels, (*training.of(low)[:n_nm], *training.of(high)))
+    available = len(training.of(high))
     wanted = sorted({available if s == "all" else min(int(s), available) for s in sizes.split(",")})
     console.print(data_table(frames.summary(), frames.levels))
     console.print("one fit with all data: " + estimate_line(estimate(training, config)))

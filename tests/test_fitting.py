@@ -1,0 +1,175 @@
+"""The steps of a fit: which labels count and how much, reference energies, baselines, levels, hyperparameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.emt import EMT
+from conftest import DESCRIPTOR, alloy, label
+from numpy.testing import assert_allclose
+
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.features import Features
+from mfgp.fitting import reference_energies
+from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.observations import labelled_rows
+from mfgp.statistics import Statistics
+from mfgp.training import initialise, maximise_evidence, noise_floor
+
+QUICK = {"optimise": False}
+
+
+def settings(**sections: object) -> FitConfig:
+    return FitConfig(descriptor=DESCRIPTOR, **({"model": {"zeta": 2, "n_inducing": 40}} | sections))  # type: ignore[arg-type]
+
+
+def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> None:
+    frame = two_levels.frames[0]
+    design = torch.arange(19 * 3, dtype=torch.float64).reshape(19, 3)
+    rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64), (0.005, 0.05))
+    assert set(rows) == {"energy", "forces", "virial"}
+    assert_allclose(rows["energy"][0].numpy(), design[:1].numpy() / 2, rtol=0, atol=1e-12)  # 4 atoms
+    assert frame.energy is not None
+    assert frame.stress is not None
+    assert_allclose(rows["energy"][1].numpy(), [(frame.energy - 1) / 2], rtol=0, atol=1e-12)
+    virial = -frame.atoms.get_volume() * frame.stress
+    assert_allclose(rows["virial"][1].numpy(), (virial - 1) / 2, rtol=0, atol=1e-12)
+    atoms = label(frame.atoms, "low")
+    atoms.info |= {"energy_sigma": 0.01, "force_sigma": 0.2}
+    given = labelled_rows(read_frames({"low": [atoms]}).frames[0], design, torch.zeros(19, dtype=torch.float64), (1, 1))
+    assert set(given) == {"given", "virial"}
+    assert_allclose(given["given"][0][0].numpy(), design[0].numpy() / (2 * 0.01), rtol=0, atol=1e-9)
+    assert_allclose(given["given"][0][1].numpy(), design[1].numpy() / 0.2, rtol=0, atol=1e-9)
+
+
+def test_a_precise_frame_is_fitted_more_closely(two_levels: FrameSet) -> None:
+    def residual(sigma: float) -> float:
+        data = [label(f.atoms, "low") for f in two_levels.training().of("low")]
+        data[0].info["energy_sigma"] = sigma
+        model = MultiFidelityGP.fit(read_frames({"low": data}), settings(training=QUICK), progress=False)
+        return abs(model.predict(data[0]).energy - data[0].info["REF_energy"])
+
+    assert residual(1e-6) < 1e-4 < residual(10.0)
+
+
+def test_reference_energies_of_a_higher_level_move_as_little_as_the_data_allow() -> None:
+    def frame(symbols: str, energy: float) -> Atoms:
+        atoms = Atoms(symbols, positions=np.arange(3 * len(Atoms(symbols))).reshape(-1, 3) * 2.0)
+        atoms.info["REF_energy"] = energy
+        return atoms
+
+    low = [frame("H2", -2.0), frame("O2", -20.0), frame("H2O", -12.0)]  # H -1, O -10
+    high = [frame("H2O", -12.0 + 3.0)]
+    frames = read_frames({"low": low, "high": high})
+    reference = reference_energies(frames, (1, 8), [], torch.zeros(2, 0)).numpy()
+    assert_allclose(reference[0], [-1.0, -10.0], rtol=0, atol=1e-9)
+    assert_allclose(reference[1] - reference[0], [3.0 * 2 / 5, 3.0 / 5], rtol=0, atol=1e-9)  # along (2, 1), 2a + b = 3
+
+
+def test_three_levels_none_nested(two_levels: FrameSet) -> None:
+    middle = [label(alloy(200 + i), "low") for i in range(4)]
+    for atoms in middle:
+        atoms.info["fidelity"] = "middle"
+        atoms.info["REF_energy"] *= 1.1
+        atoms.arrays["REF_forces"] *= 1.1
+        atoms.info["REF_stress"] *= 1.1
+    data = {level: [label(f.atoms, level) for f in two_levels.training().of(level)] for level in ("low", "high")}
+    frames = read_frames({"low": data["low"], "middle": middle, "high": data["high"]})
+    model = MultiFidelityGP.fit(frames, settings(), progress=False)
+    assert_allclose(model.prior.rho[0].numpy(), 1.1, rtol=0, atol=0.03)  # what the labels were multiplied with
+    by_species = settings(model={"zeta": 2, "n_inducing": 30, "rho": "species"})
+    assert MultiFidelityGP.fit(frames, by_species, progress=False).prior.rho.shape == (2, 2)
+
+
+def test_one_level_is_a_plain_sparse_gp(two_levels: FrameSet) -> None:
+    one = FrameSet(("low",), tuple(two_levels.of("low")))
+    model = MultiFidelityGP.fit(one, settings(), progress=False)
+    assert model.prior.rho.shape == (0, 2)
+    test = label(alloy(300), "low")
+    assert_allclose(model.predict(test).forces, test.arrays["REF_forces"], rtol=0, atol=0.5)
+
+
+def test_fixed_rho_is_delta_learning(two_levels: FrameSet) -> None:
+    model = MultiFidelityGP.fit(
+        two_levels, settings(model={"zeta": 2, "n_inducing": 30, "rho": {"fixed": 1.0}}), progress=False
+    )
+    assert_allclose(model.prior.rho.numpy(), 1.0, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="fixed"):
+        MultiFidelityGP.fit(two_levels, settings(model={"rho": {"fixed": [1.0, 1.0]}}), progress=False)
+
+
+def test_a_baseline_that_is_the_truth_takes_over(two_levels: FrameSet) -> None:
+    """EMT below labels that are EMT: coefficient 1, and errors that only the baseline can explain away."""
+    few = FrameSet(("low",), tuple(two_levels.of("low")[:3]))
+    config = settings(baselines=[{"name": "emt"}], training={"max_iterations": 40})
+    with_emt = MultiFidelityGP.fit(few, config, progress=False)
+    without = MultiFidelityGP.fit(few, settings(), progress=False)
+    test = label(alloy(301), "low")
+
+    def error(model: MultiFidelityGP) -> float:
+        return float(np.abs(model.predict(test).forces - test.arrays["REF_forces"]).max())
+
+    assert error(with_emt) < 0.05 * error(without)
+    assert with_emt.hyperparameters()["baselines"]["low"]["emt"] == pytest.approx(1.0, abs=0.02)
+    p = with_emt.predict(test)
+    assert p.stress is not None
+    assert_allclose(p.stress, test.info["REF_stress"], rtol=0, atol=2e-3)
+    assert_allclose(p.energies.sum(), p.energy, rtol=0, atol=1e-9)
+
+
+def test_baseline_forces_are_the_gradient_and_calculators_can_be_handed_over(two_levels: FrameSet) -> None:
+    config = settings(
+        baselines=[{"name": "mine", "from_level": "high", "coefficient": {"mean": 0.5, "std": 0.2}}, {"name": "zbl"}],
+        training=QUICK,
+    )
+    with pytest.raises(ConfigError, match="mine"):
+        MultiFidelityGP.fit(two_levels, config, progress=False)
+    model = MultiFidelityGP.fit(two_levels, config, baselines={"mine": EMT()}, progress=False)
+    atoms, step = alloy(302), 1e-4
+    forces = model.predict(atoms, "high").forces
+    moved = [atoms.copy(), atoms.copy()]
+    moved[0].positions[1, 2] += step
+    moved[1].positions[1, 2] -= step
+    up, down = (model.predict(a, "high", uncertainty="none").energy for a in moved)
+    assert_allclose(forces[1, 2], -(up - down) / (2 * step), rtol=0, atol=1e-6)
+    assert model.hyperparameters()["baselines"]["low"]["mine"] == 0.0  # not used below `high`
+
+
+def test_evidence_is_at_a_maximum_and_the_energy_ratio_is_bounded(two_levels: FrameSet, config: FitConfig) -> None:
+    model = MultiFidelityGP.fit(two_levels, config, progress=False)
+    ratio = (model.noise.noise[:, 0] / model.noise.noise[:, 1]).numpy()
+    assert (ratio <= 0.1 * (1 + 1e-9)).all()
+    objective = Evidence(model.noise, model.prior)
+    arguments = (model.statistics, model.basis.species_index(), model.column_std)
+    best = objective(*arguments).item()
+    for factor in (0.5, 2.0):
+        scale = model.prior.scale.clone()
+        model.prior.set_scale(scale * factor)
+        assert objective(*arguments).item() < best
+        model.prior.set_scale(scale)
+
+
+def test_noise_free_labels_do_not_break_the_optimiser() -> None:
+    """Exactly linear labels: noises fall to their floors, and nothing loses definiteness."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(400, 12, dtype=torch.float64, generator=generator)
+    statistics = Statistics(12)
+    statistics.add(0, {"forces": (a, a @ torch.ones(12, dtype=torch.float64))})
+    prior, noise = AutoregressiveGP(1, (6,), 2, "scalar"), LevelNoise(1, (0.005, 0.05, 0.05))
+    initialise(prior, noise, statistics, 11)
+    index, std = torch.zeros(11, dtype=torch.long), torch.ones(1, 1, dtype=torch.float64)
+    result = maximise_evidence(prior, noise, statistics, index, std, 200, 0.1)
+    assert np.isfinite(result.evidence)
+    assert noise.noise[0, 1].item() < 1e-3
+    assert noise.noise[0, 1].item() >= noise_floor(statistics, 0, "forces")
+
+
+def test_stored_rows_are_those_computed_afresh(two_levels: FrameSet, config: FitConfig) -> None:
+    kept = Features.build(two_levels, config, keep_rows=True)
+    fresh = Features(kept.soap, kept.basis, kept.device)
+    atoms = two_levels.frames[0].atoms
+    for _ in range(2):
+        assert torch.equal(kept.rows(atoms), fresh.rows(atoms))
+        assert torch.equal(kept.functionals(atoms).prior, fresh.functionals(atoms).prior)
