@@ -32,6 +32,7 @@ from scipy.stats import rankdata
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import FIDELITY_TAGS
+from mfgp.observations import ISOLATED_NOISE
 from mfgp.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Z95 = 1.959964  # half width of the central 95 % of a standard normal distribution
 LOG_2PI = math.log(2.0 * math.pi)
-ISOLATED_NOISE = (
-    0.01  # of the default energy noise: what observations.labelled_rows gives the energy of an isolated atom
-)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,6 @@ E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
 E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
 
 
-E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
-E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
-
-
 def baseline_coefficients(configs: tuple[BaselineConfig, ...], levels: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Prior mean of each coefficient at each level, and prior standard deviation of its shift: [T, baseline] each."""
     mean = torch.zeros(len(levels), len(configs), dtype=torch.float64)

@@ -27,8 +27,8 @@ __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_a
 class Frame:
     """One structure with its labels at one level.
 
-    energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV
-    per sqrt(atom); force_sigma eV/Å. `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV per sqrt(atom);
+    force_sigma eV/Å. `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
     """
 
     atoms: Atoms

@@ -48,7 +48,8 @@ class LabelKeys(BaseModel):
 class Labels:
     """Labels of one structure as found, with what is wrong with them.
 
-    energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; sigmas in eV per sqrt(atom) and eV/Å.
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; sigmas in eV per sqrt(atom)
+    and eV/Å.
     """
 
     energy: float | None

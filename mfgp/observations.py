@@ -24,8 +24,12 @@ from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope, n_functionals
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
+ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
 BLOCK_BYTES = 256e6  # of descriptor derivatives held at a time
-WORKSPACE = {"cpu": 2**20, "cuda": 2**26}  # entries of their products with Z held at a time; few enough to stay in cache
+WORKSPACE = {
+    "cpu": 2**20,
+    "cuda": 2**26,
+}  # entries of their products with Z held at a time; few enough to stay in cache
 
 
 def local_features(basis: InducingBasis, features: Tensor, numbers: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ def labelled_rows(
     if frame.energy is not None:
         sigma = frame.energy_sigma
         if sigma is None and frame.isolated_atom:
-            sigma = 0.01 * default_sigmas[0]
+            sigma = ISOLATED_NOISE * default_sigmas[0]
         kind, scale = ("energy", 1.0) if sigma is None else ("given", 1.0 / sigma)
         add(kind, design[:1], np.array([frame.energy]), mean[:1], scale / n**0.5)
     if frame.forces is not None and not frame.isolated_atom:

@@ -29,7 +29,8 @@ def bars(enabled: bool = True, console: Console | None = None) -> Iterator[Repor
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+    console = console or Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {}
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:

@@ -68,8 +68,8 @@ def test_reference_energies_of_a_higher_level_move_as_little_as_the_data_allow()
     assert_allclose(reference[1] - reference[0], [3.0 * 2 / 5, 3.0 / 5], rtol=0, atol=1e-9)  # along (2, 1), 2a + b = 3
 
 
-def test_three_levels_none_nested(two_levels: FrameSet) -> None:
-    middle = [label(alloy(200 + i), "low") for i in range(4)]
+def test_three_levels_recover_the_ratio_of_the_lower_two(two_levels: FrameSet) -> None:
+    middle = [label(alloy(i), "low") for i in range(12)]
     for atoms in middle:
         atoms.info["fidelity"] = "middle"
         atoms.info["REF_energy"] *= 1.1
@@ -78,7 +78,7 @@ def test_three_levels_none_nested(two_levels: FrameSet) -> None:
     data = {level: [label(f.atoms, level) for f in two_levels.training().of(level)] for level in ("low", "high")}
     frames = read_frames({"low": data["low"], "middle": middle, "high": data["high"]})
     model = MultiFidelityGP.fit(frames, settings(), progress=False)
-    assert_allclose(model.prior.rho[0].numpy(), 1.1, rtol=0, atol=0.03)  # what the labels were multiplied with
+    assert_allclose(model.prior.rho[0].numpy(), 1.1, rtol=0, atol=1e-2)  # what the labels were multiplied with
     by_species = settings(model={"zeta": 2, "n_inducing": 30, "rho": "species"})
     assert MultiFidelityGP.fit(frames, by_species, progress=False).prior.rho.shape == (2, 2)
 
