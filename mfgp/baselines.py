@@ -138,12 +138,14 @@ def structure_hash(atoms: Atoms) -> str:
 
 def make_baselines(
     configs: Iterable[BaselineConfig],
-    calculators: Mapping[str, BaseCalculator] | None = None,
+    calculators: Mapping[str, BaseCalculator | Baseline] | None = None,
     levels: Sequence[str] | None = None,
     *,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> list[Baseline]:
     """Baselines in the order of `configs`: the caller's calculators first, then the registry of names known here.
+
+    A Baseline instead of a calculator is taken as it is, with the labels that it holds already.
 
     levels: when given, every `from_level` must be one of them. Raises ConfigError that names every baseline without a
     calculator, an unknown level, settings that the calculator does not take, or a package that is not installed.
@@ -163,16 +165,16 @@ def make_baselines(
                 f"baseline {config.name!r}: from_level {config.from_level!r} is no level; known are "
                 f"{', '.join(levels)}."
             )
-    return [
-        Baseline(
-            config.name,
-            given[config.name] if config.name in given else make_calculator(config.name, config.settings),
-            config.settings,
-            vacuum=_VACUUM.get(config.name),
-            cache_dir=cache_dir,
-        )
-        for config in configs
-    ]
+    return [_baseline(config, given.get(config.name), cache_dir) for config in configs]
+
+
+def _baseline(
+    config: BaselineConfig, given: BaseCalculator | Baseline | None, cache_dir: str | os.PathLike[str] | None
+) -> Baseline:
+    if isinstance(given, Baseline):
+        return given
+    calculator = make_calculator(config.name, config.settings) if given is None else given
+    return Baseline(config.name, calculator, config.settings, vacuum=_VACUUM.get(config.name), cache_dir=cache_dir)
 
 
 def known_baselines() -> tuple[str, ...]:

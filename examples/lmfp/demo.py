@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,12 @@ from ase.md.verlet import VelocityVerlet
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.baselines import Baseline, make_baselines
 from mfgp.config import BaselineConfig, load_config
 from mfgp.console import data_table, estimate_line, stdout
 from mfgp.estimate import estimate
-from mfgp.learning_curve import Point, delta_learning, joint, learning_curve, top_level_only
+from mfgp.features import Features
+from mfgp.learning_curve import Point, delta_learning, first_of_top, joint, learning_curve, top_level_only
 from mfgp.progress import bars
 from mfgp.report import learning_curve as learning_curve_plot
 from mfgp.report import write_figure, write_plots
@@ -33,6 +36,20 @@ from mfgp.report import write_figure, write_plots
 HERE = Path(__file__).parent
 MODELS = {"joint": joint, "magnetic only": top_level_only, "delta-learning": delta_learning}
 console = stdout()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: energies in eV/atom, forces in eV/Å, coverages as shares; None where there is none."""
+
+    n_mag: int
+    model: str
+    energy_mae: float
+    force_mae: float
+    energy_coverage: float | None = None
+    force_coverage: float | None = None
+    rho: float | None = None
+    cpu_seconds: float | None = None
 
 
 def main(
@@ -61,9 +78,13 @@ def main(
 
     with bars() as report:
         points = learning_curve(training, held_out, config, wanted, MODELS, report=report)
+    rows = [row_of(p) for p in points]
     if importlib.util.find_spec("chgnet"):
-        points += above_chgnet(training, held_out, config, wanted)
-    console.print(table(points, len(held_out.of(frames.levels[-1]))))
+        (chgnet,) = make_baselines((BaselineConfig(name="chgnet"),))
+        above = above_chgnet(training, held_out, config, wanted, chgnet, points[0].model.features)
+        rows += [row_of(p) for p in above] + chgnet_alone(training, held_out, wanted, chgnet)
+        points += above
+    console.print(table(rows, len(held_out.of(high))))
 
     out.mkdir(parents=True, exist_ok=True)
     best = [p for p in points if p.variant == "joint"][-1]
@@ -78,15 +99,53 @@ def main(
     console.print(f"done in {time.perf_counter() - start:.0f} s")
 
 
-def above_chgnet(training: FrameSet, held_out: FrameSet, config: FitConfig, sizes: list[int]) -> list[Point]:
-    """The joint model with CHGNet as a baseline under its lowest level."""
+def above_chgnet(
+    training: FrameSet, held_out: FrameSet, config: FitConfig, sizes: list[int], chgnet: Baseline, features: Features
+) -> list[Point]:
+    """The joint model, and the magnetic level alone, with CHGNet as a baseline."""
     with_baseline = config.model_copy(update={"baselines": (BaselineConfig(name="chgnet"),)})
+    models = {"joint above CHGNet": joint, "magnetic above CHGNet": top_level_only}
+    given = {"chgnet": chgnet}
     with bars() as report:
-        return learning_curve(training, held_out, with_baseline, sizes, {"joint above CHGNet": joint}, report=report)
+        for i, f in enumerate(training):
+            chgnet.labels(f.atoms)
+            report("CHGNet", i + 1, len(training), "")
+        return learning_curve(
+            training, held_out, with_baseline, sizes, models, features=features, baselines=given, report=report
+        )
 
 
-def table(points: list[Point], n_test: int) -> Table:
-    """Errors and coverage of every fit."""
+def chgnet_alone(training: FrameSet, held_out: FrameSet, sizes: list[int], chgnet: Baseline) -> list[Row]:
+    """CHGNet as it comes, its energies shifted by one reference per element fitted to the magnetic training structures."""
+    rows, top = [], training.levels[-1]
+    test = held_out.of(top)
+    errors = np.concatenate([(chgnet.labels(f.atoms).forces - f.forces).ravel() for f in test if f.forces is not None])
+    for n in sizes:
+        few = first_of_top(training, n, seed=0).of(top)
+        species = np.unique(np.concatenate([f.atoms.numbers for f in [*few, *test]]))
+        counts = {id(f): np.array([(f.atoms.numbers == z).sum() for z in species]) for f in [*few, *test]}
+        gap = [f.energy - chgnet.labels(f.atoms).energy for f in few if f.energy is not None]
+        shift = np.linalg.lstsq(np.array([counts[id(f)] for f in few], dtype=float), np.array(gap), rcond=1e-6)[0]
+        off = [
+            (chgnet.labels(f.atoms).energy + counts[id(f)] @ shift - f.energy) / len(f.atoms)
+            for f in test
+            if f.energy is not None
+        ]
+        rows.append(Row(n, "CHGNet alone", float(np.abs(off).mean()), float(np.abs(errors).mean())))
+    return rows
+
+
+def row_of(p: Point) -> Row:
+    """What the table shows of a fit."""
+    energy, forces, rho = p.evaluation.energy.scores, p.evaluation.forces.scores, p.model.prior.rho
+    mean_rho = float(rho.mean()) if rho.numel() else None
+    return Row(
+        p.n_top, p.variant, energy.mae, forces.mae, energy.coverage95, forces.coverage95, mean_rho, p.cpu_seconds
+    )
+
+
+def table(rows: list[Row], n_test: int) -> Table:
+    """Errors and coverage of every model at every size."""
     out = Table(title=f"held-out magnetic structures (n = {n_test})")
     for name in (
         "mag structures",
@@ -96,22 +155,21 @@ def table(points: list[Point], n_test: int) -> Table:
         "energy in 95 %",
         "forces in 95 %",
         "rho",
-        "fit",
+        "fit CPU",
     ):
         out.add_column(name, justify="left" if name == "model" else "right")
-    for p in points:
-        energy, forces = p.evaluation.energy.scores, p.evaluation.forces.scores
-        rho = p.model.prior.rho
+    ordered = sorted(rows, key=lambda r: r.n_mag)
+    for r, following in zip(ordered, [*ordered[1:], None], strict=True):
         out.add_row(
-            str(p.n_top),
-            p.variant,
-            f"{1e3 * energy.mae:.2f} meV/atom",
-            f"{1e3 * forces.mae:.0f} meV/Å",
-            f"{100 * energy.coverage95:.0f} %",
-            f"{100 * forces.coverage95:.1f} %",
-            f"{float(rho.mean()):.2f}" if rho.numel() else "",
-            f"{p.cpu_seconds:.1f} s",
-            end_section=p.variant == list(MODELS)[-1],
+            str(r.n_mag),
+            r.model,
+            f"{1e3 * r.energy_mae:.2f} meV/atom",
+            f"{1e3 * r.force_mae:.0f} meV/Å",
+            "" if r.energy_coverage is None else f"{100 * r.energy_coverage:.0f} %",
+            "" if r.force_coverage is None else f"{100 * r.force_coverage:.1f} %",
+            "" if r.rho is None else f"{r.rho:.2f}",
+            "" if r.cpu_seconds is None else f"{r.cpu_seconds:.1f} s",
+            end_section=following is not None and following.n_mag != r.n_mag,
         )
     return out
 
