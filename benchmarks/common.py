@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,15 @@ from mfgp.files import replacing
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "ase", "gpytorch", "sphericart-torch", "vesin", "quippy-ase", "chgnet", "tblite")
 GEMM_SIZE, GEMM_REPEATS = 1024, 8
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+LAUNCHER = """
+import os, subprocess, sys
+with open(sys.argv[1], "w") as log:
+    process = subprocess.Popen(sys.argv[2:], stdout=log, stderr=subprocess.STDOUT)
+    _, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+print(process.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
 
 
 @dataclass
@@ -76,20 +86,20 @@ def best_of(work: Any, repeats: int = 3) -> float:
 
 
 def run_measured(command: Sequence[str | Path], folder: Path, threads: int) -> Usage:
-    """Run a command in `folder` on so many threads, and measure it. Raises RuntimeError with the end of its output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment["OPENBLAS_NUM_THREADS"] = str(threads)
+    """Run a command in `folder` on so many threads, and measure it. Raises RuntimeError with the end of its output.
+
+    A small process starts the command: the kernel counts the memory of the starting process into the peak of the started.
+    """
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     log = folder / "output.txt"
-    with open(log, "w") as out:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    start = time.perf_counter()
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(log), *map(str, command)]
+    done = subprocess.run(launcher, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    wall = time.perf_counter() - start
+    code, cpu, peak = map(float, done.stdout.split())
+    if code:
         raise RuntimeError(f"{Path(command[0]).name} failed:\n{log.read_text(errors='replace')[-2000:]}")
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return Usage(usage.ru_utime + usage.ru_stime, wall, float(usage.ru_maxrss) * unit)
+    return Usage(cpu, wall, peak * (1 if platform.system() == "Darwin" else 1024))
 
 
 def gemm_rate() -> float:

@@ -103,6 +103,7 @@ def fit_and_measure(path: Path, n_inducing: int) -> dict[str, float]:
         "peak_bytes": resident("VmHWM"),
         "estimated_bytes": start + cost.memory_bytes,
         "cpu_seconds": timing.cpu,
+        "wall_seconds": timing.wall,
         "estimated_seconds": cost.seconds,
         "n_inducing": model.basis.size,
     }

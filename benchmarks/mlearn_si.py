@@ -25,16 +25,15 @@ from common import Usage, best_of, data_option, gemm_rate, machine, run_measured
 from rich.console import Console
 from rich.table import Table
 
-from descriptors import jacobian
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales, posterior
 from mfgp.config import load_config
 from mfgp.estimate import pairs_per_centre
-from mfgp.features import Features
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
 from mfgp.fitting import build_columns, learn, make_prior
 from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import select_inducing
-from mfgp.observations import labelled_rows, rows_of_jacobian, whiten
+from mfgp.observations import labelled_rows, whiten
 from mfgp.statistics import Statistics
 
 SETTINGS: dict[str, Any] = {
@@ -168,35 +167,56 @@ def summary(usage: Usage, energy_and_forces: Evaluate, held_out: list[Atoms]) ->
 
 def profile(frames: FrameSet, config: FitConfig) -> dict[str, dict[str, float]]:
     """CPU seconds of each stage of our fit, and over the floor: its flops at the matrix-product rate of this run."""
-    spent = dict.fromkeys(("descriptors", "inducing points", "derivatives", "rows", "whitening", "Gram"), 0.0)
-    with timed() as values:
+    rate = gemm_rate()
+    features, n_candidates, spent = profile_features(frames, config)
+    spent |= profile_learning(frames, features, config)
+    m, n_rows = features.basis.size, sum(3 * len(f.atoms) + 7 for f in frames)
+    n_pairs = sum(float(pairs_per_centre(f, features.soap).sum()) for f in frames)
+    flops = {
+        "inducing points": 2.0 * n_candidates * m * (features.soap.n_features + 0.5 * m),
+        "rows": 6.0 * n_pairs * features.soap.n_features * m,
+        "whitening": 1.0 * n_rows * m**2,
+        "Gram": 1.0 * n_rows * m**2,
+        "posterior": 1.0 * m**3,  # factor and inverse
+    }
+    spent["all"], flops["all"] = sum(spent.values()), sum(flops.values())
+    return {
+        stage: {"cpu_seconds": seconds, "over_floor": seconds * rate / flops.get(stage, np.nan)}
+        for stage, seconds in spent.items()
+    }
+
+
+def profile_features(frames: FrameSet, config: FitConfig) -> tuple[Features, int, dict[str, float]]:
+    """Features, number of candidates for inducing points, CPU seconds of the descriptors and of the choice."""
+    with timed() as both:
         features = Features.build(frames, config)
     soap, basis = features.soap, features.basis
-    descriptors = torch.cat([soap.features([f.atoms]) for f in frames])
     numbers = torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames])
-    kept = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))[: max(4000, 8 * basis.size)]
-    with timed() as pivots:
-        select_inducing(descriptors[kept], numbers[kept], basis.size, basis.zeta)
-    spent["descriptors"], spent["inducing points"] = values.cpu - pivots.cpu, pivots.cpu
+    limit = max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing)
+    kept = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))[:limit]
+    candidates = torch.cat([soap.features([f.atoms]) for f in frames])[kept]
+    with timed() as choice:
+        select_inducing(candidates, numbers[kept], config.model.n_inducing, basis.zeta)
+    return features, len(kept), {"descriptors": both.cpu - choice.cpu, "inducing points": choice.cpu}
+
+
+def profile_learning(frames: FrameSet, features: Features, config: FitConfig) -> dict[str, float]:
+    """CPU seconds of rows, whitening, Gram matrices, evidence and posterior."""
+    spent = dict.fromkeys(("rows", "whitening", "Gram"), 0.0)
+    basis, training = features.basis, config.training
     columns, column_std = build_columns(frames, basis.species, config, [])
     statistics = Statistics(basis.size + columns.size)
-    noises = (config.training.noise_energy, config.training.noise_force, config.training.noise_virial)
-    n_pairs = 0
+    noises = (training.noise_energy, training.noise_force, training.noise_virial)
     for frame in frames:
-        n_pairs += int(pairs_per_centre(frame, soap).sum())
-        nb = soap.neighborhoods([frame.atoms])
-        with timed() as derivatives:
-            jac = jacobian(soap, nb)
         with timed() as rows:
-            phi = rows_of_jacobian(basis, jac, nb.numbers)
+            phi = features.rows(frame.atoms)
         with timed() as whitening:
             whiten(basis, 0, phi)
         extra = columns.rows(frame.atoms.numbers, [], frame.atoms.get_volume())
         with timed() as gram:
             design = torch.cat([phi, extra], dim=1)
             statistics.add(0, labelled_rows(frame, design, columns.mean(extra, 0), noises[:2]))
-        taken = (derivatives.cpu, rows.cpu - whitening.cpu, whitening.cpu, gram.cpu)
-        for stage, seconds in zip(("derivatives", "rows", "whitening", "Gram"), taken, strict=True):
+        for stage, seconds in zip(spent, (rows.cpu - whitening.cpu, whitening.cpu, gram.cpu), strict=True):
             spent[stage] += seconds
     prior, noise = make_prior(frames.levels, basis, config.model.rho), LevelNoise(1, noises)
     with timed() as learning:
@@ -205,20 +225,7 @@ def profile(frames: FrameSet, config: FitConfig) -> dict[str, dict[str, float]]:
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
         joint = posterior(statistics, d, noise.inverse_variances(statistics.observed()))
         joint.level_mean(0), joint.level_covariances()
-    spent |= {"evidence": learning.cpu, "posterior": solving.cpu}
-    m, candidates, n_rows = basis.size, len(kept), sum(3 * len(f.atoms) + 7 for f in frames)
-    flops = {
-        "inducing points": 2.0 * candidates * m * (soap.n_features + 0.5 * m),
-        "rows": 6.0 * n_pairs * soap.n_features * m,
-        "whitening": 1.0 * n_rows * m**2,
-        "Gram": 1.0 * n_rows * m**2,
-        "posterior": 1.0 * m**3,  # factor and inverse
-    }
-    rate = gemm_rate()
-    return {
-        stage: {"cpu_seconds": seconds, "over_floor": seconds * rate / flops[stage] if stage in flops else float("nan")}
-        for stage, seconds in spent.items()
-    } | {"all": {"cpu_seconds": sum(spent.values()), "over_floor": sum(spent.values()) * rate / sum(flops.values())}}
+    return spent | {"evidence": learning.cpu, "posterior": solving.cpu}
 
 
 def score_table(result: dict[str, Any]) -> Table:

@@ -6,6 +6,7 @@ likelihood of labelled energies, forces and virials; `Evidence` is their margina
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gpytorch
@@ -20,6 +21,7 @@ from mfgp.kernels import EnvironmentKernel
 from mfgp.statistics import Key, Statistics
 
 LEARNED_KINDS = ("energy", "forces", "virial")
+FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial value, and from a level to the next
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -85,6 +87,10 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     noise [T, 3]: energies in eV per sqrt(atom), forces in eV/Å, virials in eV per sqrt(atom). The raw parameters are the
     logarithms of (noise_energy / noise_force in Å, noise_force, noise_virial): training bounds the first from above, since
     thousands of forces otherwise outvote the energies and the evidence explains those away as noise.
+
+    Prior: log noise_force of the lowest level around that of `initial`, of each other level around the level below. A few
+    structures can be interpolated exactly, and the evidence then calls their labels noise-free; what the features cannot
+    express at one level they cannot at the next.
     """
 
     def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
@@ -92,12 +98,20 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(n_levels, 3, dtype=torch.float64)))
         self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
         self.set_noise(torch.tensor(initial, dtype=torch.float64).repeat(n_levels, 1))
+        self.initial_force = initial[1]
+        self.register_prior("force_noise_prior", NormalPrior(0.0, 1.0), LevelNoise.force_noise_deviations)
 
     @property
     def noise(self) -> Tensor:
         """Standard deviations, [T, 3]."""
         ratio, force, virial = self.raw_noise_constraint.transform(self.raw_noise).unbind(1)
         return torch.stack([ratio * force, force, virial], dim=1)
+
+    def force_noise_deviations(self) -> Tensor:
+        """log noise_force against where its prior expects it, in standard deviations of that prior, [T]."""
+        force = self.raw_noise[:, 1]
+        first, step = FORCE_NOISE_SPREAD
+        return torch.cat([(force[:1] - math.log(self.initial_force)) / first, force.diff() / step])
 
     def set_noise(self, values: Tensor) -> None:
         """Set the standard deviations, [T, 3]."""
@@ -122,7 +136,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 
 
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):
-    """log p(y) + log p(rho) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
+    """log p(y) + log p(rho, noise_force) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
 
     likelihood: LevelNoise
     model: AutoregressiveGP
@@ -131,6 +145,6 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
         """species_index [M] of each feature, column_std [T, column] prior standard deviations of the column shifts."""
         d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
         value = evidence(statistics, d, self.likelihood.inverse_variances(statistics.observed()))
-        for _, module, prior, closure, _ in self.model.named_priors():
+        for _, module, prior, closure, _ in self.named_priors():
             value = value + prior.log_prob(closure(module)).sum()
         return value

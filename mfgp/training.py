@@ -30,7 +30,7 @@ MIN_ENERGY_RATIO = 1e-4  # Å
 class TrainingResult:
     """What the optimiser did."""
 
-    evidence: float  # log p(y) + log p(rho), nats
+    evidence: float  # log p(y) + log p(rho, noise_force), nats
     evaluations: int
     converged: bool
     message: str
@@ -76,7 +76,7 @@ def maximise_evidence(
     max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
-    """Maximise log p(y) + log p(rho) in place; the modules keep the best parameters seen.
+    """Maximise log p(y) + log p(rho, noise_force) in place; the modules keep the best parameters seen.
 
     species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
     with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
