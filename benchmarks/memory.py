@@ -33,8 +33,8 @@ MAX_GROWTH = 1.1  # of the peak from the fewest to the most structures, the targ
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Numbers of structures, comma-separated.")] = "100,1000",
-    n_inducing: Annotated[int, typer.Option(help="Inducing points, the same at every size.")] = 500,
+    sizes: Annotated[str, typer.Option(help="Numbers of structures, comma-separated.")] = "85,850",
+    n_inducing: Annotated[int, typer.Option(help="Inducing points, the same at every size.")] = 300,
     rival: Annotated[bool, typer.Option(help="Run gap_fit (quippy-ase) too.")] = True,
     name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "memory",
 ) -> None:

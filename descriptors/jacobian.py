@@ -1,6 +1,11 @@
 """Derivatives of the features: dq/dr per (centre, atom) and dq/d(strain).
 
-With F_ab and d|p| of each pair (slopes.py) in all (contracted) channels,
+For a pair (i, j) with H_a = w G_nl in the channels of j's species (contracted, if there is a contraction), R = |r_ij|,
+
+    dc_{a lm}/dr_ij = H_a grad S_lm + dH_a/dR rhat S_lm
+    F_ab = sum_m (dc_a/dr_ij) c_b = H_a U_b + dH_a/dR rhat V_b,      U_b = sum_m grad S_lm c_b,   V_b = sum_m S_lm c_b
+
+so that no dc is ever formed: F is a sum of outer products, one batched product over the pairs that move with an atom,
 
     dp_ab = pi sqrt(8/(2l+1)) (F_ab + F_ba)   (times sqrt(2) for a < b),      dq = (dp - q (q . dp)) / |p|
     dq_i/dr_a       sums over the pairs (i, a), all images;          dq_i/dr_i = - the sum over all pairs with a != i
@@ -16,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from descriptors.density import pad
+from descriptors.density import Environments, degrees, density_pullback, pad
 from descriptors.neighbors import Neighborhoods
 from descriptors.power_spectrum import SpectrumLayout
-from descriptors.slopes import PairFactors, in_all_channels, pair_factors, product_sums, voigt_products
+from descriptors.slopes import expand_centres, norm_gradient, voigt_products
 from descriptors.soap import SOAP, Expansion
 
 WORKSPACE = {"cpu": 2**17, "cuda": 2**26}  # entries of F held at a time; on a CPU they stay in cache
@@ -53,47 +58,75 @@ def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Ja
     """
     if centres is None:
         centres = torch.arange(len(nb.numbers), device=nb.numbers.device)
-    factors = pair_factors(soap, nb, centres)
-    h = in_all_channels(soap, factors)
-    atom, own, positions = _position_terms(factors, len(nb.numbers))
-    d_positions = _feature_slopes(soap, factors.expansion, positions, h, factors.angular, factors.norm)
+    ex, neighbor = expand_centres(soap, nb, centres)
+    env = ex.environments
+    atom, own, positions = _position_terms(env, neighbor, centres, len(nb.numbers))
+    pairs = torch.arange(len(env.centre), device=env.centre.device)
+    strain = _Terms(env.centre, pairs, torch.arange(len(centres), device=env.centre.device))
+    h = _radial_factors(soap, ex)
+    moved = _angular_factors(ex)
+    along = _norm_slopes(soap, ex)  # [pair, 3]
+    d_positions = _feature_slopes(soap, ex, positions, h, moved, along)
     total = d_positions.new_zeros(len(centres), *d_positions.shape[1:]).index_add_(0, positions.centre, d_positions)
     d_positions.index_copy_(0, own, total.neg_())
     del total
+    voigt = voigt_products(env.vectors)
+    strained = [voigt[:, None] @ m for m in moved]  # [l] of [pair, 2, 6, K_l]
     return Jacobian(
         centres=centres,
-        features=factors.expansion.features,
+        features=ex.features,
         centre=centres[positions.centre],
         atom=atom,
         d_positions=d_positions,
-        d_strain=_strain_slopes(soap, factors, h),
+        d_strain=_feature_slopes(soap, ex, strain, h, strained, (voigt @ along[:, :, None])[:, :, 0]),
     )
 
 
-def strain_slopes(soap: SOAP, factors: PairFactors) -> Tensor:
-    """dq/d(strain) of the factors' centres, [c, 6, D], components symmetrised, Voigt order."""
-    return _strain_slopes(soap, factors, in_all_channels(soap, factors))
-
-
-def _strain_slopes(soap: SOAP, factors: PairFactors, h: list[Tensor]) -> Tensor:
-    env = factors.expansion.environments
-    pairs = torch.arange(len(env.centre), device=env.centre.device)
-    terms = _Terms(env.centre, pairs, torch.arange(len(factors.centres), device=env.centre.device))
-    voigt = voigt_products(env.vectors)
-    strained = [voigt[:, None] @ m for m in factors.angular]  # [l] of [pair, 2, 6, K_l]
-    return _feature_slopes(soap, factors.expansion, terms, h, strained, (voigt @ factors.norm[:, :, None])[:, :, 0])
-
-
-def _position_terms(factors: PairFactors, n_atoms: int) -> tuple[Tensor, Tensor, _Terms]:
+def _position_terms(
+    env: Environments, neighbor: Tensor, centres: Tensor, n_atoms: int
+) -> tuple[Tensor, Tensor, _Terms]:
     """Atom of each row [ca], the row of each (i, i) [c], and the terms: rows (i, a), a != i, sum the pairs (i, a)."""
-    centres, neighbor, centre = factors.centres, factors.neighbor, factors.expansion.environments.centre
     keys = torch.cat(
-        [torch.arange(len(centres), device=centres.device) * n_atoms + centres, centre * n_atoms + neighbor]
+        [torch.arange(len(centres), device=centres.device) * n_atoms + centres, env.centre * n_atoms + neighbor]
     )
     rows, place = torch.unique(keys, return_inverse=True)
-    pair = torch.nonzero(neighbor != centres[centre]).squeeze(1)
+    pair = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
     of_centre = torch.div(rows, n_atoms, rounding_mode="floor")
     return rows % n_atoms, place[: len(centres)], _Terms(place[len(centres) :][pair], pair, of_centre)
+
+
+def _radial_factors(soap: SOAP, ex: Expansion) -> list[Tensor]:
+    """H and dH/dR in all (contracted) channels, for each l [pair, 2, K_l]."""
+    slot, species = ex.slots.of_pair, ex.environments.pair_species
+    n_species, n_max = len(soap.species), soap.config.n_max
+    out = []
+    for l in range(soap.config.l_max + 1):  # noqa: E741
+        h = torch.stack([ex.terms.radial[l][slot], ex.slopes.radial[l][slot]], dim=1)  # [pair, 2, n]
+        if soap.contraction is not None:
+            h = h @ soap.contraction.matrices[l].to(h).unflatten(0, (n_species, n_max))[species]
+        elif n_species > 1:
+            wide = h.new_zeros(len(h), n_species, 2, n_max)
+            wide[torch.arange(len(h), device=h.device), species] = h
+            h = wide.transpose(1, 2).flatten(2)
+        out.append(h)
+    return out
+
+
+def _angular_factors(ex: Expansion) -> list[Tensor]:
+    """U (1/Å) and rhat V, for each l [pair, 2, 3, K_l]."""
+    slot, centre = ex.slots.of_pair, ex.environments.centre
+    both = torch.cat([ex.slopes.harmonics[slot], ex.terms.harmonics[slot][:, None]], dim=1)  # [pair, xyz and value, lm]
+    direction = ex.slopes.direction[slot][:, :, None]  # [pair, 3, 1]
+    out = []
+    for columns, c in zip(degrees(len(ex.coefficients) - 1), ex.coefficients, strict=True):
+        products = both[:, :, columns] @ c.transpose(1, 2).index_select(0, centre)  # [pair, 4, K]
+        out.append(torch.stack([products[:, :3], direction * products[:, 3:]], dim=1))
+    return out
+
+
+def _norm_slopes(soap: SOAP, ex: Expansion) -> Tensor:
+    """q . dp/dr = d|p|/dr of each pair's vector, [pair, 3]."""
+    return density_pullback(ex.slots, ex.terms, ex.slopes, norm_gradient(soap, ex))
 
 
 def _feature_slopes(
@@ -137,7 +170,9 @@ def _symmetrised_sums(
     products = 0  # K x K products of lower l
     for l, entries in enumerate(layout.entries()):  # noqa: E741
         k = layout.widths[l]
-        f = product_sums(n_rows, pair, weight, h[l], angular[l])  # [row, x, b, a]
+        left = (h[l].index_select(0, pair) * weight[:, None, None]).view(n_rows, -1, k)  # [row, 2 width, a]
+        right = angular[l].index_select(0, pair).view(n_rows, -1, n_x * k)  # [row, 2 width, x b]
+        f = (right.transpose(1, 2) @ left).unflatten(1, (n_x, k))  # [row, x, b, a]
         f = (f + f.transpose(2, 3)).flatten(2)  # [row, x, K^2]
         upper = (layout.upper[entries] - products).expand(n_rows, n_x, -1)
         torch.mul(f.gather(2, upper), layout.weight[entries], out=out[:, :, entries])

@@ -1,13 +1,13 @@
-"""Derivatives of products of density coefficients, as factors of each pair.
+"""Derivatives of the density coefficients, in the channels that move.
 
-For a pair (i, j) with H_n = w G_nl in the radial channels of j's species, R = |r_ij|,
+For a pair (i, j) with H_nl = w G_nl and R = |r_ij|, in the radial channels n of j's species,
 
-    dc_{n lm}/dr_ij = H_n grad S_lm + dH_n/dR rhat S_lm                      (all other species' channels do not move)
-    F_nb = sum_m (dc_n/dr_ij) c_b = H_n U_b + dH_n/dR rhat V_b,      U_b = sum_m grad S_lm c_b,   V_b = sum_m S_lm c_b
+    dc_{n lm}/dr_ij = H_nl grad S_lm + dH_nl/dR rhat S_lm,
 
-so that no dc is ever formed: F is a sum of outer products, one batched product over the pairs that move together. The
-power spectrum's derivative is dp_ab = pi sqrt(8/(2l+1)) (F_ab + F_ba), times sqrt(2) for a < b (power_spectrum.py); b
-runs over contracted channels where there is a contraction, n over those of the radial basis.
+while the channels of all other species stay. The derivative with respect to an atom a != i sums the pairs (i, a), all
+images; that with respect to the strain, r -> (1 + strain) r, sums 1/2 (dc/dr_x r_y + dc/dr_y r_x) over all pairs, images
+of i itself included. What is moved is a target of three components: an atom, or one half of the strain (xx yy zz, then
+yz xz xy), which counts as atoms N and N + 1.
 """
 
 from __future__ import annotations
@@ -18,94 +18,132 @@ import torch
 from torch import Tensor
 
 from descriptors.contraction import expand_channels
-from descriptors.density import Environments, degrees, density_pullback
+from descriptors.density import PADDING, Environments, degrees, segment_products
 from descriptors.neighbors import Neighborhoods
 from descriptors.power_spectrum import power_spectrum_pullback
 from descriptors.soap import SOAP, Expansion, environments, expand_environments
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
+STRAIN = 2  # targets that the strain counts as
 
 
 @dataclass(frozen=True)
-class PairFactors:
-    """The expansion of some centres with the factors of F for each of their pairs."""
+class CentreExpansion:
+    """The expansion of some centres, with what the derivatives of their coefficients are made from."""
 
+    expansion: Expansion
     centres: Tensor  # [c] atoms of the batch, in the order of the expansion
     neighbor: Tensor  # [pair] atom of the batch
-    expansion: Expansion
-    radial: list[Tensor]  # [l] of [pair, 2, n]: H, dH/dR (1/Å) in the channels of the neighbour's species
-    angular: list[Tensor]  # [l] of [pair, 2, xyz, K_l]: U (1/Å), rhat V
-    norm: Tensor  # [pair, xyz] d|p|/dr, 1/Å
+    n_atoms: int  # N, of the batch
+    ascent: Tensor  # [c, s, n lm] d|p|/dc of the uncontracted channels
+    strain: Tensor  # [c, s, 2, 3, n, lm] dc/d(strain)
+    pairs: Tensor  # [moving pair] by species of the neighbour, then by centre; without images of the centre itself
+    offsets: tuple[tuple[int, ...], ...]  # [s][c + 1] where the pairs of each centre start among `pairs`
 
 
-def pair_factors(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> PairFactors:
-    """Factors for `centres` (atoms of the batch, ascending). Raises ValueError as SOAP.values."""
-    env, neighbor = _restricted(soap, nb, centres)
-    ex = expand_environments(soap, env)
-    return PairFactors(centres, neighbor, ex, _radial_factors(ex), _angular_factors(ex), _norm_slopes(soap, ex))
+@dataclass(frozen=True)
+class CoefficientSlopes:
+    """Derivatives of the coefficients of some centres i in the channels of one species; zero in places not taken."""
+
+    target: Tensor  # [i, w] strain (N, N + 1), then each atom of the species in range; N where the place is not taken
+    coefficients: Tensor  # [i, w, 3, n, lm] dc/d(target), 1/Å or 1
+    norm: Tensor  # [i, w, 3] what they change |p| by
 
 
-def _restricted(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Environments, Tensor]:
-    """Environments of some centres, and the neighbour (an atom of the batch) of each of their pairs."""
+def expand_centres(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Expansion, Tensor]:
+    """Expansion of some centres (atoms of the batch, in any order), and the neighbour (such an atom) of each of its pairs.
+
+    Raises ValueError as SOAP.values.
+    """
     env = environments(soap, nb)
     place = torch.full((len(nb.numbers),), -1, dtype=torch.long, device=centres.device)
     place[centres] = torch.arange(len(centres), device=centres.device)
     kept = torch.nonzero(place[nb.centre] >= 0).squeeze(1)  # [pair]
+    kept = kept[torch.argsort(place[nb.centre[kept]], stable=True)]
     chosen = Environments(env.species[centres], place[nb.centre[kept]], env.pair_species[kept], nb.vectors[kept])
-    return chosen, nb.neighbor[kept]
+    return expand_environments(soap, chosen), nb.neighbor[kept]
 
 
-def _radial_factors(ex: Expansion) -> list[Tensor]:
-    slot = ex.slots.of_pair
-    return [torch.stack([h[slot], dh[slot]], dim=1) for h, dh in zip(ex.terms.radial, ex.slopes.radial, strict=True)]
+def expand_with_slopes(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> CentreExpansion:
+    """What `coefficient_slopes` needs, for centres in any order. Raises ValueError as SOAP.values."""
+    ex, neighbor = expand_centres(soap, nb, centres)
+    env = ex.environments
+    key = env.pair_species * len(centres) + env.centre
+    pairs = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
+    pairs = pairs[torch.argsort(key[pairs], stable=True)]
+    counts = torch.bincount(key[pairs], minlength=len(soap.species) * len(centres))
+    stops = [0, *counts.cumsum(0).tolist()]
+    starts = range(0, len(stops) - 1, max(1, len(centres)))
+    offsets = tuple(tuple(stops[k : k + len(centres) + 1]) for k in starts)
+    ascent, strain = norm_gradient(soap, ex), _strain_slopes(soap, ex)
+    flat = torch.cat(ascent, dim=2).view(len(centres), len(soap.species), -1)
+    return CentreExpansion(ex, centres, neighbor, len(nb.numbers), flat, strain, pairs, offsets)
 
 
-def _angular_factors(ex: Expansion) -> list[Tensor]:
-    slot, centre = ex.slots.of_pair, ex.environments.centre
-    both = torch.cat([ex.slopes.harmonics[slot], ex.terms.harmonics[slot][:, None]], dim=1)  # [pair, xyz and value, lm]
-    direction = ex.slopes.direction[slot][:, :, None]  # [pair, 3, 1]
-    out = []
-    for columns, c in zip(degrees(len(ex.coefficients) - 1), ex.coefficients, strict=True):
-        products = both[:, :, columns] @ c.transpose(1, 2).index_select(0, centre)  # [pair, 4, K]
-        out.append(torch.stack([products[:, :3], direction * products[:, 3:]], dim=1))
-    return out
+def expansion_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
+    """Memory of each centre's share of a CentreExpansion and of what it is made from, [centre] bytes: an estimate."""
+    pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # [centre]
+    n_max, n_degrees = soap.config.n_max, soap.config.l_max + 1
+    per_slot = 20 * n_degrees**2 + 8 * n_max * n_degrees + 30  # harmonics and radial functions, with slopes and strains
+    per_centre = 16 * len(soap.species) * n_max * n_degrees**2 + 4 * soap.n_features
+    return nb.vectors.element_size() * (PADDING * per_slot * pairs + per_centre)
 
 
-def _norm_slopes(soap: SOAP, ex: Expansion) -> Tensor:
-    """q . dp/dr = d|p|/dr of each pair's vector, [pair, 3]."""
+def norm_gradient(soap: SOAP, ex: Expansion) -> list[Tensor]:
+    """d|p|/dc in the uncontracted channels, for each l [c, channel, 2l+1]."""
     layout = soap.layout.to(ex.norm.device, ex.norm.dtype)
     ascent = power_spectrum_pullback(ex.coefficients, layout, ex.features)
-    if soap.contraction is not None:
-        ascent = expand_channels(ascent, soap.contraction)
-    return density_pullback(ex.slots, ex.terms, ex.slopes, ascent)
+    return ascent if soap.contraction is None else expand_channels(ascent, soap.contraction)
 
 
-def in_all_channels(soap: SOAP, factors: PairFactors) -> list[Tensor]:
-    """H and dH/dR in all (contracted) channels, for each l [pair, 2, K_l]."""
-    species = factors.expansion.environments.pair_species
-    n_species, n_max = len(soap.species), soap.config.n_max
-    out = []
-    for l, h in enumerate(factors.radial):  # noqa: E741
-        if soap.contraction is not None:
-            h = h @ soap.contraction.matrices[l].to(h).unflatten(0, (n_species, n_max))[species]
-        elif n_species > 1:
-            wide = h.new_zeros(len(h), n_species, 2, n_max)
-            wide[torch.arange(len(h), device=h.device), species] = h
-            h = wide.transpose(1, 2).flatten(2)
-        out.append(h)
-    return out
+def coefficient_slopes(expansion: CentreExpansion, start: int, stop: int, s: int) -> CoefficientSlopes:
+    """Slopes of centres start .. stop - 1 of the expansion in the channels of species s."""
+    first, last = expansion.offsets[s][start], expansion.offsets[s][stop]
+    pairs, n_centres, n_atoms = expansion.pairs[first:last], stop - start, expansion.n_atoms
+    of_pair = expansion.expansion.environments.centre[pairs] - start
+    keys, row = torch.unique(of_pair * n_atoms + expansion.neighbor[pairs], return_inverse=True)
+    centre = torch.div(keys, n_atoms, rounding_mode="floor")  # [row]
+    counts = torch.bincount(centre, minlength=n_centres)
+    width = STRAIN + int(counts.max())
+    before = counts.cumsum(0) - counts  # [c] rows of the centres before
+    place = centre * width + STRAIN + torch.arange(len(keys), device=keys.device) - before[centre]  # [row]
+    target = keys.new_full((n_centres, width), n_atoms)
+    target[:, 1] += 1
+    target.view(-1)[place] = keys % n_atoms
+    strain = expansion.strain[start:stop, s]
+    slopes = strain.new_zeros(n_centres, width, *strain.shape[2:])
+    slopes.flatten(0, 1).index_add_(0, place[row], _pair_slopes(expansion.expansion, pairs))
+    slopes[:, :STRAIN] = strain
+    norm = slopes.view(n_centres, width * 3, -1) @ expansion.ascent[start:stop, s, :, None]
+    return CoefficientSlopes(target, slopes, norm.view(n_centres, width, 3))
 
 
-def product_sums(n_rows: int, pair: Tensor, weight: Tensor, radial: Tensor, angular: Tensor) -> Tensor:
-    """Weighted sums of F of one l over the pairs of each row: [row, x, b, a].
+def _pair_slopes(ex: Expansion, pairs: Tensor) -> Tensor:
+    """dc/dr_ij, [pair, 3, n, lm]."""
+    slot = ex.slots.of_pair[pairs]
+    n_degrees = len(ex.terms.radial)
+    repeat = ex.norm.new_zeros(n_degrees, n_degrees**2)  # [l, lm] 1 where m belongs to l
+    for l, columns in enumerate(degrees(n_degrees - 1)):  # noqa: E741
+        repeat[l, columns] = 1
+    h = ex.terms.radial.index_select(1, slot).permute(1, 2, 0) @ repeat  # [pair, n, lm]
+    dh = ex.slopes.radial.index_select(1, slot).permute(1, 2, 0) @ repeat
+    dh *= ex.terms.harmonics.index_select(0, slot)[:, None]
+    out = h[:, None] * ex.slopes.harmonics.index_select(0, slot)[:, :, None]
+    return out.addcmul_(dh[:, None], ex.slopes.direction[slot][:, :, None, None])
 
-    pair and weight [slot] are n_rows equal segments (weight 0 in empty slots), radial [pair, 2, a], angular
-    [pair, 2, x, b].
-    """
-    n_x, n_channels = angular.shape[2:]
-    left = (radial.index_select(0, pair) * weight[:, None, None]).view(n_rows, -1, radial.shape[2])  # [row, 2 width, a]
-    right = angular.index_select(0, pair).view(n_rows, -1, n_x * n_channels)  # [row, 2 width, x b]
-    return (right.transpose(1, 2) @ left).unflatten(1, (n_x, n_channels))
+
+def _strain_slopes(soap: SOAP, ex: Expansion) -> Tensor:
+    """dc/d(strain), [c, s, 2, 3, n, lm]."""
+    n_centres, n_species, n_max = len(ex.norm), len(soap.species), soap.config.n_max
+    voigt = voigt_products(ex.slots.vectors)  # [slot, 6, 3]
+    by_harmonic = voigt @ ex.slopes.harmonics  # [slot, 6, lm]
+    by_distance = (voigt @ ex.slopes.direction[:, :, None]) * ex.terms.harmonics[:, None]
+    out = voigt.new_empty(n_centres * n_species, 6, n_max, by_harmonic.shape[2])
+    for l, columns in enumerate(degrees(soap.config.l_max)):  # noqa: E741
+        part = segment_products(ex.slots, ex.terms.radial[l], by_harmonic[:, :, columns].flatten(1), len(out))
+        part += segment_products(ex.slots, ex.slopes.radial[l], by_distance[:, :, columns].flatten(1), len(out))
+        out[..., columns] = part.view(len(out), n_max, 6, 2 * l + 1).transpose(1, 2)
+    return out.view(n_centres, n_species, STRAIN, 3, n_max, by_harmonic.shape[2])
 
 
 def voigt_products(vectors: Tensor) -> Tensor:

@@ -180,18 +180,13 @@ def blocks_within(needed: Tensor, max_bytes: float) -> list[Tensor]:
     return [torch.tensor(block, device=needed.device) for block in blocks]
 
 
-def factor_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
-    """Memory of what each centre's derivatives are made from, and of those with respect to the strain, [centre] bytes."""
-    pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # [centre]
-    n_degrees = soap.config.l_max + 1
-    per_slot = 8 * n_degrees**2 + 4 * soap.config.n_max * n_degrees  # harmonics and radial functions, with slopes
-    per_pair = 20 * sum(soap.layout.widths)  # factors of the outer products: 2 + 2 * 3 + 2 * 6
-    return nb.vectors.element_size() * (pairs * (per_pair + PADDING * per_slot) + 6 * soap.n_features)
-
-
 def jacobian_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
     """Memory of each centre's share of a Jacobian and of what it is made from, [centre] bytes, with pairs of one atom's
     images counted as if they were different atoms: an upper estimate.
     """
     pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # [centre]
-    return factor_bytes(soap, nb) + nb.vectors.element_size() * soap.n_features * (3 * (pairs + 1) + 3)
+    n_degrees, n_features = soap.config.l_max + 1, soap.n_features
+    per_slot = 8 * n_degrees**2 + 4 * soap.config.n_max * n_degrees  # harmonics and radial functions, with slopes
+    per_pair = 20 * sum(soap.layout.widths)  # factors of the outer products: 2 + 2 * 3 + 2 * 6
+    numbers = pairs * (per_pair + PADDING * per_slot) + 3 * n_features * (pairs + 1) + 9 * n_features
+    return nb.vectors.element_size() * numbers

@@ -1,12 +1,13 @@
 """What a fit will take, before it is started: memory and time from a sample of the data and a moment of measuring.
 
-With n_ca the (centre, atom) pairs in range of a structure, counted on a sample, D features, M_s inducing points of a
-species (M in all, M' with the columns beside them), T levels, rows R = 3N + 7 of a structure of N atoms:
+With n_ca the (centre, atom) pairs in range of a structure, counted on a sample, D features, E entries of a form (rows.py),
+M_s inducing points of a species (M in all, M' with the columns beside them), T levels, rows R = 3N + 7 of a structure of N
+atoms:
 
     descriptors        seconds per atom of SOAP values, measured on the sample
     inducing points    sum_s [ n_s M_s D + n_s M_s^2 / 2 ] multiply-adds of matrix-vector products    (n_s candidates)
-    derivatives        seconds per pair of dq/dr, measured on the sample
-    rows               2 * 3 n_ca D M_s flops, summed over the species of the centres: matrix products
+    derivatives        seconds per pair of the coefficients' derivatives, measured on the sample
+    rows               2 * 3 n_ca E M_s flops, summed over the species of the centres: matrix products
     statistics         whitening R M_s^2, Gram R M'^2 multiply-adds, and one pass over M'^2 numbers for each kind of label
     evidence           evaluations * [ (T M')^3 + passes over the statistics ]
     posterior          (T M')^3 and T covariances
@@ -30,20 +31,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from descriptors import SOAP, fit_contraction, jacobian
-from descriptors.soap import jacobian_bytes
+from descriptors import SOAP, fit_contraction
+from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion_bytes
 from mfgp.config import FitConfig
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
 from mfgp.frames import Frame, FrameSet
 from mfgp.model import trainable
-from mfgp.observations import BLOCK_BYTES
+from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.training import REFINE_ITERATIONS
 
 SAMPLE = 24  # structures on which pairs are counted
 TIMED_PAIRS = 100  # (centre, atom) pairs whose derivatives are timed
 GEMM_SIZE, GEMV_SIZE = 512, 2048
 FLOAT = 8  # bytes
-OVERHEAD = {"rows": 2.0, "statistics": 1.5, "evidence": 2.3, "posterior": 2.3}  # measured, see above
+OVERHEAD = {"rows": 3.2, "statistics": 1.5, "evidence": 2.3, "posterior": 2.3}  # measured, see above
 EVALUATIONS = 0.5  # of the evidence, for each iteration that is allowed
 COPIES = 5  # of the joint precision that are held at a time
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
@@ -69,10 +70,11 @@ class Counts:
     candidates: np.ndarray
     inducing: np.ndarray
     n_features: int  # D
+    n_entries: int  # E, of a form
     n_frames: int
     n_rows: int  # of all structures
     largest_rows: int  # of the largest structure
-    largest_bytes: float  # of its Jacobian
+    largest_bytes: float  # of its expansion with slopes
     n_columns: int
     levels: tuple[int, ...]  # level of each set of statistics
     n_levels: int
@@ -136,10 +138,11 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         candidates=share * n_candidates,
         inducing=share * m,
         n_features=soap.n_features,
+        n_entries=form_entries(soap),
         n_frames=len(training),
         n_rows=3 * len(numbers) + 7 * len(training),
         largest_rows=3 * len(largest.atoms) + 7,
-        largest_bytes=float(jacobian_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
+        largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
         n_columns=len(soap.species) + len(config.baselines),
         levels=tuple(training.levels.index(level) for level, _ in statistics),
         n_levels=len(training.levels),
@@ -161,7 +164,7 @@ def seconds(c: Counts, r: Rates) -> dict[str, float]:
     """Seconds of each part (module docstring), without overheads."""
     m, d, size = c.inducing, c.n_features, c.size
     pivots = float((c.candidates * m * (d + 0.5 * m)).sum())
-    row_products = float((3 * c.pairs * d * m).sum())
+    row_products = float((3 * c.pairs * c.n_entries * m).sum())
     whitening = float(c.n_rows * (0.5 * m**2).sum())
     passes = len(c.levels) / c.n_levels * c.n_frames * size**2  # every structure updates the statistics of its level
     learning = 0.0
@@ -188,11 +191,10 @@ def _evidence(c: Counts, size: int, r: Rates) -> float:
 def memory_bytes(c: Counts) -> float:
     """The largest of what the stages hold: candidates, rows of the largest structure, joint precision."""
     m, size = c.inducing, c.size
-    basis = FLOAT * float((m * c.n_features + m**2).sum())
+    basis = FLOAT * float((m * (c.n_features + len(m) * c.n_entries) + m**2).sum())
     candidates = FLOAT * float((3 * c.candidates * c.n_features + c.candidates * m).sum())
     statistics = FLOAT * len(c.levels) * size**2
-    jacobian = min(c.largest_bytes, BLOCK_BYTES)
-    rows = jacobian + FLOAT * (3 * c.largest_rows * size + size**2)
+    rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * (3 * c.largest_rows * size + size**2)
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2
     return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + covariances))
@@ -221,7 +223,13 @@ def descriptor_rates(sample: list[Frame], soap: SOAP, device: torch.device) -> t
     cumulative = np.cumsum(pairs_per_centre(frame, soap))
     centres = torch.arange(min(n, 1 + int(np.searchsorted(cumulative, TIMED_PAIRS))), device=device)
     values = _best(lambda: soap.values(nb), device)
-    derivatives = _best(lambda: jacobian(soap, nb, centres).features, device)
+
+    def slopes() -> Tensor:
+        expansion = expand_with_slopes(soap, nb, centres)
+        parts = [coefficient_slopes(expansion, 0, len(centres), s) for s in range(len(soap.species))]
+        return parts[0].norm
+
+    derivatives = _best(slopes, device)
     return values / n, derivatives / float(cumulative[len(centres) - 1])
 
 

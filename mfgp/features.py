@@ -21,6 +21,7 @@ from mfgp.inducing import InducingBasis, select_inducing
 from mfgp.kernels import functional_variances
 from mfgp.observations import functional_rows, local_features, rows_of_jacobian
 from mfgp.progress import Report, silent
+from mfgp.rows import InducingForms, inducing_forms
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
 MIN_CANDIDATES = 4000
@@ -59,6 +60,10 @@ class Features:
     basis: InducingBasis
     device: torch.device
     store: RowStore | None = field(default=None, repr=False)
+    forms: InducingForms = field(init=False, repr=False)  # of basis and soap
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forms", inducing_forms(self.basis, self.soap))
 
     @staticmethod
     def build(frames: FrameSet, config: FitConfig, report: Report = silent, keep_rows: bool = False) -> Features:
@@ -88,7 +93,7 @@ class Features:
         return self.store.functionals[key]
 
     def _rows(self, atoms: Atoms) -> Tensor:
-        return functional_rows(self.basis, self.soap, self.soap.neighborhoods([atoms], device=self.device))
+        return functional_rows(self.basis, self.forms, self.soap, self.soap.neighborhoods([atoms], device=self.device))
 
     def _functionals(self, atoms: Atoms) -> Functionals:
         nb = self.soap.neighborhoods([atoms], device=self.device)

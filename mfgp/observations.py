@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from descriptors import SOAP, Jacobian, Neighborhoods, jacobian
+from descriptors import SOAP, Jacobian, Neighborhoods
 from mfgp.baselines import BaselineLabels
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope, n_functionals
+from mfgp.rows import InducingForms, raw_rows
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
 ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
-BLOCK_BYTES = 256e6  # of descriptor derivatives held at a time
 WORKSPACE = {
     "cpu": 2**20,
     "cuda": 2**26,
@@ -47,13 +47,9 @@ def whiten(basis: InducingBasis, index: int, k: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(basis.factors[index], k.T, upper=False).T
 
 
-def functional_rows(basis: InducingBasis, soap: SOAP, neighborhoods: Neighborhoods) -> Tensor:
-    """Phi of one structure, [1+3N+6, M], in blocks of centres that bound the memory."""
-    numbers = neighborhoods.numbers
-    raw = torch.zeros(n_functionals(len(numbers)), basis.size, dtype=neighborhoods.vectors.dtype, device=numbers.device)
-    for block in soap.centre_blocks(neighborhoods, BLOCK_BYTES):
-        _add_rows(raw, basis, jacobian(soap, neighborhoods, block), numbers)
-    return _whiten_all(basis, raw)
+def functional_rows(basis: InducingBasis, forms: InducingForms, soap: SOAP, neighborhoods: Neighborhoods) -> Tensor:
+    """Phi of one structure, [1+3N+6, M], in a bounded memory; `forms` from inducing_forms(basis, soap)."""
+    return _whiten_all(basis, raw_rows(basis, forms, soap, neighborhoods))
 
 
 def rows_of_jacobian(basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> Tensor:

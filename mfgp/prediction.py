@@ -20,7 +20,7 @@ from linear_operator import to_linear_operator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors import Neighborhoods, jacobian
+from descriptors import Expansion, Neighborhoods, jacobian
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance, kernel_slope
@@ -78,9 +78,10 @@ class Predictor:
             values = self._from_rows(atoms, extra)
         else:
             nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
-            values = self._from_gradient(nb)
+            expansion = self.model.soap.expand(nb)
+            values = self._from_gradient(nb, expansion)
             if uncertainty == "energies":
-                values |= self._energy_deviations(nb, extra)
+                values |= self._energy_deviations(expansion.features, nb.numbers, extra)
         return self._prediction(atoms, extra, values)
 
     def _columns(self, atoms: Atoms) -> Tensor:
@@ -141,10 +142,9 @@ class Predictor:
                 "Fit again with training structures that contain it."
             )
 
-    def _from_gradient(self, nb: Neighborhoods) -> Values:
+    def _from_gradient(self, nb: Neighborhoods, expansion: Expansion) -> Values:
         """Means of the GP part by the reverse pass: energy, forces and virial [1+3N+6], and local energies [N]."""
         basis, n = self.model.basis, len(nb.numbers)
-        expansion = self.model.soap.expand(nb)
         q = expansion.features
         energies, gradient = q.new_zeros(n), torch.zeros_like(q)
         for index, _ in basis.blocks():
@@ -181,20 +181,18 @@ class Predictor:
             out = out + (extra[0, n:] @ coefficients) / len(atoms)
         return out
 
-    def _energy_deviations(self, nb: Neighborhoods, extra: Tensor) -> Values:
-        """Standard deviations of the total [1] and the local energies [N], from descriptor values alone."""
+    def _energy_deviations(self, q: Tensor, of_atom: Tensor, extra: Tensor) -> Values:
+        """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D] of_atom [N]."""
         basis = self.model.basis
-        q = self.model.soap.values(nb)
-        phi = local_features(basis, q, nb.numbers)  # [N, M]
+        phi = local_features(basis, q, of_atom)  # [N, M]
         prior = q.new_zeros(len(basis.species))
         for index, _ in basis.blocks():
-            own = q[nb.numbers == basis.species[index]]
+            own = q[of_atom == basis.species[index]]
             prior[index] = ((own @ own.T) ** basis.zeta).sum()
         total = torch.cat([phi.sum(0), extra[0]])
-        numbers = nb.numbers.cpu().numpy()
         return {
             "std": self._variance(total[None], prior[None]).sqrt(),
-            "local_std": self._local_variance(numbers, phi).sqrt(),
+            "local_std": self._local_variance(of_atom.cpu().numpy(), phi).sqrt(),
         }
 
     def _local_variance(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ COUNTS = Counts(
     candidates=np.array([1000.0, 3000.0]),
     inducing=np.array([250.0, 750.0]),
     n_features=2000,
+    n_entries=1200,
     n_frames=100,
     n_rows=12700,
     largest_rows=127,
@@ -48,13 +49,14 @@ def test_counts_of_a_known_case():
     """One species, one level: the formulas of the module, term by term."""
     c = replace(
         COUNTS, atoms=np.array([100]), pairs=np.array([5000.0]), candidates=np.array([100.0]), inducing=np.array([50.0]),
-        n_features=300, n_frames=10, n_rows=370, n_columns=1, levels=(0,), n_levels=1, evaluations=((50, 20.0),),
+        n_features=300, n_entries=200, n_frames=10, n_rows=370,
+        n_columns=1, levels=(0,), n_levels=1, evaluations=((50, 20.0),),
     )  # fmt: skip
     s = seconds(c, RATES)
     assert s["descriptors"] == pytest.approx(0.1, abs=1e-12)
     assert s["derivatives"] == pytest.approx(0.5, abs=1e-12)
     assert s["inducing points"] == pytest.approx((100 * 50 * 300 + 100 * 50**2 / 2) / 1e9, abs=1e-12)
-    assert s["rows"] == pytest.approx(2 * 3 * 5000 * 300 * 50 / 2 / 1e10, abs=1e-12)
+    assert s["rows"] == pytest.approx(2 * 3 * 5000 * 200 * 50 / 2 / 1e10, abs=1e-12)
     gram, whitening, passes = 370 * 51**2, 370 * 50**2 / 2, 2 * 10 * 51**2
     assert s["statistics"] == pytest.approx((gram + whitening) / 1e10 + passes / 1e9, abs=1e-12)
     assert s["evidence"] == pytest.approx(20 * (51**3 / 2 / 1e10 + 7 * 51**2 / 1e9), abs=1e-12)
@@ -65,13 +67,14 @@ def test_counts_of_a_known_case():
     [
         ({"pairs": 2 * COUNTS.pairs}, {"derivatives", "rows"}),
         ({"atoms": 2 * COUNTS.atoms}, {"descriptors"}),
-        ({"n_features": 4000}, {"inducing points", "rows"}),
+        ({"n_features": 4000}, {"inducing points"}),
+        ({"n_entries": 2400}, {"rows"}),
         ({"inducing": 2 * COUNTS.inducing}, {"inducing points", "rows", "statistics", "evidence", "posterior"}),
         ({"n_rows": 25400}, {"statistics"}),
         ({"n_levels": 3, "levels": (0, 0, 1, 1, 2, 2)}, {"evidence", "posterior"}),
         ({"evaluations": ((600, 100.0), (1000, 18.0))}, {"evidence"}),
     ],
-    ids=["pairs", "atoms", "features", "inducing", "rows", "levels", "evaluations"],
+    ids=["pairs", "atoms", "features", "entries", "inducing", "rows", "levels", "evaluations"],
 )
 def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
     before, after = seconds(COUNTS, RATES), seconds(replace(COUNTS, **change), RATES)
@@ -92,8 +95,13 @@ def test_levels_share_one_factorisation():
 
 @pytest.mark.parametrize(
     "change",
-    [{"inducing": 2 * COUNTS.inducing}, {"n_features": 8000}, {"n_levels": 4, "levels": (0, 1, 2, 3)}],
-    ids=["inducing", "features", "levels"],
+    [
+        {"inducing": 2 * COUNTS.inducing},
+        {"n_features": 8000},
+        {"n_entries": 2400},
+        {"n_levels": 4, "levels": (0, 1, 2, 3)},
+    ],
+    ids=["inducing", "features", "entries", "levels"],
 )
 def test_memory_grows(change: dict):
     assert memory_bytes(replace(COUNTS, **change)) > memory_bytes(COUNTS)

@@ -15,7 +15,7 @@ LAYERS = [
     *("labels", "reading", "sources", "frames"),
     *("config_errors", "config", "zbl", "baselines"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
-    *("kernels", "inducing", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
+    *("kernels", "inducing", "rows", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
     *("features", "fitting", "prediction", "calculator", "model", "model_file"),
     *("evaluation", "learning_curve", "estimate", "report", "console", "cli"),
 ]

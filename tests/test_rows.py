@@ -1,0 +1,154 @@
+"""Rows made centre by centre against rows of the whole Jacobian, and the slopes they are made from against differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from numpy.testing import assert_allclose
+from systems import SYSTEMS, ethanol, isolated_atom, phosphate, rattled_silicon, sodium_chloride, triclinic
+
+from descriptors import SOAP, SOAPConfig, fit_contraction, jacobian
+from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion_bytes
+from mfgp import rows
+from mfgp.inducing import InducingBasis, select_inducing
+from mfgp.observations import functional_rows, rows_of_jacobian
+from mfgp.rows import form_entries, inducing_forms, raw_rows
+
+CONFIG = SOAPConfig(r_cut=4.5, n_max=3, l_max=3, sigma=0.5)  # Å; more than half of every cell in systems.py
+STEP = 1e-5  # Å
+
+
+def _soap(atoms: Atoms, retained: float | None = None, also: tuple[int, ...] = ()) -> SOAP:
+    soap = SOAP(CONFIG, sorted({int(z) for z in atoms.numbers} | set(also)))
+    if retained is None:
+        return soap
+    return SOAP(CONFIG, soap.species, fit_contraction(soap, [soap.neighborhoods([atoms])], retained))
+
+
+def _basis(atoms: Atoms, soap: SOAP, zeta: int, limit: int = 10) -> InducingBasis:
+    """Points of structures displaced from `atoms`, so that none has z . q = 1; few, so that K_MM is well conditioned."""
+    structures = [atoms.copy() for _ in range(3)]
+    for seed, a in enumerate(structures):
+        a.rattle(0.2, seed=seed)
+    numbers = torch.from_numpy(np.concatenate([a.numbers for a in structures]).astype(np.int64))
+    return select_inducing(soap.features(structures), numbers, limit, zeta)
+
+
+def _both(atoms: Atoms, soap: SOAP, basis: InducingBasis) -> tuple[torch.Tensor, torch.Tensor]:
+    nb = soap.neighborhoods([atoms])
+    return functional_rows(basis, inducing_forms(basis, soap), soap, nb), rows_of_jacobian(
+        basis, jacobian(soap, nb), nb.numbers
+    )
+
+
+@pytest.mark.parametrize("retained", [None, 0.99])
+@pytest.mark.parametrize("zeta", [1, 2, 4])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_rows_are_those_of_the_jacobian(name: str, zeta: int, retained: float | None) -> None:
+    atoms = SYSTEMS[name]()
+    soap = _soap(atoms, retained)
+    basis = _basis(atoms, soap, zeta)
+    new, reference = _both(atoms, soap, basis)
+    assert_allclose(new, reference, rtol=0, atol=1e-10)  # 1, 1/Å, 1
+    assert float(reference[0].abs().max()) > 0.1
+    if len(atoms) > 1:
+        assert float(reference[1:-6].abs().max()) > 1e-2
+        assert float(reference[-6:].abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("retained", [None, 0.99])
+@pytest.mark.parametrize("build", [phosphate, triclinic, rattled_silicon, ethanol])
+def test_any_blocks_give_the_same(build, retained: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = build()
+    soap = _soap(atoms, retained)
+    basis, nb = _basis(atoms, soap, 2), soap.neighborhoods([atoms])
+    forms = inducing_forms(basis, soap)
+    whole = raw_rows(basis, forms, soap, nb)
+    needed = expansion_bytes(soap, nb)
+    for limit in (1.0, float(needed.sum()) / 2):  # bytes: every centre by itself; two or three blocks
+        assert_allclose(raw_rows(basis, forms, soap, nb, limit), whole, rtol=0, atol=1e-12)
+    for workspace in (1, 3000):  # one centre at a time; some
+        monkeypatch.setitem(rows.WORKSPACE, "cpu", workspace)
+        assert_allclose(raw_rows(basis, forms, soap, nb), whole, rtol=0, atol=1e-12)
+    assert float(whole[1:].abs().max()) > 1e-2
+
+
+def test_species_without_centres_points_or_neighbours() -> None:
+    """The descriptor knows Al and Cl, of which there are none; there are no inducing points of Na."""
+    atoms = sodium_chloride()
+    soap = _soap(atoms, also=(13,))
+    full = _basis(atoms, soap, 2)
+    keep = full.species.index(17)
+    one = InducingBasis(
+        (17,), (full.points[keep],), (full.factors[keep],), torch.arange(len(full.points[keep])), 2, 0.0
+    )
+    for basis in (full, one):
+        new, reference = _both(atoms, soap, basis)
+        assert_allclose(new, reference, rtol=0, atol=1e-10)
+        assert float(reference[1:-6].abs().max()) > 1e-2
+
+
+def test_an_isolated_atom_has_an_energy_only() -> None:
+    atoms = isolated_atom()
+    soap = _soap(phosphate())
+    new = _both(atoms, soap, _basis(phosphate(), soap, 2, 30))[0]
+    assert float(new[0].abs().max()) > 0.01
+    assert torch.equal(new[1:], torch.zeros_like(new[1:]))
+
+
+def test_dtype_follows_the_structure() -> None:
+    atoms = phosphate()
+    soap = _soap(atoms)
+    basis = _basis(atoms, soap, 2)
+    forms = inducing_forms(basis, soap)
+    single = InducingBasis(
+        basis.species, tuple(z.float() for z in basis.points), basis.factors, basis.rank, basis.zeta, basis.jitter
+    )
+    low = raw_rows(single, inducing_forms(single, soap), soap, soap.neighborhoods([atoms], dtype=torch.float32))
+    assert low.dtype == torch.float32
+    reference = raw_rows(basis, forms, soap, soap.neighborhoods([atoms]))
+    assert_allclose(low, reference, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("retained", [None, 0.99])
+@pytest.mark.parametrize("build", [phosphate, rattled_silicon])
+def test_size_of_the_forms(build, retained: float | None) -> None:
+    atoms = build()
+    soap = _soap(atoms, retained)
+    forms = inducing_forms(_basis(atoms, soap, 2, 12), soap)
+    assert sum(f[0].shape[1] for f in forms.forms) == 12
+    assert {f.shape[0] for of_centre in forms.forms for f in of_centre} == {form_entries(soap)}
+
+
+@pytest.mark.parametrize("build", [phosphate, sodium_chloride, ethanol])
+def test_slopes_of_coefficients_are_differences(build) -> None:
+    atoms = build()
+    soap = _soap(atoms)
+    n, n_species = len(atoms), len(soap.species)
+    expansion = expand_with_slopes(soap, soap.neighborhoods([atoms]), torch.arange(n))
+    parts = [coefficient_slopes(expansion, 0, n, s) for s in range(n_species)]
+    dense = torch.zeros(n, n + 2, 3, n_species, *expansion.strain.shape[4:], dtype=torch.float64)
+    norm = torch.zeros(n, n + 2, 3, dtype=torch.float64)
+    for s, part in enumerate(parts):
+        centre = torch.arange(n)[:, None].expand_as(part.target)
+        dense[:, :, :, s].index_put_((centre, part.target), part.coefficients, accumulate=True)
+        norm.index_put_((centre, part.target), part.norm, accumulate=True)
+
+    def displaced(atom: int, axis: int, step: float) -> tuple[torch.Tensor, torch.Tensor]:
+        moved = atoms.copy()
+        moved.positions[atom, axis] += step
+        nb = soap.neighborhoods([moved])
+        return torch.cat(soap.coefficients(nb), dim=2), soap.expand(nb).norm
+
+    assert float(dense.abs().max()) > 1e-2  # 1/Å
+    for atom in range(min(n, 4)):
+        others = torch.arange(n) != atom
+        for axis in range(3):
+            (plus, norm_plus), (minus, norm_minus) = displaced(atom, axis, STEP), displaced(atom, axis, -STEP)
+            found = dense[:, atom, axis].flatten(1, 2)  # [centre, channel, lm]
+            assert_allclose(found[others], ((plus - minus) / (2 * STEP))[others], rtol=0, atol=1e-7)
+            assert_allclose(
+                norm[others, atom, axis], ((norm_plus - norm_minus) / (2 * STEP))[others], rtol=0, atol=1e-5
+            )
