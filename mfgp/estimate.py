@@ -15,8 +15,8 @@ atoms:
 Rates of matrix-matrix and matrix-vector products are those of this machine at this moment, on the device of the fit.
 `OVERHEAD` is the ratio of measured to counted time: CPU seconds of every stage of fits to the LiFePO4 / LiMnPO4 example (111
 structures at two levels, preset oxide, one core) with M = 400 and 1000, over the counts at rates measured in CPU seconds
-too; with them the totals were 30 for 34 and 50 for 48 s. Memory is the largest of the stages of the fit, beyond what the
-interpreter takes (about 0.3 GB): 0.29, 0.34 and 0.99 GB where 0.21, 0.32 and 0.90 GB were measured at M = 400, 1000, 2000.
+too; with them the totals were 9.2 for 11.1 and 21.5 for 24.2 s. Memory is the largest of the stages of the fit, beyond what
+the interpreter takes (about 0.3 GB): 0.28 and 0.38 GB where 0.18 and 0.29 GB were measured at M = 400 and 1000.
 Calculators of baselines come on top, in time and memory.
 """
 
