@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Idle threads sleep instead of spinning: on a busy machine spinning costs several times the work.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test check bench clean
 
 $(VENV)/.base: pyproject.toml constraints.txt

@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "training": {"max_energy_ratio": 0.02},
     "device": "cpu",
 }
-GAP = {"sigma": "0.5", "sigma_energy": "0.002", "sigma_force": "0.1", "delta": "1.0"}
+GAP = {"sigma": "0.6", "sigma_energy": "0.004", "sigma_force": "0.1", "delta": "1.0"}
 TARGETS = {"energy_mae": 2.9e-3, "force_mae": 0.072, "fit_cpu_over_gap_fit": 0.25}  # eV/atom, eV/Å
 TIMED_STRUCTURES = 5
 

@@ -55,6 +55,9 @@ def main(
     ] = False,
 ) -> None:
     """Gaussian-process force field that learns from several levels of theory at once."""
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # before torch: on a busy machine spinning threads cost more than work
 
 
 @contextmanager
