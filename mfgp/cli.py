@@ -163,8 +163,8 @@ def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
     training = model.training
     if training is not None and not training.converged:
         out.append(
-            f"note: the evidence was still rising after {training.evaluations} evaluations ({training.message}); raise "
-            "training.max_iterations."
+            f"note: the evidence was still rising after {training.evaluations} evaluations with all inducing points "
+            f"({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     return out
 

@@ -115,9 +115,9 @@ class BaselineConfig(Section):
 class TrainingConfig(Section):
     """How hyperparameters are learned.
 
-    n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises:
-    noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom). max_energy_ratio: largest
-    noise_energy / noise_force (Å) that may be learned; smaller values favour energies over forces.
+    n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises (raised
+    to what float64 can carry): noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom).
+    max_energy_ratio: largest noise_energy / noise_force (Å) that may be learned; smaller values favour energies.
     """
 
     objective: Literal["evidence"] = "evidence"

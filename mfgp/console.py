@@ -179,7 +179,7 @@ def header_lines(header: Mapping[str, Any]) -> list[str]:
         f"levels       {' → '.join(header['levels'])} (cheapest first)",
         f"elements     {elements}",
         f"descriptor   SOAP, r_cut {d['r_cut']:g} Å, {shape}, {weighting}{contraction}",
-        f"kernel       zeta {model['zeta']}, {model['n_inducing']} inducing points asked for, rho {rho}",
+        f"kernel       zeta {model['zeta']}, {header['n_inducing']} inducing points, rho {rho}",
         f"baselines    {', '.join(header['baselines']) or 'none'}",
         f"learned      {learned}",
         f"versions     mfgp {header['mfgp_version']}, torch {header['torch_version']}, file schema {header['schema']}",

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
 from mfgp.config import FitConfig
+from mfgp.errors import ConfigError, DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.inducing import InducingBasis, select_inducing
 from mfgp.kernels import functional_variances
@@ -70,9 +72,28 @@ class Features:
         """Choose descriptor and inducing points from the structures of `frames`; their labels are not used."""
         device = resolve_device(config.device)
         species = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
+        if config.model.n_inducing < len(species):
+            raise ConfigError(
+                f"model.n_inducing: {config.model.n_inducing} inducing points for {len(species)} elements; at least one for "
+                "each is needed, a thousand in all is usual."
+            )
         soap = _build_soap(frames, species, config.descriptor, config.seed, device)
         basis = _choose_basis(frames, soap, config, device, report)
         return Features(soap, basis, device, RowStore() if keep_rows else None)
+
+    def check(self, frames: FrameSet, config: FitConfig) -> None:
+        """Raise ConfigError where they are not what `config` describes, DataError for elements that they do not cover."""
+        if self.basis.zeta != config.model.zeta or self.soap.config != config.descriptor:
+            raise ConfigError(
+                "these features were built with another descriptor or zeta; build them with this configuration."
+            )
+        for frame in frames:
+            unknown = sorted({chemical_symbols[z] for z in frame.atoms.numbers if z not in self.basis.species})
+            if unknown:
+                raise DataError(
+                    f"{frame.source} ({frame.atoms.symbols}): no inducing point for {', '.join(unknown)}; build the "
+                    "features from structures that contain them."
+                )
 
     def rows(self, atoms: Atoms) -> Tensor:
         """Whitened rows of all functionals of a structure, [1+3N+6, M]."""
@@ -112,7 +133,9 @@ def structure_key(atoms: Atoms) -> bytes:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
+    """`auto` is CUDA where there is one. Raises ConfigError for CUDA where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, but torch finds no CUDA device; set device: auto or cpu.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

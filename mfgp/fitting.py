@@ -17,7 +17,7 @@ from mfgp.features import Features
 from mfgp.frames import FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
-from mfgp.observations import Columns, labelled_rows
+from mfgp.observations import Columns, cell_volume, labelled_rows
 from mfgp.progress import Report, silent
 from mfgp.statistics import Statistics
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
@@ -96,7 +96,7 @@ def accumulate(
     for i, frame in enumerate(frames):
         level = frames.levels.index(frame.fidelity)
         phi = features.rows(frame.atoms)
-        volume = abs(float(np.linalg.det(frame.atoms.cell.array)))
+        volume = cell_volume(frame.atoms)
         labels = [b.labels(frame.atoms) for b in baselines]
         extra = columns.rows(frame.atoms.numbers, labels, volume).to(phi.device)
         design, mean = torch.cat([phi, extra], dim=1), columns.mean(extra, level)

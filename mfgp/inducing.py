@@ -96,7 +96,7 @@ def select_inducing(
     """Choose up to `n_inducing` environments and build their basis.
 
     features [candidate, D] float64 normalised descriptors, numbers [candidate] atomic numbers. Fewer than asked for are
-    returned where the candidates, or their distinct ones (conditional variance above 1e-10), run out; at least one is
+    returned where the candidates, or their distinct ones (conditional variance above 1e-12), run out; at least one is
     taken of every species. Ties (the first choice always is one) are broken by `seed`. `on_step` is called with the
     number selected so far.
     """

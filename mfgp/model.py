@@ -93,11 +93,12 @@ class MultiFidelityGP:
             warnings.warn(
                 "training.calibrate has no effect yet: standard deviations are the posterior's own", stacklevel=2
             )
-        training = trainable(frames)
+        training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
         sigmas = (config.training.noise_energy, config.training.noise_force)
         with bars(progress) as report:
             features = features or Features.build(training, config, report)
+            features.check(training, config)
             basis, device = features.basis, features.device
             columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
             columns, column_std = columns.to(device), column_std.to(device)
@@ -113,17 +114,21 @@ class MultiFidelityGP:
         model.refresh()
         return model
 
-    def posterior(self) -> Posterior:
+    def posterior(self, statistics: Statistics | None = None) -> Posterior:
         """The joint posterior over all levels' weights at the present hyperparameters."""
+        statistics = statistics or self.statistics
         with torch.no_grad():
             d = block_scales(self.prior.rho, self.prior.scale, self.basis.species_index(), self.column_std)
-            return posterior(self.statistics, d, self.noise.inverse_variances(self.statistics.observed()))
+            return posterior(statistics, d, self.noise.inverse_variances(statistics.observed()))
+
+    def _solution(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
+        """Weights and covariances of every level."""
+        joint = self.posterior(statistics)
+        return torch.stack([joint.level_mean(t) for t in range(len(self.levels))]), joint.level_covariances()
 
     def refresh(self) -> None:
         """Recompute the posterior from the statistics and hyperparameters."""
-        joint = self.posterior()
-        self.weights = torch.stack([joint.level_mean(t) for t in range(len(self.levels))])
-        self.covariances = joint.level_covariances()
+        self.weights, self.covariances = self._solution(self.statistics)
 
     def level(self, fidelity: str | None) -> int:
         """Index of a level by name; the highest for None. Raises DataError naming the known levels."""
@@ -166,32 +171,32 @@ class MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters and inducing points; in place, returns the model.
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
-        model already holds are skipped with a warning. Raises DataError for elements or levels that it has not seen; the
-        model is unchanged then.
+        model already holds, and those marked as test, are skipped with a warning. Raises DataError for elements or levels
+        that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old state.
         """
-        frames = frames_from(new_frames, self.levels, self.config.keys).training()
+        frames = frames_from(new_frames, self.levels, self.config.keys)
+        if frames.held_out():
+            warnings.warn(f"{len(frames.held_out())} frames are marked as test; skipped", stacklevel=2)
         self.check_elements(frames)
-        hashes = frames.frame_hashes()
-        fresh = [f for f, h in zip(frames.frames, hashes, strict=True) if h not in self.seen]
-        if len(fresh) < len(hashes):
-            warnings.warn(f"{len(hashes) - len(fresh)} frames are already in the model; skipped", stacklevel=2)
-        if not fresh:
+        chosen = distinct(frames.training(), self.seen)
+        if not chosen:
             return self
-        chosen = FrameSet(self.levels, tuple(fresh))
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
         with bars(progress) as report:
             added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)
-        self.statistics = merge([self.statistics, added])
-        self.seen = self.seen | set(hashes)
-        for level, counts in chosen.summary().items():
-            self.data[level] = {k: self.data[level][k] + v for k, v in counts.items()}
-        self.refresh()
+        statistics = merge([self.statistics, added])
+        summary, seen = chosen.summary(), self.seen | set(chosen.frame_hashes())
+        data = {level: {k: n + summary[level][k] for k, n in counts.items()} for level, counts in self.data.items()}
+        weights, covariances = self._solution(statistics)  # the last step that can fail
+        self.statistics, self.seen, self.data = statistics, seen, data
+        self.weights, self.covariances = weights, covariances
         return self
 
     def check_elements(self, frames: FrameSet) -> None:
         """DataError for the first frame with an element that the model has not seen."""
+        predictor = self.predictor()
         for frame in frames:
-            self.predictor().check_elements(frame.atoms, frame.source)
+            predictor.check_elements(frame.atoms, frame.source)
 
     def hyperparameters(self) -> dict[str, Any]:
         """What was learned: outputscale s_t^2 (eV^2), rho [T-1][species], noises by level, e0 (eV) by level and element."""
@@ -245,3 +250,18 @@ def trainable(frames: FrameSet) -> FrameSet:
         if not training.of(level):
             raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
     return training
+
+
+def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:
+    """Each frame once, and none of those whose hash is in `seen`; warns about the others."""
+    fresh, known = [], set(seen)
+    for frame, key in zip(frames.frames, frames.frame_hashes(), strict=True):
+        if key not in known:
+            fresh.append(frame)
+            known.add(key)
+    if len(fresh) < len(frames):
+        n = len(frames) - len(fresh)
+        warnings.warn(
+            f"{n} frames are repeated, or already in the model (same structure and labels); skipped", stacklevel=3
+        )
+    return FrameSet(frames.levels, tuple(fresh))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -67,12 +68,14 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
         tensors[f"statistics.{level}.{kind}.gram"] = _pack(m.gram)
         tensors[f"statistics.{level}.{kind}.projection"] = m.projection
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"mfgp": json.dumps(_header(model, tensors), sort_keys=True)}
+    header = _header(model)
+    header["hash"] = _hash(header, tensors)
+    metadata = {"mfgp": json.dumps(header, sort_keys=True)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def _header(model: MultiFidelityGP, tensors: Mapping[str, Tensor]) -> Header:
+def _header(model: MultiFidelityGP) -> Header:
     moments = model.statistics.moments
     return {
         "format": "mfgp model",
@@ -91,7 +94,7 @@ def _header(model: MultiFidelityGP, tensors: Mapping[str, Tensor]) -> Header:
         "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
         "training": None if model.training is None else asdict(model.training),
         "hyperparameters": model.hyperparameters(),
-        "tensor_hash": _tensor_hash(tensors),
+        "n_inducing": model.basis.size,
     }
 
 
@@ -99,7 +102,8 @@ def read_header(path: str | Path) -> Header:
     """The header alone, upgraded to the present schema. Raises ModelFileError for what is not a whole model file."""
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f"no model file {path}.")
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"no model file {path}: {path.resolve()} {what}.")
     try:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get("mfgp")
@@ -107,8 +111,11 @@ def read_header(path: str | Path) -> Header:
         raise ModelFileError(f"{path} is not a complete model file ({error}); copy it again or fit again.") from error
     if raw is None:
         raise ModelFileError(f"{path} is a safetensors file, but not one that mfgp wrote (no `mfgp` header).")
-    header = json.loads(raw)
-    schema = header.get("schema")
+    try:
+        header = json.loads(raw)
+        schema = header["schema"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} is damaged: its header cannot be read. Copy it again or fit again.") from error
     if not isinstance(schema, int) or schema > SCHEMA:
         raise ModelFileError(
             f"{path} has schema {schema}, written by mfgp {header.get('mfgp_version')}; this is mfgp {__version__}, which "
@@ -129,10 +136,13 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     header = read_header(path)
     with safe_open(Path(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if _tensor_hash(tensors) != header["tensor_hash"]:
-        raise ModelFileError(f"{path} is damaged: its tensors do not match its header. Copy it again or fit again.")
+    if header.get("hash") != _hash({k: v for k, v in header.items() if k != "hash"}, tensors):
+        raise ModelFileError(f"{path} is damaged: its contents do not match its checksum. Copy it again or fit again.")
     config = FitConfig.model_validate(header["config"])
-    device = resolve_device(config.device if config.device != "cuda" or torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        warnings.warn("the model was fitted on CUDA and there is none here; it runs on the CPU", stacklevel=3)
+        config = config.model_copy(update={"device": "auto"})
+    device = resolve_device(config.device)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     levels, species = tuple(header["levels"]), tuple(header["species"])
     points = tuple(tensors[f"points.{z}"] for z in species)
@@ -141,7 +151,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])
-    noise = LevelNoise(len(levels), (1.0, 1.0, 1.0)).to(device)
+    initial = (config.training.noise_energy, config.training.noise_force, config.training.noise_virial)
+    noise = LevelNoise(len(levels), initial).to(device)
     noise.set_noise(tensors["noise"])
     size = basis.size + columns.size
     moments = {
@@ -187,9 +198,11 @@ def _unpack(packed: Tensor, size: int) -> Tensor:
     return out
 
 
-def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _hash(header: Header, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the header (without its hash) and every tensor's name, type, shape and contents."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
+        t = tensors[name].cpu().contiguous()
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.numpy().tobytes())
     return digest.hexdigest()

@@ -11,14 +11,17 @@ and its baseline columns. Rows are ordered: energy, forces (atom-major, x y z), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor
 
 from descriptors import SOAP, Jacobian, Neighborhoods
 from mfgp.baselines import BaselineLabels
+from mfgp.errors import DataError
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope, n_functionals
@@ -91,9 +94,11 @@ def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor)
         out[1 : 1 + 3 * n, columns] -= forces.flatten(0, 1)
 
 
-def check_elements(numbers: Tensor, basis: InducingBasis) -> list[int]:
-    """Atomic numbers present that no inducing point has."""
-    return sorted(set(numbers.tolist()) - set(basis.species))
+def cell_volume(atoms: Atoms) -> float:
+    """Volume in Å^3; 0 where the structure has no periodic direction or no full cell, so no stress."""
+    if not atoms.pbc.any() or atoms.cell.rank < 3:
+        return 0.0
+    return float(abs(np.linalg.det(atoms.cell.array)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,10 @@ class Columns:
         return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
 
     def rows(self, numbers: np.ndarray, labels: list[BaselineLabels], volume: float) -> Tensor:
-        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional."""
+        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional.
+
+        Virials of a baseline without stress are NaN where there is a volume: unknown, not zero.
+        """
         out = torch.zeros(n_functionals(len(numbers)), self.size, dtype=torch.float64)
         out[0, : len(self.species)] = self.composition(numbers)
         for k, label in enumerate(labels):
@@ -129,6 +137,8 @@ class Columns:
             out[1:-6, column] = torch.from_numpy(np.asarray(label.forces, dtype=np.float64).reshape(-1))
             if label.stress is not None:
                 out[-6:, column] = torch.from_numpy(-volume * np.asarray(label.stress, dtype=np.float64))
+            elif volume > 0:
+                out[-6:, column] = math.nan
         return out
 
     def mean(self, rows: Tensor, level: int) -> Tensor:
@@ -148,7 +158,8 @@ def labelled_rows(
     design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
     by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV per sqrt(atom)) or
     `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Frames marked as isolated atoms fix
-    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force).
+    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force). Raises
+    DataError for a stress label where a baseline gives no stress.
     """
     n = len(frame.atoms)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -170,6 +181,11 @@ def labelled_rows(
         if len(y):
             add(kind, a, y, m, scale)
     if frame.stress is not None:
+        if not bool(torch.isfinite(design[-6:]).all()):
+            raise DataError(
+                f"{frame.source} ({frame.atoms.symbols}), fidelity {frame.fidelity!r}: a stress label, but no stress "
+                "from a baseline (baseline gives no stress); leave out the label or the baseline."
+            )
         virial = -frame.atoms.get_volume() * frame.stress  # eV
         add("virial", design[-6:], virial, mean[-6:], 1.0 / n**0.5)
     return {k: (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v])) for k, v in rows.items()}

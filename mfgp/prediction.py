@@ -24,7 +24,7 @@ from descriptors import Expansion, Neighborhoods, jacobian
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance, kernel_slope
-from mfgp.observations import local_features, rows_of_jacobian
+from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import geometry_problems
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ class Predictor:
     def _prediction(self, atoms: Atoms, extra: Tensor, values: Values) -> Prediction:
         """Add the columns to the GP part, and turn virials into stresses."""
         offset = extra @ self.weights[self.model.basis.size :] + self.model.columns.mean(extra, self.level)
-        volume = cell_volume(atoms)
+        volume = (
+            cell_volume(atoms) if bool(torch.isfinite(extra).all()) else 0.0
+        )  # a baseline without stress: no stress
         mean, std, local_std = values["mean"] + offset, values.get("std"), values.get("local_std")
         full = std is not None and len(std) > 1
         return Prediction(
@@ -114,6 +116,10 @@ class Predictor:
         nb = model.soap.neighborhoods([atoms], device=self.weights.device)
         jac = jacobian(model.soap, nb)
         phi = rows_of_jacobian(model.basis, jac, nb.numbers)
+        if not bool(torch.isfinite(extra).all()):
+            raise DataError(
+                f"{atoms.symbols}: a baseline gives no stress, so there is no joint distribution with the virial."
+            )
         a = torch.cat([phi, extra], dim=1)
         mean = a @ self.weights + model.columns.mean(extra, self.level)
         variance = dict(zip(model.basis.species, self.variances.tolist(), strict=True))
@@ -247,13 +253,6 @@ def mean_inducing_features(basis: InducingBasis) -> Tensor:
 def voigt(tensor: Tensor) -> Tensor:
     """Symmetric [3, 3] -> [6]: xx yy zz yz xz xy."""
     return torch.stack([tensor[0, 0], tensor[1, 1], tensor[2, 2], tensor[1, 2], tensor[0, 2], tensor[0, 1]])
-
-
-def cell_volume(atoms: Atoms) -> float:
-    """Volume in Å^3; 0 where the structure has no periodic direction or no full cell, so no stress."""
-    if not atoms.pbc.any() or atoms.cell.rank < 3:
-        return 0.0
-    return float(abs(np.linalg.det(atoms.cell.array)))
 
 
 def _numpy(tensor: Tensor) -> Array:

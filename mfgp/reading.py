@@ -16,7 +16,7 @@ import vesin
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import iread
-from ase.io.formats import open_with_compression
+from ase.io.formats import UnknownFileTypeError, open_with_compression
 
 from mfgp.errors import DataError
 
@@ -78,6 +78,10 @@ def _read_with_ase(path: Path) -> list[Atoms]:
     try:
         for atoms in iread(path, index=":"):
             frames.append(atoms)
+    except UnknownFileTypeError as error:
+        raise DataError(
+            f"{path} is not a structure file that ASE knows ({_reason(error)}); extxyz is usual here."
+        ) from error
     except Exception as error:  # ASE's readers raise anything from AssertionError to KeyError on damaged files
         raise DataError(
             f"{path} frame {len(frames)} cannot be read ({_reason(error)}); the frame is truncated or damaged: "

@@ -65,11 +65,6 @@ class Statistics:
         """Statistics of the model with only the parameters `index` [m]."""
         return Statistics(len(index), {key: m.subset(index) for key, m in self.moments.items()})
 
-    def of_levels(self, levels: Iterable[int]) -> Statistics:
-        """Only the data of some levels (shared, not copied)."""
-        keep = set(levels)
-        return Statistics(self.size, {key: m for key, m in self.moments.items() if key[0] in keep})
-
     def observed(self) -> list[Key]:
         """(level, kind) in a fixed order."""
         return sorted(self.moments)

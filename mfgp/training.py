@@ -2,8 +2,8 @@
 
 A first run uses a prefix of the inducing points (their statistics are sub-matrices of the full ones), where a step costs
 little; a second, shorter one all of them. A factorisation that fails inside a line search is a very bad objective, not a
-crash. Bounds keep noises above a floor set by float64: P = I + G / noise^2 stays definite while s^2 max eig(G) / noise^2
-is below about 1e13.
+crash. Bounds keep the force and virial noises above a floor set by float64: P = I + G / noise^2 stays definite while
+s^2 max eig(G) / noise^2 is below about 1e13.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_fit_says_what_it_did_differently(folder: Path, tmp_path: Path):
     assert fitted.config.model.zeta == 1
     assert fitted.basis.size < 500
     assert f"note: {fitted.basis.size} inducing points, not 500" in notices
-    assert "raise training.max_iterations" in notices
+    assert "training.n_optimise or max_iterations" in notices
 
 
 def test_fit_of_one_level_with_a_baseline(folder: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from ase.calculators.emt import EMT
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
-from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.features import Features
 from mfgp.fitting import reference_energies
 from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
@@ -173,3 +173,28 @@ def test_stored_rows_are_those_computed_afresh(two_levels: FrameSet, config: Fit
     for _ in range(2):
         assert torch.equal(kept.rows(atoms), fresh.rows(atoms))
         assert torch.equal(kept.functionals(atoms).prior, fresh.functionals(atoms).prior)
+
+
+class NoStress(EMT):
+    """EMT that does not know its stress."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 (declared so by ASE)
+
+    def calculate(self, *args: object, **kwargs: object) -> None:
+        super().calculate(*args, **kwargs)
+        self.results.pop("stress", None)
+
+
+def test_a_baseline_without_stress_leaves_stress_unknown(two_levels: FrameSet) -> None:
+    config = settings(baselines=[{"name": "mine"}], training=QUICK)
+    data = [label(f.atoms, "low") for f in two_levels.training().of("low")]
+    with pytest.raises(DataError, match=r"frame 0 .*baseline gives no stress"):
+        MultiFidelityGP.fit(read_frames({"low": data}), config, baselines={"mine": NoStress()}, progress=False)
+    for atoms in data:
+        del atoms.info["REF_stress"]
+    model = MultiFidelityGP.fit(read_frames({"low": data}), config, baselines={"mine": NoStress()}, progress=False)
+    p = model.predict(data[0])
+    assert p.stress is None
+    assert p.stress_std is None
+    assert p.forces_std is not None
+    assert np.isfinite(p.forces_std).all()

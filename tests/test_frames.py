@@ -203,7 +203,7 @@ def test_missing_directory_empty_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "bad.extxyz.gz").write_bytes(b"not gzip at all")
     contains(error_of({"a": tmp_path / "bad.extxyz.gz"}), "bad.extxyz.gz", "cannot be read")
     (tmp_path / "what.ever").write_text("hello")
-    contains(error_of({"a": tmp_path / "what.ever"}), "what.ever frame 0", "cannot be read")
+    contains(error_of({"a": tmp_path / "what.ever"}), "what.ever", "not a structure file that ASE knows")
 
 
 def test_truncated_and_damaged_frames_name_the_frame(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gpytorch.distributions import MultivariateNormal
 from numpy.testing import assert_allclose
 
 from descriptors import jacobian
-from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, NumericalError, read_frames
 from mfgp.kernels import functional_covariance
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
@@ -234,7 +234,7 @@ def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet,
     assert_allclose(p.energy_std, q.energy_std, rtol=0, atol=1e-7)
     assert_allclose(np.asarray(p.forces_std), np.asarray(q.forces_std), rtol=0, atol=1e-7)
     assert updated.data == model.data
-    with pytest.warns(UserWarning, match="already in the model"):
+    with pytest.warns(UserWarning, match="2 frames are repeated, or already in the model"):
         updated.update(rest)
     assert_allclose(updated.predict(alloy(61)).energy, q.energy, rtol=0, atol=1e-8)
 
@@ -260,6 +260,56 @@ def test_update_takes_tagged_atoms_and_refuses_what_it_cannot_use(model: MultiFi
     with pytest.raises(DataError, match="dft"):
         work.update([other])
     assert torch.equal(work.weights, weights)
+
+
+def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: MultiFidelityGP) -> None:
+    one, two = copy.deepcopy(model), copy.deepcopy(model)
+    new, held_out = label(alloy(73), "high"), label(alloy(74), "high")
+    held_out.info["split"] = "test"
+    one.update([new])
+    with pytest.warns(UserWarning, match="1 frames are repeated"):
+        two.update([new, new])
+    assert torch.equal(one.weights, two.weights)
+    with pytest.warns(UserWarning, match="1 frames are marked as test"):
+        one.update([held_out])
+    assert one.data["high"]["frames"] == model.data["high"]["frames"] + 1
+
+
+def test_failed_update_leaves_the_model_as_it_was(model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copy.deepcopy(model)
+    new = [label(alloy(75), "high")]
+
+    def broken(*args: object) -> None:
+        raise NumericalError("no")
+
+    with monkeypatch.context() as m:
+        m.setattr("mfgp.model.posterior", broken)
+        with pytest.raises(NumericalError):
+            work.update(new)
+    assert (work.seen, work.data) == (model.seen, model.data)
+    work.update(new)
+    assert work.data["high"]["frames"] == model.data["high"]["frames"] + 1
+
+
+def test_features_must_match_the_configuration_and_cover_the_elements(
+    two_levels: FrameSet, model: MultiFidelityGP
+) -> None:
+    other = model.config.model_copy(update={"model": model.config.model.model_copy(update={"zeta": 3})})
+    with pytest.raises(ConfigError, match="another descriptor or zeta"):
+        MultiFidelityGP.fit(two_levels, other, features=model.features, progress=False)
+    silver = label(alloy(76), "low")
+    silver.symbols[0] = "Ag"
+    with pytest.raises(DataError, match=r"frame 0 .*no inducing point for Ag"):
+        MultiFidelityGP.fit(read_frames({"low": [silver]}), model.config, features=model.features, progress=False)
+    few = model.config.model_copy(update={"model": model.config.model.model_copy(update={"n_inducing": 1})})
+    with pytest.raises(ConfigError, match="1 inducing points for 2 elements"):
+        MultiFidelityGP.fit(two_levels, few, progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_an_error(two_levels: FrameSet, model: MultiFidelityGP) -> None:
+    with pytest.raises(ConfigError, match="set device: auto or cpu"):
+        MultiFidelityGP.fit(two_levels, model.config.model_copy(update={"device": "cuda"}), progress=False)
 
 
 def test_test_frames_are_never_trained_on(two_levels: FrameSet, model: MultiFidelityGP) -> None:

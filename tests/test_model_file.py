@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
+from mfgp.hyperparameters import Evidence
 from mfgp.model_file import SCHEMA, read_header
 
 
@@ -84,6 +85,22 @@ def test_flipped_bytes(path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(ModelFileError, match="damaged"):
         MultiFidelityGP.load(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'\\"zeta\\": 2', b'\\"zeta\\": 4'), (b'\\"hash\\"', b'\\"hush\\"')])
+def test_changed_header(path: Path, old: bytes, new: bytes) -> None:
+    raw = path.read_bytes()
+    assert raw.count(old) >= 1
+    path.write_bytes(raw.replace(old, new))
+    with pytest.raises(ModelFileError, match="damaged"):
+        MultiFidelityGP.load(path)
+
+
+def test_evidence_is_the_same_after_loading(model: MultiFidelityGP, path: Path) -> None:
+    def value(m: MultiFidelityGP) -> float:
+        return Evidence(m.noise, m.prior)(m.statistics, m.basis.species_index(), m.column_std).item()
+
+    assert value(MultiFidelityGP.load(path)) == pytest.approx(value(model), abs=1e-6)
 
 
 def test_later_schema(path: Path) -> None:
