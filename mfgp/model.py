@@ -88,6 +88,8 @@ class MultiFidelityGP:
         share them between fits; by default they are chosen from the training structures. Raises DataError or ConfigError
         for input that cannot be used, NumericalError where float64 does not carry the problem.
         """
+        if not isinstance(frames, FrameSet):
+            raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
         config = config or FitConfig()
         if config.training.calibrate:
             warnings.warn(
@@ -153,6 +155,10 @@ class MultiFidelityGP:
         predictor = self.predictor(fidelity)
         if isinstance(atoms, Atoms):
             return predictor(atoms, uncertainty)
+        wrong = type(atoms).__name__ if isinstance(atoms, str) or not isinstance(atoms, Sequence) else ""
+        wrong = wrong or next((f"list with a {type(a).__name__}" for a in atoms if not isinstance(a, Atoms)), "")
+        if wrong:
+            raise DataError(f"predict takes ase.Atoms or a list of them, not a {wrong}; read files with ase.io.read.")
         return [predictor(a, uncertainty) for a in atoms]
 
     def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:

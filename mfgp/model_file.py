@@ -44,7 +44,9 @@ Header = dict[str, Any]
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
-    """Write the model; a file of that name is replaced only by a complete one."""
+    """Write the model; a file of that name is replaced only by a complete one. ModelFileError for a missing folder."""
+    if not Path(path).absolute().parent.is_dir():
+        raise ModelFileError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}; make it first.")
     keys = model.statistics.observed()
     tensors: dict[str, Tensor] = {
         "rank": model.basis.rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from gpytorch.distributions import MultivariateNormal
 from numpy.testing import assert_allclose
 
 from descriptors import jacobian
-from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, NumericalError, read_frames
+from mfgp import (
+    ConfigError,
+    DataError,
+    FitConfig,
+    FrameSet,
+    ModelFileError,
+    MultiFidelityGP,
+    NumericalError,
+    read_frames,
+)
 from mfgp.kernels import functional_covariance
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
@@ -326,6 +336,19 @@ def test_unusable_structures_are_named(model: MultiFidelityGP) -> None:
         model.predict(CLUSTER, "ccsd")
     with pytest.raises(DataError, match=r"0\.3"):
         model.predict(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.1]]))
+
+
+def test_wrong_kinds_of_argument_are_named(two_levels: FrameSet, model: MultiFidelityGP, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ase\.io\.read"):
+        model.predict("new.extxyz")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="not a NoneType"):
+        model.predict(None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="list with a Frame"):
+        model.predict(list(two_levels.frames))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="read_frames returns, not a list"):
+        MultiFidelityGP.fit([alloy(0)], progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match="there is no folder"):
+        model.save(tmp_path / "missing" / "m.mfgp")
 
 
 def test_masked_forces_and_partial_labels(two_levels: FrameSet, config: FitConfig, model: MultiFidelityGP) -> None:
