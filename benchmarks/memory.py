@@ -90,7 +90,12 @@ def fit_and_measure(path: Path, n_inducing: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     descriptor = {"r_cut": R_CUT, "n_max": N_MAX, "l_max": L_MAX}
-    config = FitConfig(descriptor=descriptor, model={"zeta": ZETA, "n_inducing": n_inducing}, device="cpu")
+    config = FitConfig(
+        descriptor=descriptor,
+        model={"zeta": ZETA, "n_inducing": n_inducing},
+        device="cpu",
+        training={"calibrate": False},
+    )
     start = resident("VmRSS")
     frames = read_frames({"emt": path})
     read = resident("VmRSS")

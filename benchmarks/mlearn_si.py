@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
         "radial_scaling": {"r0": 3.0, "m": 2},
     },
     "model": {"zeta": 4, "n_inducing": 1000},
-    "training": {"max_energy_ratio": 0.02},
+    "training": {"max_energy_ratio": 0.02, "calibrate": False},  # gap_fit calibrates nothing
     "device": "cpu",
 }
 GAP = {"sigma": "0.6", "sigma_energy": "0.004", "sigma_force": "0.1", "delta": "1.0"}

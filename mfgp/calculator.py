@@ -30,6 +30,7 @@ class MultiFidelityCalculator(Calculator):
     energies; little more than the mean, for molecular dynamics) or `none`.
     uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation passes it: of a force
     component (eV/Å) with `full`, of a local energy (eV) with `energies`.
+    calibrated: scale standard deviations to left-out errors, where the model is calibrated.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE has it)
@@ -41,6 +42,7 @@ class MultiFidelityCalculator(Calculator):
         *,
         uncertainty: str = "full",
         uncertainty_threshold: float | None = None,
+        calibrated: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,7 +50,7 @@ class MultiFidelityCalculator(Calculator):
             raise ValueError(f"uncertainty must be full, energies or none, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full' or 'energies'")
-        self.predictor = model.predictor(fidelity)
+        self.predictor = model.predictor(fidelity, calibrated=calibrated)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
 

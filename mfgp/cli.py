@@ -37,6 +37,9 @@ app = typer.Typer(
 )
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
+RawStd = Annotated[
+    bool, typer.Option("--raw-std", help="the posterior's own standard deviations, not the calibrated ones")
+]
 Fidelity = Annotated[
     str | None, typer.Option("--fidelity", "-f", help="level of theory; the highest of the model by default")
 ]
@@ -145,6 +148,8 @@ def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Cons
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
+    if model.calibration is not None:
+        out.print(console.calibration_table(model.calibration.to_json()))
     for notice in _notices(model, settings):
         console.say(notices, notice, "yellow")
     console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
@@ -177,6 +182,7 @@ def evaluate(
     json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the scores as JSON")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write plots (PNG) here")] = None,
     everything: Annotated[bool, typer.Option("--all", help="frames not marked as test too")] = False,
+    raw_std: RawStd = False,
 ) -> None:
     """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
 
@@ -195,7 +201,7 @@ def evaluate(
         chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything)
         console.say(notices, note)
         with bars(console=notices) as report:
-            result = evaluation.evaluate(fitted, chosen, level, report)
+            result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         console.stdout().print(console.score_table(result))
         if json_path is not None:
             _write_json(result.to_json(), json_path)
@@ -217,6 +223,7 @@ def predict(
     ],
     fidelity: Fidelity = None,
     no_uncertainty: Annotated[bool, typer.Option("--no-uncertainty", help="means only: much faster")] = False,
+    raw_std: RawStd = False,
 ) -> None:
     """Predict energies, forces and stresses with their standard deviations, and write them as extxyz.
 
@@ -232,7 +239,7 @@ def predict(
 
         _check_output(output)
         fitted = MultiFidelityGP.load(model)
-        predictor = fitted.predictor(fidelity)
+        predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
         for i, atoms in enumerate(frames):
             predictor.check_elements(atoms, f"{structures} frame {i}")
@@ -275,6 +282,8 @@ def info(model: ModelPath) -> None:
         for line in console.header_lines(header):
             console.say(out, line)
         out.print(console.data_table(header["data"], header["levels"]))
+        if header["calibration"] is not None:
+            console.stdout().print(console.calibration_table(header["calibration"]))
         for table in console.hyperparameter_tables(header["hyperparameters"], header["levels"]):
             out.print(table)
 

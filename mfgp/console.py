@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mfgp.doctor_report import Correlation, Report
     from mfgp.estimate import Estimate
-    from mfgp.evaluation import Evaluation, Residual, Scores
+    from mfgp.evaluation import Evaluation, Residual
+    from mfgp.scores import Scores
 
 PIPE_WIDTH = 120  # columns where no terminal says how many there are
 
@@ -115,6 +117,18 @@ def residual_table(residuals: Iterable[Residual]) -> Table:
     return table("training residuals", columns, rows)
 
 
+def calibration_table(calibration: Mapping[str, Any]) -> Table:
+    """Factors of the standard deviations by property, and what they do to the 95 % interval of left-out labels."""
+    columns = ("level", "labels", "structures", "model std x", "noise x", "in 95 % before", "after")
+    rows = []
+    for f in calibration["fitted"]:
+        kind = f"{f['kind']} on {f['species']}" if f["species"] else f["kind"]
+        factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("function", "noise"))
+        coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
+        rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
+    return table("calibration, structures left out one by one", columns, rows)
+
+
 def estimate_line(estimate: Estimate) -> str:
     """Memory and time of a fit, and what they rest on."""
     slowest = max(estimate.parts, key=lambda name: estimate.parts[name])
@@ -141,7 +155,21 @@ def human_seconds(seconds: float) -> str:
 
 def score_table(evaluation: Evaluation) -> Table:
     """Scores of energies, forces and stress, and of the forces on each element."""
-    columns = ("", "n", "MAE", "RMSE", "unit", "in 95 %", "std z", "NLL", "Spearman")
+    columns = (
+        "",
+        "n",
+        "MAE",
+        "RMSE",
+        "CRPS",
+        "mean std",
+        "unit",
+        "in 50 %",
+        "80 %",
+        "95 %",
+        "std z",
+        "NLL",
+        "Spearman",
+    )
     rows = [
         _score_row("energy", evaluation.energy.scores, 1e3, "meV/atom"),
         _score_row("forces", evaluation.forces.scores, 1e3, "meV/Å"),
@@ -157,10 +185,11 @@ def score_table(evaluation: Evaluation) -> Table:
 
 def _score_row(name: str, s: Scores, scale: float, unit: str) -> tuple[str, ...]:
     if s.n == 0:
-        return (name, "0", *["–"] * 7)
-    numbers = (f"{100 * s.coverage95:.1f} %", f"{s.z_std:.2f}", f"{s.nll:.2f}", f"{s.spearman:.2f}")
-    cells = ["–" if cell == "nan" else cell for cell in numbers]
-    return (name, str(s.n), f"{scale * s.mae:.3g}", f"{scale * s.rmse:.3g}", unit, *cells)
+        return (name, "0", *["–"] * 11)
+    lengths = (f"{scale * v:.3g}" for v in (s.mae, s.rmse, s.crps, s.sharpness))
+    shares = (f"{100 * v:.1f} %" for v in (s.coverage50, s.coverage80, s.coverage95))
+    rest = ("–" if math.isnan(v) else f"{v:.2f}" for v in (s.z_std, s.nll, s.spearman))
+    return (name, str(s.n), *lengths, unit, *shares, *rest)
 
 
 def header_lines(header: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ atoms:
     statistics         whitening R M_s^2, Gram R M'^2 multiply-adds, and one pass over M'^2 numbers for each kind of label
     evidence           evaluations * [ (T M')^3 + passes over the statistics ]
     posterior          (T M')^3 and T covariances
+    calibration        derivatives, rows and whitening of the structures that are left out, times CALIBRATION
 
 Rates of matrix-matrix and matrix-vector products are those of this machine at this moment, on the device of the fit.
 `OVERHEAD` is the ratio of measured to counted time: CPU seconds of every stage of fits to the LiFePO4 / LiMnPO4 example (111
@@ -36,7 +37,7 @@ from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion
 from mfgp.config import FitConfig
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
 from mfgp.frames import Frame, FrameSet
-from mfgp.model import trainable
+from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.training import REFINE_ITERATIONS
 
@@ -44,6 +45,9 @@ SAMPLE = 24  # structures on which pairs are counted
 TIMED_PAIRS = 100  # (centre, atom) pairs whose derivatives are timed
 GEMM_SIZE, GEMV_SIZE = 512, 2048
 FLOAT = 8  # bytes
+CALIBRATION = (
+    3.0  # time of full Jacobian, rows and prior variances of a structure over that of its rows alone, measured
+)
 OVERHEAD = {"rows": 3.2, "statistics": 1.5, "evidence": 2.3, "posterior": 2.3}  # measured, see above
 EVALUATIONS = 0.5  # of the evidence, for each iteration that is allowed
 COPIES = 5  # of the joint precision that are held at a time
@@ -79,6 +83,8 @@ class Counts:
     levels: tuple[int, ...]  # level of each set of statistics
     n_levels: int
     evaluations: tuple[tuple[int, float], ...]  # (inducing points, evaluations) of each run of the optimiser
+    n_calibrated: int  # structures that are left out one by one
+    jacobian_bytes: float  # of the largest structure, 0 without calibration
 
     @property
     def size(self) -> int:
@@ -113,6 +119,8 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
     gemm, gemv = product_rates(device)
     rates = Rates(gemm, gemv, *descriptor_rates(sample, soap, device))
     parts = {name: OVERHEAD.get(name, 1.0) * value for name, value in seconds(counts, rates).items()}
+    of_rows = parts["derivatives"] + parts["rows"] + parts["statistics"]
+    parts["calibration"] = CALIBRATION * of_rows * counts.n_calibrated / counts.n_frames
     return Estimate(memory_bytes(counts), sum(parts.values()), 2e-9 * gemm, soap.n_features, parts)
 
 
@@ -147,7 +155,14 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         levels=tuple(training.levels.index(level) for level, _ in statistics),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
+        n_calibrated=len(spread(training, CALIBRATION_STRUCTURES, config.seed)) if config.training.calibrate else 0,
+        jacobian_bytes=_jacobian_bytes(largest, soap) if config.training.calibrate else 0.0,
     )
+
+
+def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:
+    """Of the derivatives of all features of a structure."""
+    return FLOAT * 3.0 * soap.n_features * (float(pairs_per_centre(frame, soap).sum()) + 2 * len(frame.atoms))
 
 
 def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:
@@ -197,6 +212,7 @@ def memory_bytes(c: Counts) -> float:
     rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * (3 * c.largest_rows * size + size**2)
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2
+    rows += c.jacobian_bytes
     return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + covariances))
 
 

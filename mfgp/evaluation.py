@@ -1,64 +1,38 @@
-"""Comparing predictions with labels: errors, and whether the standard deviations are honest.
+"""Comparing predictions with labels: errors, and whether the standard deviations are honest (scores).
 
-A label is a draw from the predictive distribution of a new label, N(mean, std^2), so its variance is that of the model
-plus that of the labels' noise (learned for each level and kind, or the label's own sigma), per observation of N atoms in V:
+A label is a draw from the predictive distribution of a new label, N(mean, std^2). A calibrated prediction gives the std of
+that label itself. Without calibration its variance is that of the model plus that of the labels' noise (learned for each
+level and kind, or the label's own sigma), per observation of N atoms in V:
 
     energy per atom    Var = (energy_std / N)^2 + noise_energy^2 / N            (noise_energy: eV per sqrt(atom))
     force component    Var = forces_std^2       + noise_force^2
     stress component   Var = stress_std^2       + noise_virial^2 N / V^2        (noise_virial: eV per sqrt(atom))
-
-With e = predicted - label and z = e / std, of n labels:
-
-    mae = mean |e|,  rmse = sqrt(mean e^2),  z_std = sqrt(mean (z - mean z)^2),  coverage95 = share of |z| <= 1.959964,
-    nll = mean [ z^2 / 2 + log std + log(2 pi) / 2 ],  spearman = Pearson correlation of the ranks of |e| and std
-
-A calibrated model has coverage95 = 0.95 and z_std = 1. `spearman` says whether std ranks the errors: it is undefined
-where either is constant, and even perfect stds give well under 1, since |e| is a draw.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import FIDELITY_TAGS
 from mfgp.observations import ISOLATED_NOISE
 from mfgp.progress import Report, silent
+from mfgp.scores import Scores, scores
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
 
 Array = NDArray[np.float64]
-Z95 = 1.959964  # half width of the central 95 % of a standard normal distribution
-LOG_2PI = math.log(2.0 * math.pi)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of n labels; mae and rmse in the unit of the label, nll in nats, the rest dimensionless. NaN = undefined."""
-
-    mae: float
-    rmse: float
-    coverage95: float
-    z_std: float
-    nll: float
-    spearman: float
-    n: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """Plain numbers, None for what is undefined."""
-        return {k: v if k == "n" or math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -130,50 +104,24 @@ class Evaluation:
         }
 
 
-def scores(error: Array, std: Array) -> Scores:
-    """Scores of errors (predicted - label) with Gaussian standard deviations, any shape; all NaN for no labels.
-
-    Raises ValueError for a std that is not positive: a label's distribution always has a width.
-    """
-    error, std = np.ravel(error), np.ravel(std)
-    if error.shape != std.shape:
-        raise ValueError(f"{error.size} errors, but {std.size} standard deviations")
-    if not (std > 0).all():
-        raise ValueError("standard deviations of labels must be positive")
-    if not error.size:
-        nan = math.nan
-        return Scores(nan, nan, nan, nan, nan, nan, 0)
-    z = error / std
-    return Scores(
-        mae=float(np.abs(error).mean()),
-        rmse=float(np.sqrt((error**2).mean())),
-        coverage95=float((np.abs(z) <= Z95).mean()),
-        z_std=float(z.std()) if z.size > 1 else math.nan,
-        nll=float((0.5 * z**2 + np.log(std) + 0.5 * LOG_2PI).mean()),
-        spearman=rank_correlation(np.abs(error), std),
-        n=int(error.size),
-    )
-
-
-def rank_correlation(x: Array, y: Array) -> float:
-    """Spearman's rho of x [n] and y [n], ties sharing their mean rank; NaN where either is constant."""
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / norm if norm > 0 else math.nan
-
-
 def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> LabelStd:
     """Standard deviations of labels of `frame` around `prediction` (with full uncertainty) at its level.
 
-    The noise of a label is what the fit takes it for: the frame's own `energy_sigma` or `force_sigma` where it has one,
-    that of a reference energy for isolated atoms, and the level's learned noise otherwise. A level trained without virials
-    keeps the configured initial noise of virials.
+    Those of a calibrated prediction, widened by the frame's own `energy_sigma` or `force_sigma` where it has one.
+    Otherwise the noise of a label is what the fit takes it for: the frame's own `energy_sigma` or `force_sigma` where it has
+    one, that of a reference energy for isolated atoms, and the level's learned noise otherwise. A level trained without
+    virials keeps the configured initial noise of virials.
     """
     if prediction.energy_std is None or prediction.forces_std is None:
         raise ValueError("label_std needs a prediction with uncertainty='full'")
     n = len(frame.atoms)
     level = model.level(prediction.fidelity)
+    if prediction.calibrated:
+        return LabelStd(
+            energy=math.hypot(prediction.energy_std, (frame.energy_sigma or 0.0) * math.sqrt(n)),
+            forces=np.hypot(prediction.forces_std, frame.force_sigma or 0.0),
+            stress=prediction.stress_std,
+        )
     noise = {kind: float(model.noise.of((level, kind))) for kind in ("energy", "forces", "virial")}
     per_root_atom = noise["energy"]
     if frame.energy_sigma is not None:
@@ -226,15 +174,21 @@ def level_tag(atoms: Atoms) -> str | None:
 
 
 def evaluate(
-    model: MultiFidelityGP, frames: FrameSet | Sequence[Frame], fidelity: str, report: Report = silent
+    model: MultiFidelityGP,
+    frames: FrameSet | Sequence[Frame],
+    fidelity: str,
+    report: Report = silent,
+    *,
+    calibrated: bool = True,
 ) -> Evaluation:
     """Predict labelled frames at a level and compare.
 
-    frames: of a FrameSet those of that level, of a list all. Forces count where `force_mask` is true and not on isolated
-    atoms (symmetry says that they are zero). Raises DataError for an unknown level, an element that the model has not
+    calibrated: with the calibrated standard deviations, where the model has them. frames: of a FrameSet those of that
+    level, of a list all. Forces count where `force_mask` is true and not on isolated atoms (symmetry says that they are
+    zero). Raises DataError for an unknown level, an element that the model has not
     seen, or no labelled frame.
     """
-    predictor = model.predictor(fidelity)
+    predictor = model.predictor(fidelity, calibrated=calibrated)
     chosen = [f for f in (frames.of(fidelity) if isinstance(frames, FrameSet) else frames) if f.labelled]
     if not chosen:
         raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")

@@ -46,8 +46,8 @@ class Frame:
 
     @property
     def held_out(self) -> bool:
-        """Whether info["split"] marks the frame for testing ('test', 'test_ood', ...)."""
-        return self.split is not None and self.split.startswith("test")
+        """Whether info["split"] keeps the frame out of training: 'test', 'test_ood', 'validation', ..."""
+        return self.split is not None and self.split.startswith(("test", "val"))
 
     @property
     def labelled(self) -> bool:
@@ -78,7 +78,7 @@ class FrameSet:
         return replace(self, frames=tuple(frame for frame in self.frames if not frame.held_out))
 
     def held_out(self) -> FrameSet:
-        """The frames marked split=test...; `levels` stay."""
+        """The frames that info["split"] keeps out of training; `levels` stay."""
         return replace(self, frames=tuple(frame for frame in self.frames if frame.held_out))
 
     def summary(self) -> dict[str, dict[str, int]]:

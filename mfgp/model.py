@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -27,14 +28,16 @@ from torch import Tensor
 from mfgp import fitting
 from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baselines import Baseline, make_baselines
+from mfgp.calibration import Calibration, fit_calibration
 from mfgp.config import FitConfig
 from mfgp.errors import DataError
-from mfgp.features import Features
+from mfgp.features import Features, structure_key
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
+from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction, Predictor
-from mfgp.progress import bars
+from mfgp.progress import Report, bars, silent
 from mfgp.statistics import Statistics, merge
 from mfgp.training import TrainingResult
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
 
 TrainingSummary = dict[str, dict[str, int]]
+CALIBRATION_STRUCTURES = 64  # of each level
 
 
 class MultiFidelityGP:
@@ -68,6 +72,7 @@ class MultiFidelityGP:
         self.statistics = statistics
         self.baselines, self.data, self.seen = baselines, data, seen
         self.training: TrainingResult | None = None
+        self.calibration: Calibration | None = None
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
 
@@ -91,10 +96,6 @@ class MultiFidelityGP:
         if not isinstance(frames, FrameSet):
             raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
         config = config or FitConfig()
-        if config.training.calibrate:
-            warnings.warn(
-                "training.calibrate has no effect yet: standard deviations are the posterior's own", stacklevel=2
-            )
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
         sigmas = (config.training.noise_energy, config.training.noise_force)
@@ -114,7 +115,34 @@ class MultiFidelityGP:
         )
         model.training = result
         model.refresh()
+        if config.training.calibrate:
+            with bars(progress) as report:
+                model.calibrate(training, report)
         return model
+
+    def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration:
+        """Scale the standard deviations to leave-one-structure-out errors of the training frames; kept in the model.
+
+        Of each level at most CALIBRATION_STRUCTURES frames are left out, drawn with the seed of the configuration. Raises
+        DataError for frames that the model was not trained on.
+        """
+        sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
+        self.calibration = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        return self.calibration
+
+    def leave_one_out(self, frames: FrameSet, report: Report = silent) -> Iterator[LeftOut]:
+        """What the model would say of each structure of `frames`, had that structure not been in the training data.
+
+        In closed form, at fixed hyperparameters and inducing points; see leave_one_out. Raises DataError for frames that the
+        model was not trained on.
+        """
+        strange = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in self.seen]
+        if strange:
+            raise DataError(
+                f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "
+                f"({strange[0].atoms.symbols}); leave-one-out is for training frames, use evaluate for others."
+            )
+        return leave_one_out(self, frames, report)
 
     def posterior(self, statistics: Statistics | None = None) -> Posterior:
         """The joint posterior over all levels' weights at the present hyperparameters."""
@@ -140,19 +168,25 @@ class MultiFidelityGP:
             raise DataError(f"unknown level {fidelity!r}; this model has {', '.join(self.levels)} (cheapest first).")
         return self.levels.index(fidelity)
 
-    def predictor(self, fidelity: str | None = None) -> Predictor:
-        """Predictions at one level (the highest by default)."""
-        return Predictor(self, self.level(fidelity))
+    def predictor(self, fidelity: str | None = None, *, calibrated: bool = True) -> Predictor:
+        """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration."""
+        return Predictor(self, self.level(fidelity), calibrated)
 
     def predict(
-        self, atoms: Atoms | Sequence[Atoms], fidelity: str | None = None, *, uncertainty: str = "full"
+        self,
+        atoms: Atoms | Sequence[Atoms],
+        fidelity: str | None = None,
+        *,
+        uncertainty: str = "full",
+        calibrated: bool = True,
     ) -> Prediction | list[Prediction]:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
         uncertainty: `full`, `energies` (total and local energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
+        calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
         Raises DataError for an element or a level that the model has not seen.
         """
-        predictor = self.predictor(fidelity)
+        predictor = self.predictor(fidelity, calibrated=calibrated)
         if isinstance(atoms, Atoms):
             return predictor(atoms, uncertainty)
         wrong = type(atoms).__name__ if isinstance(atoms, str) or not isinstance(atoms, Sequence) else ""
@@ -256,6 +290,18 @@ def trainable(frames: FrameSet) -> FrameSet:
         if not training.of(level):
             raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
     return training
+
+
+def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
+    """At most n structures of each level with all the frames that share their geometry, seeded; highest level first."""
+    keys = {id(f): structure_key(f.atoms) for f in frames}
+    chosen: set[bytes] = set()
+    for level in reversed(frames.levels):
+        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level)))
+        rest = [k for k in own if k not in chosen]
+        room = max(0, n - (len(own) - len(rest)))
+        chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
+    return FrameSet(frames.levels, tuple(f for f in frames if keys[id(f)] in chosen))
 
 
 def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:

@@ -24,6 +24,7 @@ from torch import Tensor
 from descriptors import SOAP, Contraction
 from mfgp import __version__
 from mfgp.baselines import make_baselines
+from mfgp.calibration import Calibration
 from mfgp.config import FitConfig
 from mfgp.errors import ModelFileError
 from mfgp.features import Features, resolve_device
@@ -36,11 +37,18 @@ from mfgp.observations import Columns
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 1
+SCHEMA = 2
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # header of schema n -> header of schema n + 1
 
 Header = dict[str, Any]
+
+
+def _without_calibration(header: Header) -> Header:
+    """Schema 1 knew no calibration, and its configurations asked for none that was done."""
+    return {**header, "calibration": None}
+
+
+UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration}  # header of schema n -> of schema n + 1
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
@@ -95,6 +103,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "seen": sorted(model.seen),
         "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
         "training": None if model.training is None else asdict(model.training),
+        "calibration": None if model.calibration is None else model.calibration.to_json(),
         "hyperparameters": model.hyperparameters(),
         "n_inducing": model.basis.size,
     }
@@ -102,7 +111,15 @@ def _header(model: MultiFidelityGP) -> Header:
 
 def read_header(path: str | Path) -> Header:
     """The header alone, upgraded to the present schema. Raises ModelFileError for what is not a whole model file."""
-    path = Path(path)
+    header = _stored_header(Path(path))
+    while header["schema"] < SCHEMA:
+        schema = header["schema"]
+        header = {**UPGRADES[schema](header), "schema": schema + 1}
+    return header
+
+
+def _stored_header(path: Path) -> Header:
+    """The header as it was written: what its checksum is about."""
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
         raise ModelFileError(f"no model file {path}: {path.resolve()} {what}.")
@@ -123,9 +140,6 @@ def read_header(path: str | Path) -> Header:
             f"{path} has schema {schema}, written by mfgp {header.get('mfgp_version')}; this is mfgp {__version__}, which "
             f"reads schemas up to {SCHEMA}. Upgrade mfgp to read it."
         )
-    while schema < SCHEMA:
-        header = UPGRADES[schema](header)
-        schema += 1
     return header
 
 
@@ -135,10 +149,10 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     baselines: calculators by name for baselines that are not in the registry. Raises ModelFileError for a damaged file, or
     one of a later schema; ConfigError naming the baselines that are missing.
     """
-    header = read_header(path)
+    stored, header = _stored_header(Path(path)), read_header(path)
     with safe_open(Path(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if header.get("hash") != _hash({k: v for k, v in header.items() if k != "hash"}, tensors):
+    if stored.get("hash") != _hash({k: v for k, v in stored.items() if k != "hash"}, tensors):
         raise ModelFileError(f"{path} is damaged: its contents do not match its checksum. Copy it again or fit again.")
     config = FitConfig.model_validate(header["config"])
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -174,6 +188,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
     )
     model.training = None if header["training"] is None else TrainingResult(**header["training"])
+    if header["calibration"] is not None:
+        model.calibration = Calibration.from_json(header["calibration"])
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model

@@ -2,7 +2,8 @@
 
 Means:       e_i = k(q_i, Z) alpha_z + e0[z_i],   alpha = L^-T w;   dE/dq_i = zeta sum_m alpha_m (Z_m.q_i)^(zeta-1) Z_m,
              then back through SOAP to the pair vectors: an MD step costs two products with Z, no rows.
-Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative.
+Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; scaled to left-out errors where the model is
+             calibrated (calibration).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Prediction:
 
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
     Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean over
-    the inducing environments of its species.
+    the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the difference
+    to a new calculation at that level, and energies_std is scaled as energy_std; otherwise they are the posterior's own,
+    label noise aside.
     """
 
     fidelity: str
@@ -54,13 +57,15 @@ class Prediction:
     forces_std: Array | None = None
     stress_std: Array | None = None
     energies_std: Array | None = None
+    calibrated: bool = False
 
 
 class Predictor:
     """One level of a model, with what repeated predictions share."""
 
-    def __init__(self, model: MultiFidelityGP, level: int) -> None:
+    def __init__(self, model: MultiFidelityGP, level: int, calibrated: bool = True) -> None:
         self.model, self.level = model, level
+        self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
@@ -107,10 +112,11 @@ class Predictor:
             forces_std=_numpy(std[1:-6].view(-1, 3)) if std is not None and full else None,
             stress_std=_numpy(std[-6:] / volume) if std is not None and full and volume else None,
             energies_std=None if local_std is None else _numpy(local_std),
+            calibrated=self.calibration is not None and std is not None,
         )
 
     def distribution(self, atoms: Atoms) -> MultivariateNormal:
-        """Posterior of energy, 3N forces and 6 virial components with their covariance."""
+        """Posterior of energy, 3N forces and 6 virial components with their covariance; never calibrated."""
         self.check(atoms)
         model, extra = self.model, self._columns(atoms)
         nb = model.soap.neighborhoods([atoms], device=self.weights.device)
@@ -171,9 +177,16 @@ class Predictor:
         return {
             "mean": f.phi @ weights,
             "local": f.local @ weights,
-            "std": self._variance(torch.cat([f.phi, extra], dim=1), f.prior).sqrt(),
-            "local_std": self._local_variance(atoms.numbers, f.local).sqrt(),
+            "std": self._std(self._variance(torch.cat([f.phi, extra], dim=1), f.prior), atoms.numbers),
+            "local_std": self._local_std(atoms.numbers, f.local),
         }
+
+    def _std(self, variance: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+        """Standard deviations from the model's variances [1+3N+6] or [1]: calibrated where the model is."""
+        if self.calibration is not None:
+            noise = self.model.noise.noise[self.level]
+            variance = self.calibration.variances(self.level, variance, numbers, noise)
+        return variance.sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
         """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
@@ -197,12 +210,12 @@ class Predictor:
             prior[index] = ((own @ own.T) ** basis.zeta).sum()
         total = torch.cat([phi.sum(0), extra[0]])
         return {
-            "std": self._variance(total[None], prior[None]).sqrt(),
-            "local_std": self._local_variance(of_atom.cpu().numpy(), phi).sqrt(),
+            "std": self._std(self._variance(total[None], prior[None]), of_atom.cpu().numpy()),
+            "local_std": self._local_std(of_atom.cpu().numpy(), phi),
         }
 
-    def _local_variance(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
-        """Variance of each local energy against its species' reference, f(x_i) - mean_m f(z_m), [N] eV^2.
+    def _local_std(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
+        """Standard deviation of each local energy against its species' reference, f(x_i) - mean_m f(z_m), [N] eV.
 
         Total energies and forces fix local energies only up to a constant for each species (which e0 shares), so a local
         energy is compared with the mean over the inducing environments of its species.
@@ -213,7 +226,9 @@ class Predictor:
         features = len(rows.T)
         variance = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
-        return variance + nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
+        variance = variance + nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
+        factor = 1.0 if self.calibration is None else self.calibration.local_factor(self.level)
+        return (factor * variance).sqrt()
 
     def _variance(self, rows: Tensor, prior: Tensor) -> Tensor:
         """a^T C a + Nystrom residual: rows [row, M'], prior [row, S] at unit amplitude -> [row]."""

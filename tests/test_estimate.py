@@ -41,6 +41,8 @@ COUNTS = Counts(
     levels=(0, 0, 1, 1),
     n_levels=2,
     evaluations=((600, 50.0), (1000, 18.0)),
+    n_calibrated=0,
+    jacobian_bytes=0.0,
 )
 RATES = Rates(gemm=1e10, gemv=1e9, per_atom=1e-3, per_pair=1e-4)
 

@@ -1,94 +1,34 @@
-"""Scores against closed forms, and evaluation against what the model predicts frame by frame."""
+"""Evaluation against what the model predicts frame by frame."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from numpy.testing import assert_allclose
-from scipy.stats import spearmanr
 
 from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
 from mfgp.evaluation import (
     evaluate,
     frames_to_score,
     label_std,
-    rank_correlation,
-    scores,
     training_residuals,
 )
 from mfgp.frames import to_atoms
 from mfgp.observations import labelled_rows
+from mfgp.scores import Scores
 
 CONTRACT = {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
-SCORES = {"mae", "rmse", "coverage95", "z_std", "nll", "spearman", "n"}
+SCORES = {f.name for f in fields(Scores)}
 
 
 @pytest.fixture(scope="module")
 def held_out(two_levels: FrameSet) -> list[Frame]:
     return list(two_levels.held_out())
-
-
-def test_scores_of_a_few_numbers():
-    error, std = np.array([1.0, -1.0, 3.0, 0.0]), np.array([0.4, 1.0, 2.0, 0.5])
-    s = scores(error, std)
-    z = np.array([2.5, -1.0, 1.5, 0.0])
-    assert s.n == 4
-    assert_allclose(s.mae, 1.25, rtol=0, atol=1e-14)
-    assert_allclose(s.rmse, math.sqrt(11 / 4), rtol=0, atol=1e-14)
-    assert s.coverage95 == 0.75
-    assert_allclose(s.z_std, math.sqrt((z**2).mean() - z.mean() ** 2), rtol=0, atol=1e-14)
-    nll = (
-        -sum(
-            math.log(math.exp(-0.5 * (e / v) ** 2) / (v * math.sqrt(2 * math.pi)))
-            for e, v in zip(error, std, strict=True)
-        )
-        / 4
-    )
-    assert_allclose(s.nll, nll, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize(("scale", "coverage", "z_std"), [(1.0, 0.95, 1.0), (2.0, 0.99991, 0.5), (0.5, 0.67291, 2.0)])
-def test_scores_of_draws_from_the_stated_distribution(scale: float, coverage: float, z_std: float):
-    rng = np.random.default_rng(0)
-    std = rng.uniform(0.5, 2.0, 40000)
-    s = scores(std * rng.standard_normal(40000), scale * std)
-    assert abs(s.coverage95 - coverage) < 0.007
-    assert abs(s.z_std - z_std) < 0.01 * z_std
-    entropy = np.log(std).mean() + 0.5 * math.log(2 * math.pi)
-    assert abs(s.nll - (entropy + math.log(scale) + 0.5 / scale**2)) < 0.03 / scale**2
-    assert 0.2 < s.spearman < 0.5  # perfect stds rank the errors, which are draws, only so far
-
-
-def test_rank_correlation_is_spearmans_with_ties():
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 6, 50).astype(float)
-    y = x + rng.integers(0, 6, 50)
-    assert_allclose(rank_correlation(x, y), spearmanr(x, y).statistic, rtol=0, atol=1e-12)
-    assert_allclose(rank_correlation(x, -y), -spearmanr(x, y).statistic, rtol=0, atol=1e-12)
-    assert math.isnan(rank_correlation(x, np.ones(50)))
-
-
-def test_undefined_scores_are_null_in_json():
-    empty = scores(np.zeros(0), np.zeros(0)).to_json()
-    assert empty == {**dict.fromkeys(SCORES - {"n"}), "n": 0}
-    one = scores(np.array([0.1]), np.array([0.2])).to_json()
-    assert one["z_std"] is None
-    assert one["spearman"] is None
-    assert one["mae"] == pytest.approx(0.1, abs=1e-15)
-    json.dumps([empty, one], allow_nan=False)
-
-
-def test_a_std_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match="positive"):
-        scores(np.ones(2), np.array([1.0, 0.0]))
-    with pytest.raises(ValueError, match="2 errors"):
-        scores(np.ones(2), np.ones(3))
 
 
 def test_evaluation_is_what_the_model_predicts(model: MultiFidelityGP, held_out: list[Frame]):

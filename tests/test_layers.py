@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import those above it in this list, not those below.
 LAYERS = [
     *("errors", "files", "progress"),
-    *("labels", "reading", "sources", "frames"),
+    *("labels", "reading", "sources", "frames", "datasets", "scores"),
     *("config_errors", "config", "zbl", "baselines"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
     *("kernels", "inducing", "rows", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
-    *("features", "fitting", "prediction", "calculator", "model", "model_file"),
+    *("features", "fitting", "prediction", "leave_one_out", "calibration", "calculator", "model", "model_file"),
     *("evaluation", "learning_curve", "estimate", "report", "console", "cli"),
 ]
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
 from mfgp.hyperparameters import Evidence
 from mfgp.model_file import SCHEMA, read_header
+from mfgp.model_file import _hash as contents_hash
 
 
 @pytest.fixture
@@ -152,3 +153,26 @@ def test_kill_nine_while_saving_leaves_a_whole_model(path: Path) -> None:
         process.wait()
         process.stdout.close()
         MultiFidelityGP.load(path)
+
+
+def test_calibration_is_stored(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
+    loaded = MultiFidelityGP.load(path)
+    assert loaded.calibration is None
+    loaded.calibrate(two_levels.training())
+    loaded.save(path)
+    again = MultiFidelityGP.load(path)
+    assert again.calibration == loaded.calibration is not None
+    assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-12)
+
+
+def test_a_file_of_schema_1_is_upgraded(model: MultiFidelityGP, path: Path) -> None:
+    """As it was written then: no calibration in the header, and a checksum over that."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["mfgp"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    header = {k: v for k, v in header.items() if k not in ("hash", "calibration")} | {"schema": 1}
+    header["hash"] = contents_hash(header, tensors)
+    save_file(tensors, path, {"mfgp": json.dumps(header)})
+    loaded = MultiFidelityGP.load(path)
+    assert loaded.calibration is None
+    assert loaded.predict(alloy(80)).energy == pytest.approx(model.predict(alloy(80)).energy, abs=1e-9)

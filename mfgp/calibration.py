@@ -1,0 +1,213 @@
+"""Calibration: standard deviations that are right on structures the model has not seen.
+
+The evidence chooses amplitudes and noises that describe all labels at once; what they say about one more structure can be
+too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
+structures, so the variance of the difference between a prediction and a new calculation is taken as
+
+    Var = a v_function + b v_noise
+
+with v_function the model's variance and v_noise that of the labels (both as the fit has them), and a, b > 0 for each level
+and property, for forces by the species that they act on. They maximise
+
+    sum_i w log N(e_i; 0, Var_i) + log N(log a; 0, 1) + log N(log b; 0, 1),         w = structures / labels
+
+over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
+a handful of structures the calibration stays near what the model says by itself. The noise of a fit holds what the model
+cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std is that of the
+difference to a new calculation at that level, noise included. Variance scaling after the fit: Levi et al., Sensors 22, 5540
+(2022); Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from mfgp.leave_one_out import LeftOut
+from mfgp.scores import scores
+
+Array = NDArray[np.float64]
+PRIOR_STD = 1.0  # of log a and log b
+BOUNDS = (-9.0, 6.0)
+MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
+
+
+@dataclass(frozen=True)
+class Scale:
+    """a and b of one property: factors of the model's and of the labels' variance."""
+
+    function: float = 1.0
+    noise: float = 1.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the calibration of one property was fitted to; coverage of the 95 % interval and std of z before and after."""
+
+    level: str
+    kind: str
+    species: str  # "" where it is not by species
+    structures: int
+    labels: int
+    scale: Scale
+    coverage_before: float
+    coverage_after: float
+    z_std_before: float
+    z_std_after: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scales of energies and virials by level, of forces by level and atomic number."""
+
+    energy: tuple[Scale, ...]
+    forces: tuple[dict[int, Scale], ...]
+    virial: tuple[Scale, ...]
+    fitted: tuple[Fitted, ...] = ()
+
+    def variances(self, level: int, function: Tensor, numbers: NDArray[np.int64], noise: Tensor) -> Tensor:
+        """Variances of the difference to a new calculation, [1+3N+6] or the energy's alone [1].
+
+        function: the model's own variances, eV^2, (eV/Å)^2, eV^2. numbers [N]. noise [3]: of energies and virials in
+        eV per sqrt(atom), of forces in eV/Å.
+        """
+        n = len(numbers)
+        a, b = self._scales(level, numbers, len(function))
+        label = torch.full((len(function),), 1.0, dtype=function.dtype)
+        label[0] = float(noise[0]) ** 2 * n
+        if len(function) > 1:
+            label[1:-6] = float(noise[1]) ** 2
+            label[-6:] = float(noise[2]) ** 2 * n
+        return a.to(function) * function + b.to(function) * label.to(function)
+
+    def local_factor(self, level: int) -> float:
+        """Factor of the variances of local energies: that of the total energy."""
+        return self.energy[level].function
+
+    def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+        scales = [self.energy[level]]
+        if size > 1:
+            scales += [self.forces[level][int(z)] for z in numbers for _ in range(3)]
+            scales += [self.virial[level]] * 6
+        a, b = zip(*((s.function, s.noise) for s in scales), strict=True)
+        return torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, forces by element symbol."""
+        return {
+            "energy": [asdict(s) for s in self.energy],
+            "forces": [{chemical_symbols[z]: asdict(s) for z, s in level.items()} for level in self.forces],
+            "virial": [asdict(s) for s in self.virial],
+            "fitted": [asdict(f) for f in self.fitted],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Calibration:
+        """What `to_json` gave."""
+        return Calibration(
+            tuple(Scale(**s) for s in data["energy"]),
+            tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
+            tuple(Scale(**s) for s in data["virial"]),
+            tuple(Fitted(**{**f, "scale": Scale(**f["scale"])}) for f in data["fitted"]),
+        )
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Left-out errors of one property, [label], and the number of structures that they come from."""
+
+    error: Array
+    function: Array
+    noise: Array
+    structures: int
+
+
+def fit_calibration(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
+    """Fit the scales of every property at every level to left-out errors.
+
+    A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials
+    that of its forces, a level without enough of a property stays as it is.
+    """
+    parts: dict[tuple[str, str, int], list[LeftOut]] = {}
+    for part in left_out:
+        for z in np.unique(part.species).tolist() if part.kind == "forces" else [0]:
+            parts.setdefault((part.frame.fidelity, part.kind, z), []).append(part)
+    fitted: list[Fitted] = []
+
+    def fit(level: str, kind: str, z: int, fallback: Scale) -> Scale:
+        chosen = parts.get((level, kind, z), [])
+        if len(chosen) < MIN_STRUCTURES:
+            return fallback
+        errors = _errors(chosen, z)
+        scale = fit_scale(errors.error, errors.function, errors.noise, errors.structures)
+        fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
+        return scale
+
+    energy, forces, virial = [], [], []
+    for level in levels:
+        energy.append(fit(level, "energy", 0, Scale()))
+        everything = [p for (name, kind, _), found in parts.items() if (name, kind) == (level, "forces") for p in found]
+        pooled = _pooled(everything)
+        forces.append({z: fit(level, "forces", z, pooled) for z in species})
+        virial.append(fit(level, "virial", 0, pooled))
+    return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
+
+
+def fit_scale(error: Array, function: Array, noise: Array, structures: int) -> Scale:
+    """The a and b of the module docstring. error, function, noise: e, v_function, v_noise [label]."""
+    weight = structures / len(error)
+
+    def negative(x: Array) -> tuple[float, Array]:
+        a, b = np.exp(x)
+        variance = a * function + b * noise
+        value = 0.5 * weight * float((error**2 / variance + np.log(variance)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
+        slope = 0.5 * weight * (1.0 - error**2 / variance) / variance
+        gradient = np.array([(slope * a * function).sum(), (slope * b * noise).sum()])
+        return value, gradient + x / PRIOR_STD**2
+
+    start = np.zeros(2)
+    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * 2)
+    return Scale(*np.exp(found.x).tolist())
+
+
+def _pooled(parts: Sequence[LeftOut]) -> Scale:
+    distinct = list({id(p): p for p in parts}.values())
+    if len(distinct) < MIN_STRUCTURES:
+        return Scale()
+    errors = _errors(distinct, None)
+    return fit_scale(errors.error, errors.function, errors.noise, errors.structures)
+
+
+def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:
+    """The labels of those parts; of forces only those on species z, where it is one."""
+    masks = [p.species == z if z and p.kind == "forces" else np.ones(len(p.error), dtype=bool) for p in parts]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(p, name)[mask] for p, mask in zip(parts, masks, strict=True)])
+
+    return _Errors(joined("error"), joined("function_variance"), joined("noise_variance"), len(parts))
+
+
+def _report(level: str, kind: str, species: str, e: _Errors, scale: Scale) -> Fitted:
+    before = scores(e.error, np.sqrt(e.function + e.noise))
+    after = scores(e.error, np.sqrt(scale.function * e.function + scale.noise * e.noise))
+    return Fitted(
+        level,
+        kind,
+        species,
+        e.structures,
+        len(e.error),
+        scale,
+        before.coverage95,
+        after.coverage95,
+        before.z_std,
+        after.z_std,
+    )

@@ -1,0 +1,117 @@
+"""Closed-form leave-one-structure-out against really leaving structures out."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import alloy, label
+from numpy.testing import assert_allclose
+
+from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
+from mfgp.evaluation import label_std
+from mfgp.features import structure_key
+from mfgp.leave_one_out import CrossLevel, LeftOut, hat_inverse, leave_one_out
+
+
+def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:
+    """The model with the statistics of `frames` alone, at the same hyperparameters and inducing points."""
+    other = copy.copy(model)
+    sigmas = (model.config.training.noise_energy, model.config.training.noise_force)
+    other.statistics = fitting.accumulate(frames, model.features, model.columns, model.baselines, sigmas)
+    other.refresh()
+    return other
+
+
+def split(frames: FrameSet, frame: Frame) -> tuple[FrameSet, list[Frame]]:
+    """The frames of other structures, and those of this one at any level."""
+    key = structure_key(frame.atoms)
+    same = [f for f in frames if structure_key(f.atoms) == key]
+    return FrameSet(frames.levels, tuple(f for f in frames if structure_key(f.atoms) != key)), same
+
+
+@pytest.fixture(scope="module")
+def training(two_levels: FrameSet) -> FrameSet:
+    return two_levels.training()
+
+
+@pytest.fixture(scope="module")
+def left_out(model: MultiFidelityGP, training: FrameSet) -> list[LeftOut]:
+    return list(leave_one_out(model, training))
+
+
+@pytest.mark.parametrize("index", [0, 3, 8])  # the first and fourth structure have labels at both levels
+def test_equals_really_leaving_the_structure_out(
+    model: MultiFidelityGP, training: FrameSet, left_out: list[LeftOut], index: int
+) -> None:
+    rest, same = split(training, training.frames[index])
+    assert len(same) == (2 if index < 5 else 1)
+    other = without(model, rest)
+    for frame in same:
+        p = other.predict(frame.atoms, frame.fidelity)
+        std = label_std(other, frame, p)
+        n, volume = len(frame.atoms), frame.atoms.get_volume()
+        assert frame.energy is not None
+        assert frame.forces is not None
+        assert frame.stress is not None
+        assert p.stress is not None
+        assert std.stress is not None
+        expected = {
+            "energy": (np.array([p.energy - frame.energy]) / n**0.5, np.array([std.energy]) / n**0.5),
+            "forces": ((p.forces - frame.forces).ravel(), std.forces.ravel()),
+            "virial": (-volume * (p.stress - frame.stress) / n**0.5, volume * std.stress / n**0.5),
+        }
+        found = {part.kind: part for part in left_out if part.frame is frame}
+        assert set(found) == set(expected)
+        for kind, (error, deviation) in expected.items():
+            part = found[kind]
+            assert np.abs(error).max() > 1e-4  # eV per sqrt(atom) or eV/Å: something to get wrong
+            assert_allclose(part.error, error, rtol=0, atol=1e-7)
+            assert_allclose(np.sqrt(part.function_variance + part.noise_variance), deviation, rtol=1e-6, atol=1e-8)
+            assert_allclose(part.z, error / deviation, rtol=0, atol=1e-4)
+
+
+def test_forces_know_the_species_they_act_on(training: FrameSet, left_out: list[LeftOut]) -> None:
+    for part in left_out:
+        if part.kind == "forces":
+            assert part.species.tolist() == np.repeat(part.frame.atoms.numbers, 3).tolist()
+        else:
+            assert not part.species.any()
+
+
+def test_masked_and_given_labels(two_levels: FrameSet, config: object) -> None:
+    """A frame with its own force_sigma and a mask: rows of kind `given`, with species where they are forces."""
+    own = label(alloy(3), "high")
+    own.info["force_sigma"] = 0.1  # eV/Å
+    own.arrays["force_mask"] = np.array([1, 0, 1, 1])
+    frames = read_frames({"low": [label(alloy(i), "low") for i in range(6)], "high": [own, label(alloy(9), "high")]})
+    model = MultiFidelityGP.fit(frames, config, progress=False)  # type: ignore[arg-type]
+    parts = {p.kind: p for p in leave_one_out(model, frames) if p.frame.atoms == frames.of("high")[0].atoms}
+    given = next(p for p in leave_one_out(model, frames) if p.kind == "given" and p.frame.fidelity == "high")
+    assert len(given.error) == 9
+    assert given.species.tolist() == np.repeat(own.numbers[[0, 2, 3]], 3).tolist()
+    assert_allclose(given.noise_variance, 1.0, rtol=0, atol=1e-12)  # in units of the frame's own sigma
+    assert "energy" in parts
+
+
+def test_blocks_between_levels_hold_those_of_each_level(model: MultiFidelityGP) -> None:
+    joint = CrossLevel.of(model.posterior())
+    for t in range(2):
+        assert_allclose(joint.covariance[t, t], model.covariances[t], rtol=0, atol=1e-8)
+    assert_allclose(joint.covariance[0, 1], joint.covariance[1, 0].T, rtol=0, atol=1e-12)
+    assert joint.covariance[0, 1].abs().max() > 1e-3
+
+
+def test_hat_inverse_survives_directions_that_are_fully_determined() -> None:
+    hat = torch.tensor([[1.0 + 1e-12, 0.0], [0.0, 0.25]], dtype=torch.float64)
+    inverse = hat_inverse(hat)
+    assert torch.isfinite(inverse).all()
+    assert inverse[0, 0] > 1e8
+    assert_allclose(inverse[1, 1], 1 / 0.75, rtol=0, atol=1e-12)
+
+
+def test_frames_of_others_are_refused(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    with pytest.raises(DataError, match="not in the training data"):
+        model.leave_one_out(two_levels.held_out())
