@@ -15,6 +15,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 
+from mfgp.prediction import UNCERTAINTIES
+
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
@@ -26,10 +28,11 @@ class UncertaintyWarning(UserWarning):
 class MultiFidelityCalculator(Calculator):
     """`model.calculator(fidelity=...)`.
 
-    uncertainty: what is computed with every call: `full` (all standard deviations, exact), `energies` (total and local
+    uncertainty: what is computed with every call: `full` (all standard deviations, exact), `sampled` (those of forces and
+    stress from `draws` draws of the weights with a `seed`, each as costly as the mean), `energies` (total and local
     energies; little more than the mean, for molecular dynamics) or `none`.
     uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation passes it: of a force
-    component (eV/Å) with `full`, of a local energy (eV) with `energies`.
+    component (eV/Å) with `full` and `sampled`, of a local energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
     """
 
@@ -43,14 +46,18 @@ class MultiFidelityCalculator(Calculator):
         uncertainty: str = "full",
         uncertainty_threshold: float | None = None,
         calibrated: bool = True,
+        draws: int = 8,
+        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if uncertainty not in ("full", "energies", "none"):
-            raise ValueError(f"uncertainty must be full, energies or none, not {uncertainty!r}")
+        if uncertainty not in UNCERTAINTIES:
+            raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full' or 'energies'")
-        self.predictor = model.predictor(fidelity, calibrated=calibrated)
+        self.predictor = model.predictor(
+            fidelity, calibrated=calibrated, draws=draws if uncertainty == "sampled" else 0, seed=seed
+        )
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
 
@@ -86,7 +93,7 @@ class MultiFidelityCalculator(Calculator):
             self._warn(self.uncertainty_threshold)
 
     def _warn(self, threshold: float) -> None:
-        name, unit = ("forces_std", "eV/Å") if self.uncertainty == "full" else ("energies_std", "eV")
+        name, unit = ("forces_std", "eV/Å") if self.uncertainty in ("full", "sampled") else ("energies_std", "eV")
         std = np.asarray(self.results[name]).reshape(len(self.atoms), -1).max(axis=1)
         atom = int(std.argmax())
         if std[atom] > threshold:

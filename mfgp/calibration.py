@@ -4,18 +4,20 @@ The evidence chooses amplitudes and noises that describe all labels at once; wha
 too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
 structures, so the variance of the difference between a prediction and a new calculation is taken as
 
-    Var = a v_function + b v_noise
+    Var = a v_weights + r v_residual + b v_noise
 
-with v_function the model's variance and v_noise that of the labels (both as the fit has them), and a, b > 0 for each level
-and property, for forces by the species that they act on. They maximise
+with the variance of the posterior weights, that which the inducing points do not carry, and that of the labels' noise (all
+as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on. They
+maximise
 
-    sum_i w log N(e_i; 0, Var_i) + log N(log a; 0, 1) + log N(log b; 0, 1),         w = structures / labels
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 1),         w = structures / labels
 
 over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
 a handful of structures the calibration stays near what the model says by itself. The noise of a fit holds what the model
 cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std is that of the
-difference to a new calculation at that level, noise included. Variance scaling after the fit: Levi et al., Sensors 22, 5540
-(2022); Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard deviations) a
+second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al.,
+Mach. Learn.: Sci. Technol. 3, 015012 (2022).
 """
 
 from __future__ import annotations
@@ -35,17 +37,20 @@ from mfgp.leave_one_out import LeftOut
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
-PRIOR_STD = 1.0  # of log a and log b
+PRIOR_STD = 1.0  # of the logarithm of a factor
 BOUNDS = (-9.0, 6.0)
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
 
 
 @dataclass(frozen=True)
 class Scale:
-    """a and b of one property: factors of the model's and of the labels' variance."""
+    """a, r, b and a', b' of one property: factors of the variances of weights, residual and noise, and without residual."""
 
-    function: float = 1.0
+    weights: float = 1.0
+    residual: float = 1.0
     noise: float = 1.0
+    sampled_weights: float = 1.0
+    sampled_noise: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,32 +78,38 @@ class Calibration:
     virial: tuple[Scale, ...]
     fitted: tuple[Fitted, ...] = ()
 
-    def variances(self, level: int, function: Tensor, numbers: NDArray[np.int64], noise: Tensor) -> Tensor:
+    def variances(
+        self, level: int, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64], noise: Tensor
+    ) -> Tensor:
         """Variances of the difference to a new calculation, [1+3N+6] or the energy's alone [1].
 
-        function: the model's own variances, eV^2, (eV/Å)^2, eV^2. numbers [N]. noise [3]: of energies and virials in
-        eV per sqrt(atom), of forces in eV/Å.
+        weights, residual: parts of the model's own variances, eV^2, (eV/Å)^2, eV^2; residual None: not known. numbers [N].
+        noise [3]: of energies and virials in eV per sqrt(atom), of forces in eV/Å.
         """
         n = len(numbers)
-        a, b = self._scales(level, numbers, len(function))
-        label = torch.full((len(function),), 1.0, dtype=function.dtype)
-        label[0] = float(noise[0]) ** 2 * n
-        if len(function) > 1:
+        label = torch.full((len(weights),), float(noise[0]) ** 2 * n, dtype=torch.float64)
+        if len(weights) > 1:
             label[1:-6] = float(noise[1]) ** 2
             label[-6:] = float(noise[2]) ** 2 * n
-        return a.to(function) * function + b.to(function) * label.to(function)
+        scales = self._scales(level, numbers, len(weights))
 
-    def local_factor(self, level: int) -> float:
-        """Factor of the variances of local energies: that of the total energy."""
-        return self.energy[level].function
+        def factor(name: str) -> Tensor:
+            return torch.tensor([getattr(s, name) for s in scales], dtype=torch.float64).to(weights)
 
-    def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
-        scales = [self.energy[level]]
-        if size > 1:
-            scales += [self.forces[level][int(z)] for z in numbers for _ in range(3)]
-            scales += [self.virial[level]] * 6
-        a, b = zip(*((s.function, s.noise) for s in scales), strict=True)
-        return torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+        if residual is None:
+            return factor("sampled_weights") * weights + factor("sampled_noise") * label.to(weights)
+        return factor("weights") * weights + factor("residual") * residual + factor("noise") * label.to(weights)
+
+    def local_variances(self, level: int, weights: Tensor, residual: Tensor) -> Tensor:
+        """Variances of local energies [N] eV^2: the two parts scaled as those of total energies."""
+        scale = self.energy[level]
+        return scale.weights * weights + scale.residual * residual
+
+    def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
+        if size == 1:
+            return [self.energy[level]]
+        forces = [self.forces[level][int(z)] for z in numbers for _ in range(3)]
+        return [self.energy[level], *forces, *[self.virial[level]] * 6]
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, forces by element symbol."""
@@ -125,9 +136,14 @@ class _Errors:
     """Left-out errors of one property, [label], and the number of structures that they come from."""
 
     error: Array
-    function: Array
+    weights: Array
+    residual: Array
     noise: Array
     structures: int
+
+    def scale(self) -> Scale:
+        a, r, b = fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures)
+        return Scale(a, r, b, *fit_factors(self.error, [self.weights, self.noise], self.structures))
 
 
 def fit_calibration(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
@@ -147,7 +163,7 @@ def fit_calibration(left_out: Iterable[LeftOut], levels: Sequence[str], species:
         if len(chosen) < MIN_STRUCTURES:
             return fallback
         errors = _errors(chosen, z)
-        scale = fit_scale(errors.error, errors.function, errors.noise, errors.structures)
+        scale = errors.scale()
         fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
         return scale
 
@@ -161,29 +177,27 @@ def fit_calibration(left_out: Iterable[LeftOut], levels: Sequence[str], species:
     return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
 
 
-def fit_scale(error: Array, function: Array, noise: Array, structures: int) -> Scale:
-    """The a and b of the module docstring. error, function, noise: e, v_function, v_noise [label]."""
+def fit_factors(error: Array, variances: Sequence[Array], structures: int) -> list[float]:
+    """Factors of the parts of the variance, as the module docstring has them. error [label], variances each [label]."""
     weight = structures / len(error)
+    parts = np.array(variances)  # [part, label]
 
     def negative(x: Array) -> tuple[float, Array]:
-        a, b = np.exp(x)
-        variance = a * function + b * noise
-        value = 0.5 * weight * float((error**2 / variance + np.log(variance)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
-        slope = 0.5 * weight * (1.0 - error**2 / variance) / variance
-        gradient = np.array([(slope * a * function).sum(), (slope * b * noise).sum()])
-        return value, gradient + x / PRIOR_STD**2
+        scaled = np.exp(x)[:, None] * parts
+        total = scaled.sum(0)
+        value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
+        slope = 0.5 * weight * (1.0 - error**2 / total) / total
+        return value, scaled @ slope + x / PRIOR_STD**2
 
-    start = np.zeros(2)
-    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * 2)
-    return Scale(*np.exp(found.x).tolist())
+    found = minimize(negative, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(parts))
+    return np.exp(found.x).tolist()
 
 
 def _pooled(parts: Sequence[LeftOut]) -> Scale:
     distinct = list({id(p): p for p in parts}.values())
     if len(distinct) < MIN_STRUCTURES:
         return Scale()
-    errors = _errors(distinct, None)
-    return fit_scale(errors.error, errors.function, errors.noise, errors.structures)
+    return _errors(distinct, None).scale()
 
 
 def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:
@@ -193,12 +207,19 @@ def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:
     def joined(name: str) -> Array:
         return np.concatenate([getattr(p, name)[mask] for p, mask in zip(parts, masks, strict=True)])
 
-    return _Errors(joined("error"), joined("function_variance"), joined("noise_variance"), len(parts))
+    return _Errors(
+        joined("error"),
+        joined("weight_variance"),
+        joined("residual_variance"),
+        joined("noise_variance"),
+        len(parts),
+    )
 
 
 def _report(level: str, kind: str, species: str, e: _Errors, scale: Scale) -> Fitted:
-    before = scores(e.error, np.sqrt(e.function + e.noise))
-    after = scores(e.error, np.sqrt(scale.function * e.function + scale.noise * e.noise))
+    before = scores(e.error, np.sqrt(e.weights + e.residual + e.noise))
+    variance = scale.weights * e.weights + scale.residual * e.residual + scale.noise * e.noise
+    after = scores(e.error, np.sqrt(variance))
     return Fitted(
         level,
         kind,

@@ -119,11 +119,11 @@ def residual_table(residuals: Iterable[Residual]) -> Table:
 
 def calibration_table(calibration: Mapping[str, Any]) -> Table:
     """Factors of the standard deviations by property, and what they do to the 95 % interval of left-out labels."""
-    columns = ("level", "labels", "structures", "model std x", "noise x", "in 95 % before", "after")
+    columns = ("level", "labels", "structures", "weights x", "residual x", "noise x", "in 95 % before", "after")
     rows = []
     for f in calibration["fitted"]:
         kind = f"{f['kind']} on {f['species']}" if f["species"] else f["kind"]
-        factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("function", "noise"))
+        factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("weights", "residual", "noise"))
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
     return table("calibration, structures left out one by one", columns, rows)

@@ -30,7 +30,7 @@ from mfgp.autoregressive import Posterior
 from mfgp.features import structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import cell_volume, labelled_rows
-from mfgp.prediction import nystrom_residual
+from mfgp.prediction import residual_variance
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key
 
@@ -46,21 +46,23 @@ class LeftOut:
     """Labels of one kind of one frame, and what the model without its structure says of them, each [row].
 
     kind: energy (eV per sqrt(atom)), forces (eV/Å), virial (eV per sqrt(atom)) or given (the labels' own sigma).
-    error: predicted - label; function_variance and noise_variance: of the model and of the label, in the unit squared;
-    species: atomic number of the atom that a force acts on, 0 otherwise.
+    error: predicted - label; weight_variance, residual_variance, noise_variance: of the posterior weights, of what the
+    inducing points do not carry, and of the label, in the unit squared; species: atomic number of the atom that a force
+    acts on, 0 otherwise.
     """
 
     frame: Frame
     kind: str
     error: Array
-    function_variance: Array
+    weight_variance: Array
+    residual_variance: Array
     noise_variance: Array
     species: NDArray[np.int64]
 
     @property
     def z(self) -> Array:
         """error / std of a label, [row]."""
-        return self.error / np.sqrt(self.function_variance + self.noise_variance)
+        return self.error / np.sqrt(self.weight_variance + self.residual_variance + self.noise_variance)
 
 
 def leave_one_out(
@@ -127,17 +129,17 @@ def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]
     hat = torch.cat([torch.cat([_hat(joint, a, b) for b in parts], dim=1) for a in parts])
     inverse = hat_inverse(hat)
     error = -inverse @ torch.cat([p.residual for p in parts])
-    variance = inverse.diagonal() - 1.0
+    variance = (inverse.diagonal() - 1.0).clamp(min=0.0)
     start = 0
     for p in parts:
         here = slice(start, start + len(p.rows))
         start = here.stop
-        function = (variance[here] + p.excess).clamp(min=0.0) * p.noise**2
         yield LeftOut(
             p.frame,
             p.kind,
             (error[here] * p.noise).cpu().numpy(),
-            function.cpu().numpy(),
+            (variance[here] * p.noise**2).cpu().numpy(),
+            (p.excess * p.noise**2).cpu().numpy(),
             np.full(len(p.rows), p.noise**2),
             p.species,
         )
@@ -153,7 +155,7 @@ def _parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[
     functionals = model.features.functionals(frame.atoms)
     labels = [b.labels(frame.atoms) for b in model.baselines]
     extra = model.columns.rows(frame.atoms.numbers, labels, cell_volume(frame.atoms)).to(functionals.phi)
-    excess = excess_variance(model, level, functionals.phi, functionals.prior)
+    excess = residual_variance(model, level, functionals.phi, functionals.prior)
     design = torch.cat([functionals.phi, extra, excess.sqrt()[:, None]], dim=1)  # one more column: scaled like the rows
     sigmas = (model.config.training.noise_energy, model.config.training.noise_force)
     moved = np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64)
@@ -166,13 +168,3 @@ def _parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[
             species[len(rows) - len(moved) :] = moved
         residual = (y - a @ joint.mean[level]) / noise
         yield _Part(frame, level, kind, a / noise, residual, (rows[:, -1] / noise) ** 2, noise, species)
-
-
-def excess_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Tensor) -> Tensor:
-    """S_t (prior - |Phi|^2) of every functional, [row] eV^2: the variance that the inducing points do not carry.
-
-    phi [row, M], prior [row, S] at unit amplitude.
-    """
-    variances = model.prior.local_variances()[level].detach()
-    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in model.basis.blocks()], dim=1)
-    return nystrom_residual(prior, explained) @ variances

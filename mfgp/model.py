@@ -43,6 +43,7 @@ from mfgp.training import TrainingResult
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
+    from mfgp.level_shares import LevelShares
 
 TrainingSummary = dict[str, dict[str, int]]
 CALIBRATION_STRUCTURES = 64  # of each level
@@ -168,9 +169,20 @@ class MultiFidelityGP:
             raise DataError(f"unknown level {fidelity!r}; this model has {', '.join(self.levels)} (cheapest first).")
         return self.levels.index(fidelity)
 
-    def predictor(self, fidelity: str | None = None, *, calibrated: bool = True) -> Predictor:
-        """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration."""
-        return Predictor(self, self.level(fidelity), calibrated)
+    def predictor(
+        self, fidelity: str | None = None, *, calibrated: bool = True, draws: int = 0, seed: int = 0
+    ) -> Predictor:
+        """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
+
+        draws: of the weights, for uncertainty="sampled".
+        """
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed)
+
+    def level_shares(self, fidelity: str | None = None, *, calibrated: bool = True) -> LevelShares:
+        """How much each level's discrepancy contributes to the standard deviations at a level; call it with structures."""
+        from mfgp.level_shares import LevelShares
+
+        return LevelShares(self, self.level(fidelity), calibrated)
 
     def predict(
         self,

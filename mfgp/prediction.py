@@ -3,7 +3,9 @@
 Means:       e_i = k(q_i, Z) alpha_z + e0[z_i],   alpha = L^-T w;   dE/dq_i = zeta sum_m alpha_m (Z_m.q_i)^(zeta-1) Z_m,
              then back through SOAP to the pair vectors: an MD step costs two products with Z, no rows.
 Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; scaled to left-out errors where the model is
-             calibrated (calibration).
+             calibrated (calibration). `sampled` draws weights from N(w, C) and takes the spread of the forces and virials
+             that the draws give by the reverse pass: K draws cost K means, with a relative error of 1 / sqrt(2 K); what
+             the inducing points do not carry is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
-UNCERTAINTIES = ("full", "energies", "none")
+UNCERTAINTIES = ("full", "sampled", "energies", "none")
 RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
 
@@ -63,7 +65,9 @@ class Prediction:
 class Predictor:
     """One level of a model, with what repeated predictions share."""
 
-    def __init__(self, model: MultiFidelityGP, level: int, calibrated: bool = True) -> None:
+    def __init__(
+        self, model: MultiFidelityGP, level: int, calibrated: bool = True, draws: int = 0, seed: int = 0
+    ) -> None:
         self.model, self.level = model, level
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
@@ -72,24 +76,31 @@ class Predictor:
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
         self.alpha = dual_weights(model.basis, self.weights)
         self.reference = mean_inducing_features(model.basis)  # [S, M]
+        self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
+        self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         self.check(atoms)
-        extra = self._columns(atoms)
+        extra = self.columns_of(atoms)
         if uncertainty == "full":
             values = self._from_rows(atoms, extra)
         else:
+            if uncertainty == "sampled" and not len(self.draws):
+                raise ValueError("uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8)")
             nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
             expansion = self.model.soap.expand(nb)
-            values = self._from_gradient(nb, expansion)
-            if uncertainty == "energies":
-                values |= self._energy_deviations(expansion.features, nb.numbers, extra)
+            values = self._from_gradient(nb, expansion, self.alpha)
+            if uncertainty != "none":
+                deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
+                if uncertainty == "sampled":
+                    deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
+                values |= deviations
         return self._prediction(atoms, extra, values)
 
-    def _columns(self, atoms: Atoms) -> Tensor:
+    def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
         labels = [b.labels(atoms) for b in self.model.baselines]
         return self.model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
@@ -118,7 +129,7 @@ class Predictor:
     def distribution(self, atoms: Atoms) -> MultivariateNormal:
         """Posterior of energy, 3N forces and 6 virial components with their covariance; never calibrated."""
         self.check(atoms)
-        model, extra = self.model, self._columns(atoms)
+        model, extra = self.model, self.columns_of(atoms)
         nb = model.soap.neighborhoods([atoms], device=self.weights.device)
         jac = jacobian(model.soap, nb)
         phi = rows_of_jacobian(model.basis, jac, nb.numbers)
@@ -154,21 +165,34 @@ class Predictor:
                 "Fit again with training structures that contain it."
             )
 
-    def _from_gradient(self, nb: Neighborhoods, expansion: Expansion) -> Values:
-        """Means of the GP part by the reverse pass: energy, forces and virial [1+3N+6], and local energies [N]."""
+    def _from_gradient(self, nb: Neighborhoods, expansion: Expansion, alpha: list[Tensor]) -> Values:
+        """The GP part for dual weights alpha by the reverse pass: energy, forces, virial [1+3N+6], local energies [N]."""
         basis, n = self.model.basis, len(nb.numbers)
         q = expansion.features
         energies, gradient = q.new_zeros(n), torch.zeros_like(q)
         for index, _ in basis.blocks():
             centres = torch.nonzero(nb.numbers == basis.species[index]).squeeze(1)
             dot = q[centres] @ basis.points[index].T
-            energies[centres] = dot**basis.zeta @ self.alpha[index]
-            gradient[centres] = (kernel_slope(dot, basis.zeta) * self.alpha[index]) @ basis.points[index]
+            energies[centres] = dot**basis.zeta @ alpha[index]
+            gradient[centres] = (kernel_slope(dot, basis.zeta) * alpha[index]) @ basis.points[index]
         pair = self.model.soap.pullback(expansion, gradient)  # [pair, 3] dE/d r_ij
         forces = q.new_zeros(n, 3).index_add_(0, nb.centre, pair).index_add_(0, nb.neighbor, pair, alpha=-1)
         tensor = pair.T @ nb.vectors  # [3, 3] dE/d(strain)
         virial = -voigt(0.5 * (tensor + tensor.T))
         return {"mean": torch.cat([energies.sum()[None], forces.view(-1), virial]), "local": energies}
+
+    def _sampled(
+        self, nb: Neighborhoods, expansion: Expansion, extra: Tensor, energy: Tensor, numbers: NDArray[np.int64]
+    ) -> Tensor:
+        """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
+        n = self.model.basis.size
+        spread = [
+            self._from_gradient(nb, expansion, alpha)["mean"] + extra @ w[n:]
+            for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
+        ]
+        out = self._std((torch.stack(spread) ** 2).mean(0), None, numbers)
+        out[0] = energy[0]
+        return out
 
     def _from_rows(self, atoms: Atoms, extra: Tensor) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
@@ -177,16 +201,19 @@ class Predictor:
         return {
             "mean": f.phi @ weights,
             "local": f.local @ weights,
-            "std": self._std(self._variance(torch.cat([f.phi, extra], dim=1), f.prior), atoms.numbers),
+            "std": self._std(*self._variances(f.phi, extra, f.prior), atoms.numbers),
             "local_std": self._local_std(atoms.numbers, f.local),
         }
 
-    def _std(self, variance: Tensor, numbers: NDArray[np.int64]) -> Tensor:
-        """Standard deviations from the model's variances [1+3N+6] or [1]: calibrated where the model is."""
+    def _std(self, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64]) -> Tensor:
+        """Standard deviations from the two parts of the variances [1+3N+6] or [1]; calibrated where the model is.
+
+        residual None: not known.
+        """
         if self.calibration is not None:
             noise = self.model.noise.noise[self.level]
-            variance = self.calibration.variances(self.level, variance, numbers, noise)
-        return variance.sqrt()
+            return self.calibration.variances(self.level, weights, residual, numbers, noise).sqrt()
+        return (weights if residual is None else weights + residual).sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
         """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
@@ -208,9 +235,9 @@ class Predictor:
         for index, _ in basis.blocks():
             own = q[of_atom == basis.species[index]]
             prior[index] = ((own @ own.T) ** basis.zeta).sum()
-        total = torch.cat([phi.sum(0), extra[0]])
+        variances = self._variances(phi.sum(0)[None], extra[:1], prior[None])
         return {
-            "std": self._std(self._variance(total[None], prior[None]), of_atom.cpu().numpy()),
+            "std": self._std(*variances, of_atom.cpu().numpy()),
             "local_std": self._local_std(of_atom.cpu().numpy(), phi),
         }
 
@@ -224,20 +251,27 @@ class Predictor:
         one_hot = torch.stack([of_atom == z for z in self.model.basis.species], dim=1).to(phi)  # [N, S]
         rows = phi - one_hot @ self.reference
         features = len(rows.T)
-        variance = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
+        weights = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
-        variance = variance + nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
-        factor = 1.0 if self.calibration is None else self.calibration.local_factor(self.level)
-        return (factor * variance).sqrt()
+        residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
+        if self.calibration is not None:
+            return self.calibration.local_variances(self.level, weights, residual).sqrt()
+        return (weights + residual).sqrt()
 
-    def _variance(self, rows: Tensor, prior: Tensor) -> Tensor:
-        """a^T C a + Nystrom residual: rows [row, M'], prior [row, S] at unit amplitude -> [row]."""
-        basis = self.model.basis
-        explained = rows.new_zeros(len(rows), len(basis.species))
-        for index, columns in basis.blocks():
-            explained[:, index] = (rows[:, columns] ** 2).sum(1)
-        residual = nystrom_residual(prior, explained) @ self.variances
-        return ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0) + residual
+    def _variances(self, phi: Tensor, extra: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """a^T C a, and what the inducing points do not carry: phi [row, M], extra [row, column], prior [row, S]."""
+        rows = torch.cat([phi, extra], dim=1)
+        weights = ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0)
+        return weights, residual_variance(self.model, self.level, phi, prior)
+
+
+def residual_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Tensor) -> Tensor:
+    """S_t (prior - |Phi|^2) of every functional, [row] eV^2: the variance that the inducing points do not carry.
+
+    phi [row, M], prior [row, S] at unit amplitude.
+    """
+    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in model.basis.blocks()], dim=1)
+    return nystrom_residual(prior, explained) @ model.prior.local_variances()[level].detach()
 
 
 def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
@@ -247,6 +281,15 @@ def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
     if worst < -RESIDUAL_TOLERANCE:
         warnings.warn(f"inducing points explain more variance than there is (by {-worst:.1e})", stacklevel=2)
     return residual.clamp(min=0.0)
+
+
+def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
+    """n draws of N(0, covariance [M', M']), [n, M'], the same for the same seed on every device."""
+    if n == 0:
+        return covariance.new_zeros(0, len(covariance))
+    values, vectors = torch.linalg.eigh(covariance)
+    normal = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(covariance)))).to(covariance)
+    return (normal * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
 def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:

@@ -92,7 +92,7 @@ def test_threshold_warns_and_names_the_atom(model: MultiFidelityGP) -> None:
 
 
 def test_unknown_settings_and_elements(model: MultiFidelityGP) -> None:
-    with pytest.raises(ValueError, match="full, energies or none"):
+    with pytest.raises(ValueError, match="one of full, sampled, energies, none"):
         model.calculator(uncertainty="some")
     with pytest.raises(ValueError, match="needs uncertainty"):
         model.calculator(uncertainty="none", uncertainty_threshold=0.1)

@@ -6,14 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration import Calibration, Scale, fit_calibration, fit_scale
+from mfgp.calibration import Calibration, Scale, fit_calibration, fit_factors
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread
+from mfgp.prediction import residual_variance
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,14 @@ def test_finds_the_factors_of_simulated_errors() -> None:
     rng = np.random.default_rng(0)
     function, noise = rng.uniform(0.1, 4.0, 40000), np.full(40000, 0.5)
     error = rng.standard_normal(40000) * np.sqrt(0.2 * function + 0.6 * noise)
-    scale = fit_scale(error, function, noise, structures=4000)
-    assert_allclose((scale.function, scale.noise), (0.2, 0.6), rtol=0.05)
+    assert_allclose(fit_factors(error, [function, noise], structures=4000), (0.2, 0.6), rtol=0.05)
 
 
 def test_few_structures_stay_near_what_the_model_says() -> None:
     rng = np.random.default_rng(1)
     error, one = 0.1 * rng.standard_normal(300), np.ones(300)
-    few, many = (fit_scale(error, one, one, structures=n) for n in (2, 200))
-    assert many.function + many.noise < 0.05 < 0.3 < few.function + few.noise < 2.0
+    few, many = (sum(fit_factors(error, [one, one], structures=n)) for n in (2, 200))
+    assert many < 0.05 < 0.3 < few < 2.0
 
 
 def test_gradient_of_the_objective_is_exact() -> None:
@@ -45,14 +46,13 @@ def test_gradient_of_the_objective_is_exact() -> None:
     function, noise = rng.uniform(0.1, 4.0, 500), np.full(500, 0.3)
     error = rng.standard_normal(500) * np.sqrt(0.5 * function + 2.0 * noise)
 
-    def objective(scale: Scale) -> float:
-        v = scale.function * function + scale.noise * noise
-        prior = np.log(scale.function) ** 2 + np.log(scale.noise) ** 2
-        return float(0.5 * 0.1 * (error**2 / v + np.log(v)).sum() + 0.5 * prior)
+    def objective(a: float, b: float) -> float:
+        v = a * function + b * noise
+        return float(0.05 * (error**2 / v + np.log(v)).sum() + 0.5 * (np.log(a) ** 2 + np.log(b) ** 2))
 
-    best = fit_scale(error, function, noise, structures=50)
-    for a, b in ((1.03, 1), (0.97, 1), (1, 1.03), (1, 0.97)):
-        assert objective(Scale(a * best.function, b * best.noise)) > objective(best)
+    a, b = fit_factors(error, [function, noise], structures=50)
+    for x, y in ((1.03, 1), (0.97, 1), (1, 1.03), (1, 0.97)):
+        assert objective(x * a, y * b) > objective(a, b)
 
 
 def test_by_species_with_fallbacks(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -64,12 +64,13 @@ def test_by_species_with_fallbacks(model: MultiFidelityGP, two_levels: FrameSet)
         species = np.repeat(frame.atoms.numbers, 3).astype(np.int64)
         std = np.where(species == 29, 2.0, 0.5)
         n = len(species)
-        parts.append(LeftOut(frame, "forces", std * rng.standard_normal(n), np.full(n, 0.5), np.full(n, 0.5), species))
+        parts.append(LeftOut(frame, "forces", std * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species))
     found = fit_calibration(parts, model.levels, model.basis.species)
     cu, au = found.forces[1][29], found.forces[1][79]
-    assert_allclose(0.5 * (cu.function + cu.noise), 4.0, rtol=0.2)
-    assert_allclose(0.5 * (au.function + au.noise), 0.25, rtol=0.2)
-    assert au.function < found.virial[1].function < cu.function  # virials take the scale of all forces
+    assert_allclose((cu.weights + cu.residual + cu.noise) / 3, 4.0, rtol=0.2)
+    assert_allclose((cu.sampled_weights + cu.sampled_noise) / 3, 4.0, rtol=0.2)
+    assert_allclose((au.weights + au.residual + au.noise) / 3, 0.25, rtol=0.2)
+    assert au.weights < found.virial[1].weights < cu.weights  # virials take the scale of all forces
     assert found.energy[1] == Scale()
     assert found.forces[0][29] == found.virial[0] == Scale()
     by_species = {f.species: f for f in found.fitted}
@@ -86,30 +87,33 @@ def test_predictions_carry_the_calibrated_std(calibrated: MultiFidelityGP) -> No
     assert scales is not None
     assert p.forces_std is not None
     assert raw.forces_std is not None
-    expected = [
-        np.sqrt(
-            scales.forces[1][z].function * raw.forces_std[i] ** 2 + scales.forces[1][z].noise * float(noise[1]) ** 2
-        )
-        for i, z in enumerate(atoms.numbers.tolist())
-    ]
-    assert_allclose(p.forces_std, np.array(expected), rtol=1e-10)
+    f = calibrated.features.functionals(atoms)
+    rows = torch.cat([f.phi, calibrated.predictor().columns_of(atoms)], dim=1)
+    weights = ((rows @ calibrated.covariances[1]) * rows).sum(1).numpy()
+    residual = residual_variance(calibrated, 1, f.phi, f.prior).numpy()
+    assert_allclose((weights + residual)[1:-6], raw.forces_std.ravel() ** 2, rtol=1e-9)
+
+    def expected(scale: Scale, row: int, label: float) -> float:
+        return (scale.weights * weights[row] + scale.residual * residual[row] + scale.noise * label) ** 0.5
+
+    for i, z in enumerate(atoms.numbers.tolist()):
+        for c in range(3):
+            value = expected(scales.forces[1][z], 1 + 3 * i + c, float(noise[1]) ** 2)
+            assert p.forces_std[i, c] == pytest.approx(value, rel=1e-9)
     energy = scales.energy[1]
-    assert raw.energy_std is not None
-    assert p.energy_std == pytest.approx(
-        (energy.function * raw.energy_std**2 + energy.noise * float(noise[0]) ** 2 * 4) ** 0.5, rel=1e-10
-    )
-    virial, volume = scales.virial[1], atoms.get_volume()
-    assert raw.stress_std is not None
+    assert p.energy_std == pytest.approx(expected(energy, 0, 4 * float(noise[0]) ** 2), rel=1e-9)
     assert p.stress_std is not None
-    assert_allclose(
-        p.stress_std * volume,
-        np.sqrt(virial.function * (raw.stress_std * volume) ** 2 + virial.noise * float(noise[2]) ** 2 * 4),
-        rtol=1e-10,
-    )
+    for k in range(6):
+        value = expected(scales.virial[1], k - 6, 4 * float(noise[2]) ** 2) / atoms.get_volume()
+        assert p.stress_std[k] == pytest.approx(value, rel=1e-9)
     cheap = calibrated.predict(atoms, uncertainty="energies")
     assert cheap.energy_std == pytest.approx(p.energy_std, rel=1e-6)
     assert_allclose(cheap.energies_std, p.energies_std, rtol=1e-6)
-    assert_allclose(p.energies_std, raw.energies_std * energy.function**0.5, rtol=1e-10)
+    assert p.energies_std is not None
+    assert raw.energies_std is not None
+    ratio = (p.energies_std / raw.energies_std) ** 2
+    assert (ratio > min(energy.weights, energy.residual) - 1e-9).all()
+    assert (ratio < max(energy.weights, energy.residual) + 1e-9).all()
     assert not np.allclose(p.forces_std, raw.forces_std, rtol=0.01)
 
 

@@ -16,7 +16,17 @@ LAYERS = [
     *("config_errors", "config", "zbl", "baselines"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
     *("kernels", "inducing", "rows", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
-    *("features", "fitting", "prediction", "leave_one_out", "calibration", "calculator", "model", "model_file"),
+    *(
+        "features",
+        "fitting",
+        "prediction",
+        "leave_one_out",
+        "level_shares",
+        "calibration",
+        "calculator",
+        "model",
+        "model_file",
+    ),
     *("evaluation", "learning_curve", "estimate", "report", "console", "cli"),
 ]
 

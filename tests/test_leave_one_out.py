@@ -69,7 +69,12 @@ def test_equals_really_leaving_the_structure_out(
             part = found[kind]
             assert np.abs(error).max() > 1e-4  # eV per sqrt(atom) or eV/Å: something to get wrong
             assert_allclose(part.error, error, rtol=0, atol=1e-7)
-            assert_allclose(np.sqrt(part.function_variance + part.noise_variance), deviation, rtol=1e-6, atol=1e-8)
+            assert_allclose(
+                np.sqrt(part.weight_variance + part.residual_variance + part.noise_variance),
+                deviation,
+                rtol=1e-6,
+                atol=1e-8,
+            )
             assert_allclose(part.z, error / deviation, rtol=0, atol=1e-4)
 
 
