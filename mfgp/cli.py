@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mfgp.config import FitConfig
+    from mfgp.doctor_report import Finding
     from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
@@ -300,9 +302,16 @@ def doctor(
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
+    ] = None,
 ) -> None:
-    """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors."""
-    with friendly():
+    """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
+
+    With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out).
+    """
+    with friendly() as notices:
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
 
@@ -310,6 +319,8 @@ def doctor(
         sources, levels = _levels_of_files(data, fidelity or [])
         frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
         report = examine(frames)
+        if model is not None:
+            report = replace(report, findings=(*report.findings, *_contradicted(model, frames, notices)))
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
         if report.correlations:
@@ -318,6 +329,15 @@ def doctor(
             console.say(out, line, style)
         if not report.ok:
             raise typer.Exit(1)
+
+
+def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Finding]:
+    from mfgp.doctor_fit import fit_checks, label_scores
+    from mfgp.model import MultiFidelityGP
+    from mfgp.progress import bars
+
+    with bars(console=notices) as report:
+        return fit_checks(label_scores(MultiFidelityGP.load(model), frames.training(), report))
 
 
 def _label_key(text: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ not carry, S_t (prior - |Phi|^2), is added as in any prediction. Hyperparameters
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,7 +109,7 @@ class CrossLevel:
 
 
 @dataclass(frozen=True)
-class _Part:
+class LabelledRows:
     """Labelled rows of one kind of one frame, divided by the standard deviation of their noise."""
 
     frame: Frame
@@ -121,13 +121,22 @@ class _Part:
     noise: float
     species: NDArray[np.int64]  # [row]
 
+    def block(self, rows: slice) -> LabelledRows:
+        """Some of the rows."""
+        return replace(
+            self,
+            rows=self.rows[rows],
+            residual=self.residual[rows],
+            excess=self.excess[rows],
+            species=self.species[rows],
+        )
+
 
 def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]) -> Iterator[LeftOut]:
-    parts = [part for frame in group for part in _parts(model, joint, frame)]
+    parts = [part for frame in group for part in labelled_parts(model, joint, frame)]
     if not parts:
         return
-    hat = torch.cat([torch.cat([_hat(joint, a, b) for b in parts], dim=1) for a in parts])
-    inverse = hat_inverse(hat)
+    inverse = hat_inverse(torch.cat([torch.cat([hat(joint, a, b) for b in parts], dim=1) for a in parts]))
     error = -inverse @ torch.cat([p.residual for p in parts])
     variance = (inverse.diagonal() - 1.0).clamp(min=0.0)
     start = 0
@@ -145,11 +154,12 @@ def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]
         )
 
 
-def _hat(joint: CrossLevel, a: _Part, b: _Part) -> Tensor:
+def hat(joint: CrossLevel, a: LabelledRows, b: LabelledRows) -> Tensor:
+    """The block of the hat matrix between two sets of rows, [row of a, row of b]."""
     return a.rows @ joint.covariance[a.level, b.level] @ b.rows.T
 
 
-def _parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[_Part]:
+def labelled_parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[LabelledRows]:
     """The rows of a frame by kind, in units of their noise."""
     level = model.level(frame.fidelity)
     functionals = model.features.functionals(frame.atoms)
@@ -167,4 +177,4 @@ def _parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[
         if kind == "forces" or (kind == "given" and len(rows) >= len(moved) > 0 and frame.force_sigma is not None):
             species[len(rows) - len(moved) :] = moved
         residual = (y - a @ joint.mean[level]) / noise
-        yield _Part(frame, level, kind, a / noise, residual, (rows[:, -1] / noise) ** 2, noise, species)
+        yield LabelledRows(frame, level, kind, a / noise, residual, (rows[:, -1] / noise) ** 2, noise, species)

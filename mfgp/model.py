@@ -137,13 +137,17 @@ class MultiFidelityGP:
         In closed form, at fixed hyperparameters and inducing points; see leave_one_out. Raises DataError for frames that the
         model was not trained on.
         """
+        self.check_seen(frames)
+        return leave_one_out(self, frames, report)
+
+    def check_seen(self, frames: FrameSet) -> None:
+        """DataError for frames that are not training data."""
         strange = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in self.seen]
         if strange:
             raise DataError(
                 f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "
                 f"({strange[0].atoms.symbols}); leave-one-out is for training frames, use evaluate for others."
             )
-        return leave_one_out(self, frames, report)
 
     def posterior(self, statistics: Statistics | None = None) -> Posterior:
         """The joint posterior over all levels' weights at the present hyperparameters."""

@@ -27,7 +27,7 @@ LAYERS = [
         "model",
         "model_file",
     ),
-    *("evaluation", "learning_curve", "estimate", "report", "console", "cli"),
+    *("evaluation", "doctor_fit", "learning_curve", "estimate", "report", "console", "cli"),
 ]
 
 
