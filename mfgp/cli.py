@@ -183,12 +183,13 @@ def evaluate(
     fidelity: Fidelity = None,
     json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the scores as JSON")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write plots (PNG) here")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="frames not marked as test too")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="frames that are not held out, too")] = False,
     raw_std: RawStd = False,
 ) -> None:
     """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
 
-    Takes the labelled frames of DATA whose level is F or that name none; of those the ones marked split=test, if any are.
+    Takes the labelled frames of DATA whose level is F or that name none; of those the held-out ones (split test... or
+    val...), if there are any.
     """
     with friendly() as notices:
         from mfgp import evaluation

@@ -115,13 +115,14 @@ class BaselineConfig(Section):
 class TrainingConfig(Section):
     """How hyperparameters are learned.
 
+    objective: evidence (projected process), vfe (its variational bound) or cv (log density of folds given the others).
     n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises (raised
     to what float64 can carry): noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom).
     calibrate: scale standard deviations to leave-one-structure-out errors after the fit.
     max_energy_ratio: largest noise_energy / noise_force (Å) that may be learned; smaller values favour energies.
     """
 
-    objective: Literal["evidence"] = "evidence"
+    objective: Literal["evidence", "vfe", "cv"] = "evidence"
     calibrate: bool = True
     optimise: bool = True
     max_iterations: Int = Field(default=100, ge=1)

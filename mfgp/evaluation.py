@@ -145,7 +145,7 @@ def frames_to_score(
 ) -> tuple[list[Frame], str]:
     """The labelled frames of a file to score at a level, and a sentence that says which they are.
 
-    Frames whose own tag names another of `levels` are left out. Where frames carry split marks those marked test...
+    Frames whose own tag names another of `levels` are left out. Where frames carry split marks the held-out ones
     are taken when there are any, all others are left out; `everything` takes all. Raises DataError when none is left.
     """
     others = set(levels) - {fidelity}
@@ -161,10 +161,10 @@ def frames_to_score(
     left_out = {
         f"{len(frames) - len(own)} of other levels": len(frames) - len(own),
         f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
-        f"{len(labelled) - len(chosen)} not marked test (--all takes them)": len(labelled) - len(chosen),
+        f"{len(labelled) - len(chosen)} not held out (--all takes them)": len(labelled) - len(chosen),
     }
     notes = [text for text, count in left_out.items() if count]
-    what = "frames marked test" if len(test) == len(chosen) else "labelled frames"
+    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
     return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mfgp.baselines import Baseline
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
-from mfgp.features import Features
-from mfgp.frames import FrameSet
+from mfgp.features import Features, structure_key
+from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
+from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, cell_volume, labelled_rows
 from mfgp.progress import Report, silent
-from mfgp.statistics import Statistics
+from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
 
 E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
@@ -105,6 +106,55 @@ def accumulate(
     return statistics
 
 
+def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
+    """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in the first."""
+    keys = {id(f): structure_key(f.atoms) for f in frames}
+    distinct = list(dict.fromkeys(keys[id(f)] for f in frames if not f.isolated_atom))
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    home = {distinct[i]: k % n for k, i in enumerate(order)}
+    parts: list[list[Frame]] = [[] for _ in range(n)]
+    for f in frames:
+        parts[home.get(keys[id(f)], 0)].append(f)
+    return [FrameSet(frames.levels, tuple(part)) for part in parts if part]
+
+
+def prior_traces(
+    frames: FrameSet, features: Features, default_sigmas: tuple[float, float], report: Report = silent
+) -> dict[Key, Tensor]:
+    """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind)."""
+    out: dict[Key, Tensor] = {}
+    for i, frame in enumerate(frames):
+        deviation = features.functionals(frame.atoms).prior.sqrt()  # [row, S]
+        rows = labelled_rows(frame, deviation, deviation.new_zeros(len(deviation)), default_sigmas)
+        for kind, (a, _) in rows.items():
+            key = (frames.levels.index(frame.fidelity), kind)
+            out[key] = out.get(key, torch.zeros_like(deviation[0])) + (a**2).sum(0)
+        report("prior variances", i + 1, len(frames), frame.fidelity)
+    return out
+
+
+def training_data(
+    frames: FrameSet,
+    features: Features,
+    columns: Columns,
+    baselines: list[Baseline],
+    config: FitConfig,
+    report: Report = silent,
+) -> TrainingData:
+    """Statistics of the frames, and what the objective of the configuration needs beside them."""
+    sigmas = (config.training.noise_energy, config.training.noise_force)
+    if config.training.objective == "cv":
+        folds = [
+            accumulate(part, features, columns, baselines, sigmas, report)
+            for part in in_folds(frames, FOLDS, config.seed)
+        ]
+        return TrainingData(merge(folds), tuple(folds))
+    statistics = accumulate(frames, features, columns, baselines, sigmas, report)
+    if config.training.objective == "vfe":
+        return TrainingData(statistics, traces=prior_traces(frames, features, sigmas, report))
+    return TrainingData(statistics)
+
+
 def make_prior(levels: tuple[str, ...], basis: InducingBasis, rho: str | FixedRho) -> AutoregressiveGP:
     """The autoregressive prior that a configuration asks for."""
     fixed: str | list[float] = rho if isinstance(rho, str) else rho.values(len(levels) - 1)
@@ -114,36 +164,44 @@ def make_prior(levels: tuple[str, ...], basis: InducingBasis, rho: str | FixedRh
 def learn(
     prior: AutoregressiveGP,
     noise: LevelNoise,
-    statistics: Statistics,
+    data: TrainingData,
     basis: InducingBasis,
     column_std: Tensor,
     config: FitConfig,
     report: Report = silent,
 ) -> TrainingResult | None:
-    """Initialise the hyperparameters and maximise the evidence: first on a prefix of the inducing points, then on all."""
-    initialise(prior, noise, statistics, basis.size)
+    """Initialise the hyperparameters and maximise the objective: first on a prefix of the inducing points, then on all."""
+    initialise(prior, noise, data.statistics, basis.size)
     training = config.training
     if not training.optimise:
         return None
     species_index = basis.species_index()
 
-    def stage(name: str, part: Statistics, index: Tensor, iterations: int) -> TrainingResult:
+    def stage(m: int, part: TrainingData, index: Tensor, iterations: int) -> TrainingResult:
+        name = f"{training.objective}, M = {m}"
+
         def on_step(count: int, value: float) -> None:
-            report(name, min(count, iterations), iterations, f"log p(y) = {value:.1f}")
+            report(name, min(count, iterations), iterations, f"{value:.1f} nats")
 
         result = maximise_evidence(
-            prior, noise, part, index, column_std, iterations, training.max_energy_ratio, on_step
+            prior,
+            noise,
+            part.statistics,
+            index,
+            column_std,
+            iterations,
+            training.max_energy_ratio,
+            on_step,
+            part.objective(noise, prior),
         )
-        report(name, iterations, iterations, f"log p(y) = {result.evidence:.1f}")
+        report(name, iterations, iterations, f"{result.evidence:.1f} nats")
         return result
 
     prefix = training.n_optimise
     if prefix is None or prefix >= basis.size:
-        return stage("evidence", statistics, species_index, training.max_iterations)
+        return stage(basis.size, data, species_index, training.max_iterations)
     first = torch.nonzero(basis.rank < prefix).squeeze(1)
-    extra = torch.arange(basis.size, statistics.size, device=first.device)
-    part = statistics.subset(torch.cat([first, extra]))
-    stage(f"evidence, M = {len(first)}", part, species_index[first], training.max_iterations)
-    return stage(
-        f"evidence, M = {basis.size}", statistics, species_index, min(REFINE_ITERATIONS, training.max_iterations)
-    )
+    extra = torch.arange(basis.size, data.statistics.size, device=first.device)
+    part = data.subset(torch.cat([first, extra]))
+    stage(len(first), part, species_index[first], training.max_iterations)
+    return stage(basis.size, data, species_index, min(REFINE_ITERATIONS, training.max_iterations))

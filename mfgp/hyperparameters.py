@@ -145,6 +145,11 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
         """species_index [M] of each feature, column_std [T, column] prior standard deviations of the column shifts."""
         d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
         value = evidence(statistics, d, self.likelihood.inverse_variances(statistics.observed()))
+        return value + self.log_prior()
+
+    def log_prior(self) -> Tensor:
+        """log p(rho, noise_force), nats."""
+        value = self.likelihood.raw_noise.new_zeros(())
         for _, module, prior, closure, _ in self.named_priors():
             value = value + prior.log_prob(closure(module)).sum()
         return value

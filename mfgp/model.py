@@ -87,7 +87,7 @@ class MultiFidelityGP:
         features: Features | None = None,
         progress: bool = True,
     ) -> MultiFidelityGP:
-        """Fit a model to labelled frames (those marked as test are left out).
+        """Fit a model to labelled frames (those that info['split'] holds out are left out).
 
         frames: from `read_frames`, levels cheapest first. baselines: ASE calculators by the names that the configuration
         gives them, for those that are not in the registry. features: descriptor and inducing points chosen beforehand, to
@@ -106,10 +106,11 @@ class MultiFidelityGP:
             basis, device = features.basis, features.device
             columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
             columns, column_std = columns.to(device), column_std.to(device)
-            statistics = fitting.accumulate(training, features, columns, calculators, sigmas, report)
+            learning = fitting.training_data(training, features, columns, calculators, config, report)
+            statistics = learning.statistics
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
             noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
-            result = fitting.learn(prior, noise, statistics, basis, column_std, config, report)
+            result = fitting.learn(prior, noise, learning, basis, column_std, config, report)
         data, seen = training.summary(), frozenset(training.frame_hashes())
         model = cls(
             config, frames.levels, features, columns, column_std, prior, noise, statistics, calculators, data, seen
@@ -227,12 +228,12 @@ class MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters and inducing points; in place, returns the model.
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
-        model already holds, and those marked as test, are skipped with a warning. Raises DataError for elements or levels
+        model already holds, and held-out ones, are skipped with a warning. Raises DataError for elements or levels
         that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old state.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():
-            warnings.warn(f"{len(frames.held_out())} frames are marked as test; skipped", stacklevel=2)
+            warnings.warn(f"{len(frames.held_out())} frames are held out (info['split']); skipped", stacklevel=2)
         self.check_elements(frames)
         chosen = distinct(frames.training(), self.seen)
         if not chosen:
@@ -301,7 +302,7 @@ def trainable(frames: FrameSet) -> FrameSet:
     """The frames to train on. Raises DataError when there is none at all, or none at some level."""
     training = frames.training()
     if not len(training):
-        raise DataError("no frame to train on: there is none, or every frame is marked as test (info['split']).")
+        raise DataError("no frame to train on: there is none, or every frame is held out (info['split']).")
     for level in frames.levels:
         if not training.of(level):
             raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")

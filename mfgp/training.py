@@ -30,7 +30,7 @@ MIN_ENERGY_RATIO = 1e-4  # Å
 class TrainingResult:
     """What the optimiser did."""
 
-    evidence: float  # log p(y) + log p(rho, noise_force), nats
+    evidence: float  # the objective: log p(y) + log p(rho, noise_force), or another of objectives; nats
     evaluations: int
     converged: bool
     message: str
@@ -75,13 +75,14 @@ def maximise_evidence(
     max_iterations: int,
     max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
+    objective: Evidence | None = None,
 ) -> TrainingResult:
-    """Maximise log p(y) + log p(rho, noise_force) in place; the modules keep the best parameters seen.
+    """Maximise the objective (the evidence by default) in place; the modules keep the best parameters seen.
 
     species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
     with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
     """
-    objective = Evidence(noise, prior)
+    objective = objective or Evidence(noise, prior)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     bounds = _bounds(prior, noise, statistics, max_energy_ratio)
     start = np.clip(_pack(parameters), *np.array(bounds).T)

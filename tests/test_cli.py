@@ -226,7 +226,7 @@ def test_a_mistake_of_ours_is_not_hidden(model_file: Path, monkeypatch: pytest.M
 def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):
     out, plots = tmp_path / "scores.json", tmp_path / "plots"
     result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)
-    assert "4 frames marked test at level high; left out 5 not marked test (--all takes them)" in result.stderr
+    assert "4 held-out frames at level high; left out 5 not held out (--all takes them)" in result.stderr
     assert "high: 4 structures, 16 atoms" in result.stdout
     scores = json.loads(out.read_text())
     assert set(scores) == {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}

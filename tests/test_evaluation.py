@@ -132,7 +132,7 @@ def test_frames_marked_test_are_scored_unless_all_are_wanted(two_levels: FrameSe
     chosen, note = frames_to_score(high, "high", two_levels.levels)
     assert len(chosen) == 4
     assert all(f.held_out for f in chosen)
-    assert note == "4 frames marked test at level high; left out 5 not marked test (--all takes them)"
+    assert note == "4 held-out frames at level high; left out 5 not held out (--all takes them)"
     assert len(frames_to_score(high, "high", two_levels.levels, everything=True)[0]) == 9
     unmarked = FrameSet(high.levels, tuple(f for f in high if not f.held_out))
     assert frames_to_score(unmarked, "high", two_levels.levels) == (list(unmarked), "5 labelled frames at level high")

@@ -15,7 +15,17 @@ LAYERS = [
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
     *("config_errors", "config", "zbl", "baselines"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
-    *("kernels", "inducing", "rows", "observations", "statistics", "autoregressive", "hyperparameters", "training"),
+    *(
+        "kernels",
+        "inducing",
+        "rows",
+        "observations",
+        "statistics",
+        "autoregressive",
+        "hyperparameters",
+        "objectives",
+        "training",
+    ),
     *(
         "features",
         "fitting",

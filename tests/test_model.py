@@ -280,7 +280,7 @@ def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: Multi
     with pytest.warns(UserWarning, match="1 frames are repeated"):
         two.update([new, new])
     assert torch.equal(one.weights, two.weights)
-    with pytest.warns(UserWarning, match="1 frames are marked as test"):
+    with pytest.warns(UserWarning, match="1 frames are held out"):
         one.update([held_out])
     assert one.data["high"]["frames"] == model.data["high"]["frames"] + 1
 
@@ -325,7 +325,7 @@ def test_cuda_without_a_device_is_an_error(two_levels: FrameSet, model: MultiFid
 def test_test_frames_are_never_trained_on(two_levels: FrameSet, model: MultiFidelityGP) -> None:
     assert model.data["high"]["frames"] == 5
     only_test = two_levels.held_out()
-    with pytest.raises(DataError, match="marked as test"):
+    with pytest.raises(DataError, match="held out"):
         MultiFidelityGP.fit(only_test, model.config, progress=False)
 
 

@@ -1,0 +1,162 @@
+"""The LMFP data set: what is in it, and the scripts that made it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from numpy.testing import assert_allclose
+
+from mfgp import DataError
+from mfgp.datasets import LEVELS, LMFP, SPLITS, load_lmfp
+
+MAKING = LMFP / "making"
+
+
+def load(name: str) -> ModuleType:
+    """A script of the folder, which imports its neighbours by their plain names."""
+    sys.path.insert(0, str(MAKING))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(str(MAKING))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_training_structures_have_their_labels(level: str) -> None:
+    frames = load_lmfp(level, "train")
+    assert len(frames) > 40
+    for a in frames[:50]:
+        assert a.info["fidelity"] == level
+        assert np.isfinite(a.get_potential_energy())
+        assert 0.1 < np.sqrt((a.get_forces() ** 2).mean()) < 5.0  # eV/Å
+        assert ("stress" in a.calc.results) == (level == "gfn1")
+        if level == "mag":
+            assert np.abs(a.get_magnetic_moments()).max() > 3.5
+
+
+def test_no_structure_is_in_two_splits_and_none_of_training_in_a_test_file() -> None:
+    for level in LEVELS:
+        splits = {split: {a.info["structure_id"] for a in load_lmfp(level, split)} for split in SPLITS}
+        assert len(set.union(*splits.values())) == sum(map(len, splits.values()))
+        assert splits["test"]
+        assert splits["test_ood"]
+    geometries = {a.positions.tobytes() for level in LEVELS for a in load_lmfp(level, "train")}
+    for split in ("test", "test_ood", "validation"):
+        assert not geometries & {a.positions.tobytes() for a in load_lmfp("mag", split)}
+
+
+def test_out_of_range_is_out_of_range() -> None:
+    """Every test_ood structure has a strain, or a share of lithium or manganese, that no training structure has."""
+
+    def shares(a: Atoms) -> tuple[float, float]:
+        n = {s: a.get_chemical_symbols().count(s) for s in ("Li", "Mn", "Fe")}
+        metals = n["Mn"] + n["Fe"]
+        return n["Li"] / metals, n["Mn"] / metals
+
+    training = [a for level in LEVELS for a in load_lmfp(level, "train")]
+    lithium, manganese = ({round(shares(a)[k], 3) for a in training} for k in (0, 1))
+    largest = max(abs(a.info["strain"]) for a in training)
+    for a in load_lmfp("mag", "test_ood"):
+        li, mn = shares(a)
+        assert abs(a.info["strain"]) > 1.5 * largest or round(li, 3) not in lithium or round(mn, 3) not in manganese
+
+
+def test_unknown_levels_and_splits_and_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gfn1, nm, mag"):
+        load_lmfp("pbe", "train")
+    with pytest.raises(DataError, match="validation"):
+        load_lmfp("nm", "holdout")
+    with pytest.raises(DataError, match="checkout"):
+        load_lmfp("nm", "train", tmp_path)
+
+
+def test_cells_are_neutral_with_the_metals_that_their_names_say() -> None:
+    cells = load("cells")
+    for name in cells.VARIANTS:
+        atoms = cells.cell(name)
+        states = cells.oxidation_states(atoms)
+        assert states.sum() == 0
+        metals = [(s, int(q)) for s, q in zip(atoms.symbols, states, strict=True) if s in ("Fe", "Mn")]
+        assert len(metals) == atoms.get_chemical_symbols().count("P")
+        if ("Mn", 3) in metals:
+            assert ("Fe", 2) not in metals  # iron is oxidised first
+        assert cells.starting_moments(atoms).sum() == sum(cells.MOMENTS[m] for m in metals)
+
+
+def test_the_metal_with_the_nearest_oxygens_is_oxidised() -> None:
+    cells = load("cells")
+    atoms = cells.cell("L75FP")
+    iron = [i for i, s in enumerate(atoms.symbols) if s == "Fe"]
+    for site in iron:
+        squeezed = atoms.copy()
+        oxygen = [i for i, s in enumerate(atoms.symbols) if s == "O"]
+        near = sorted(oxygen, key=lambda o, i=site: atoms.get_distance(i, o, mic=True))[:4]
+        for o in near:
+            squeezed.positions[o] -= 0.1 * atoms.get_distance(site, o, mic=True, vector=True)
+        states = cells.oxidation_states(squeezed)
+        assert [i for i in iron if states[i] == 3] == [site]
+
+
+def test_states_follow_the_moments_that_came_out() -> None:
+    cells = load("cells")
+    atoms = cells.cell("L50FP")
+    iron = [i for i, s in enumerate(atoms.symbols) if s == "Fe"]
+    moments = np.zeros(len(atoms))
+    moments[iron] = [3.75, 4.39, 3.76, 4.38]
+    assert cells.states_of_moments(atoms, moments)[iron].tolist() == [2, 3, 2, 3]
+    levels = load("levels")
+    assert levels.lost_spin(atoms, moments) is None
+    moments[iron[0]] = 0.4
+    assert "Fe" in levels.lost_spin(atoms, moments)
+
+
+def test_crystal_field_of_an_octahedron() -> None:
+    """Three levels at 4 e_pi, two at 3 e_sigma; longer bonds along z leave xz and yz lowest."""
+    starts = load("starts")
+    octahedron = starts.R0 * np.vstack([np.eye(3), -np.eye(3)])
+    values = np.linalg.eigvalsh(starts.crystal_field(octahedron))
+    assert_allclose(values, [4 * starts.E_PI] * 3 + [3 * starts.E_SIGMA] * 2, rtol=0, atol=1e-12)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    assert_allclose(np.linalg.eigvalsh(starts.crystal_field(octahedron @ turn.T)), values, rtol=0, atol=1e-12)
+    values, vectors = np.linalg.eigh(starts.crystal_field(octahedron * [1.0, 1.0, 1.1]))
+    assert_allclose((vectors[[1, 3], :2] ** 2).sum(), 2.0, rtol=0, atol=1e-12)  # GPAW's order: xy yz z2 xz x2-y2
+
+
+def labelled(energy: float, start: str) -> Atoms:
+    atoms = Atoms("Fe", cell=[3, 3, 3], pbc=True)
+    atoms.info = {"structure_id": "lmfp0001", "split": "train", "start": start, "wall_seconds": 2.0, "cpu_seconds": 1.0}
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)), magmoms=np.ones(1))
+    return atoms
+
+
+@pytest.mark.parametrize(("gap", "replaced"), [(0.07, True), (0.001, False), (-0.07, False)])
+def test_the_lowest_branch_is_kept_and_the_first_answer_beside_it(tmp_path: Path, gap: float, replaced: bool) -> None:
+    assemble = load("assemble")
+    write(tmp_path / "mag_held.extxyz", labelled(-1.0, "held"))
+    write(tmp_path / "mag_crystal.extxyz", labelled(-1.0 - gap, "crystal"))
+    chosen, first = assemble.lowest(tmp_path)
+    (label,) = chosen.values()
+    assert label.info["start"] == ("crystal" if replaced else "held")
+    assert label.info["branch_starts"] == "held,crystal"
+    assert_allclose(label.info["branch_energies"], [-1.0, -1.0 - gap], rtol=0, atol=1e-9)
+    assert label.info["cpu_seconds"] == 2.0
+    assert [a.info["start"] for a in first] == (["held"] if replaced else [])
+
+
+def test_a_frame_that_a_kill_cut_short_is_cut_off(tmp_path: Path) -> None:
+    script = load("label")
+    path = tmp_path / "raw.extxyz"
+    for _ in range(2):
+        script.append(path, labelled(-1.0, "held"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 3])
+    assert script.labelled(path) == ["lmfp0001", "lmfp0001"]
+    assert path.read_bytes() == whole
+    assert len(read(path, ":")) == 2

@@ -1,0 +1,165 @@
+"""Objectives of the hyperparameters against dense normal densities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import DESCRIPTOR
+from numpy.testing import assert_allclose
+from scipy.stats import multivariate_normal
+
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting
+from mfgp.autoregressive import block_scales
+from mfgp.features import Features, structure_key
+from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
+from mfgp.observations import labelled_rows
+from mfgp.prediction import residual_variance
+from mfgp.statistics import Statistics
+
+SIGMAS = (0.02, 0.1)  # eV per sqrt(atom), eV/Å
+
+
+def settings(objective: str = "evidence", n_inducing: int = 16) -> FitConfig:
+    return FitConfig(
+        descriptor=DESCRIPTOR,
+        model={"zeta": 2, "n_inducing": n_inducing},
+        training={"objective": objective, "max_iterations": 15, "calibrate": False},
+    )
+
+
+class Problem:
+    """A small two-level problem, and its design matrix in the space of all weights."""
+
+    def __init__(self, frames: FrameSet) -> None:
+        self.frames, config = frames, settings()
+        self.features = Features.build(frames, config)
+        basis = self.features.basis
+        self.columns, self.std = fitting.build_columns(frames, basis.species, config, [])
+        self.prior = AutoregressiveGP(2, basis.species, basis.zeta, "scalar")
+        self.prior.set_scale(torch.tensor([0.7, 0.3], dtype=torch.float64))
+        self.noise = LevelNoise(2, (*SIGMAS, 0.1))
+        self.index = basis.species_index()
+
+    def statistics(self, frames: FrameSet) -> Statistics:
+        return fitting.accumulate(frames, self.features, self.columns, [], SIGMAS)
+
+    def dense(self, frames: FrameSet) -> tuple[np.ndarray, np.ndarray]:
+        """y [row], and rows of all weights [row, 2 M'] divided, like y, by nothing; noise variances are in `noises`."""
+        rows, targets = [], []
+        d = block_scales(self.prior.rho, self.prior.scale, self.index, self.std).detach()
+        for f in frames:
+            for level, kind, a, y in self.labelled(f):
+                sigma = self.noise.of((level, kind)).item()
+                rows.append(torch.cat([a * d[level, 0], a * d[level, 1]], dim=1) / sigma)
+                targets.append(y / sigma)
+        return torch.cat(targets).numpy(), torch.cat(rows).numpy()
+
+    def labelled(self, f: object) -> list[tuple[int, str, torch.Tensor, torch.Tensor]]:
+        frame = f
+        level = self.frames.levels.index(frame.fidelity)  # type: ignore[attr-defined]
+        phi = self.features.rows(frame.atoms)  # type: ignore[attr-defined]
+        extra = self.columns.rows(frame.atoms.numbers, [], frame.atoms.get_volume())  # type: ignore[attr-defined]
+        design = torch.cat([phi, extra], dim=1)
+        found = labelled_rows(frame, design, self.columns.mean(extra, level), SIGMAS)  # type: ignore[arg-type]
+        return [(level, kind, a, y) for kind, (a, y) in found.items()]
+
+
+@pytest.fixture(scope="module")
+def problem(two_levels: FrameSet) -> Problem:
+    training = two_levels.training()
+    return Problem(FrameSet(training.levels, (*training.of("low")[:6], *training.of("high")[:4])))
+
+
+def test_cross_validation_is_the_density_of_folds_given_the_others(problem: Problem) -> None:
+    parts = fitting.in_folds(problem.frames, 3, seed=0)
+    folds = [problem.statistics(p) for p in parts]
+    objective = CrossValidation(problem.noise, problem.prior, folds)
+    found = objective(problem.statistics(problem.frames), problem.index, problem.std) - objective.log_prior()
+    dense = [problem.dense(p) for p in parts]
+    expected = 0.0
+    for k, (y, a) in enumerate(dense):
+        y_rest, a_rest = (np.concatenate([d[i] for j, d in enumerate(dense) if j != k]) for i in (0, 1))
+        precision = np.eye(a.shape[1]) + a_rest.T @ a_rest
+        mean = np.linalg.solve(precision, a_rest.T @ y_rest)
+        covariance = a @ np.linalg.solve(precision, a.T) + np.eye(len(y))
+        expected += multivariate_normal(a @ mean, covariance).logpdf(y)
+    scaling = [
+        problem.noise.of((level, kind)) for f in problem.frames for level, kind, _, y in problem.labelled(f) for _ in y
+    ]
+    expected -= torch.stack(scaling).log().sum().item()  # densities of y, not of y / sigma
+    assert_allclose(found.item(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_bound_is_the_evidence_less_what_the_inducing_points_do_not_carry(problem: Problem) -> None:
+    traces = fitting.prior_traces(problem.frames, problem.features, SIGMAS)
+    statistics = problem.statistics(problem.frames)
+    bound = CollapsedBound(problem.noise, problem.prior, traces)(statistics, problem.index, problem.std)
+    evidence = Evidence(problem.noise, problem.prior)(statistics, problem.index, problem.std)
+    model = MultiFidelityGP(
+        settings(), problem.frames.levels, problem.features, problem.columns, problem.std, problem.prior, problem.noise,
+        statistics, [], {}, frozenset(),
+    )  # fmt: skip
+    expected = 0.0
+    for f in problem.frames:
+        level, n = problem.frames.levels.index(f.fidelity), len(f.atoms)
+        functionals = problem.features.functionals(f.atoms)
+        left = residual_variance(model, level, functionals.phi, functionals.prior)
+        noise = problem.noise.noise[level].detach()
+        expected += float(
+            left[0] / n / noise[0] ** 2 + left[1:-6].sum() / noise[1] ** 2 + left[-6:].sum() / n / noise[2] ** 2
+        )
+    assert expected > 10.0
+    assert_allclose((evidence - bound).item(), 0.5 * expected, rtol=1e-8)
+    for p in (*problem.prior.parameters(), *problem.noise.parameters()):
+        p.requires_grad_(True)
+
+
+@pytest.mark.parametrize("kind", ["vfe", "cv"])
+def test_gradients(problem: Problem, kind: str) -> None:
+    statistics = problem.statistics(problem.frames)
+    if kind == "vfe":
+        data = TrainingData(statistics, traces=fitting.prior_traces(problem.frames, problem.features, SIGMAS))
+    else:
+        folds = tuple(problem.statistics(p) for p in fitting.in_folds(problem.frames, 3, seed=0))
+        data = TrainingData(statistics, folds)
+    first = torch.cat(
+        [torch.arange(0, 16, 2), torch.arange(16, statistics.size)]
+    )  # as on a prefix of the inducing points
+    part, index = data.subset(first), problem.index[::2]
+    objective = part.objective(problem.noise, problem.prior)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    objective.zero_grad()
+    objective(part.statistics, index, problem.std).backward()
+    for p in parameters:
+        assert p.grad is not None
+        flat = p.data.view(-1)
+        for i in range(len(flat)):
+            values = []
+            for step in (1e-5, -1e-5):
+                flat[i] += step
+                values.append(objective(part.statistics, index, problem.std).item())
+                flat[i] -= step
+            assert_allclose(p.grad.view(-1)[i].item(), (values[0] - values[1]) / 2e-5, rtol=1e-4, atol=1e-3)
+
+
+def test_folds_keep_geometries_together(two_levels: FrameSet) -> None:
+    training = two_levels.training()
+    parts = fitting.in_folds(training, 4, seed=1)
+    assert sum(map(len, parts)) == len(training)
+    keys = [{structure_key(f.atoms) for f in part} for part in parts]
+    assert sum(map(len, keys)) == len(set.union(*keys)) == 12
+    assert all(len(k) == 3 for k in keys)
+
+
+def test_every_objective_fits(two_levels: FrameSet) -> None:
+    found = {}
+    for name in ("evidence", "vfe", "cv"):
+        model = MultiFidelityGP.fit(two_levels, settings(name, 40), progress=False)
+        assert model.training is not None
+        errors = [model.predict(f.atoms).forces - f.forces for f in two_levels.held_out()]
+        found[name] = float(model.noise.noise[1, 1])
+        assert np.abs(np.concatenate(errors)).mean() < 0.5  # eV/Å
+    assert found["vfe"] > found["evidence"]  # the trace term is paid for with noise
+    assert len({round(v, 6) for v in found.values()}) == 3
