@@ -10,7 +10,7 @@ with the variance of the posterior weights, that which the inducing points do no
 as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on. They
 maximise
 
-    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 1),         w = structures / labels
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 2^2),        w = structures / labels
 
 over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
 a handful of structures the calibration stays near what the model says by itself. The noise of a fit holds what the model
@@ -37,7 +37,7 @@ from mfgp.leave_one_out import LeftOut
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
-PRIOR_STD = 1.0  # of the logarithm of a factor
+PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-9.0, 6.0)
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
 

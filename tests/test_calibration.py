@@ -11,7 +11,7 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration import Calibration, Scale, fit_calibration, fit_factors
+from mfgp.calibration import PRIOR_STD, Calibration, Scale, fit_calibration, fit_factors
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread
@@ -36,8 +36,8 @@ def test_finds_the_factors_of_simulated_errors() -> None:
 def test_few_structures_stay_near_what_the_model_says() -> None:
     rng = np.random.default_rng(1)
     error, one = 0.1 * rng.standard_normal(300), np.ones(300)
-    few, many = (sum(fit_factors(error, [one, one], structures=n)) for n in (2, 200))
-    assert many < 0.05 < 0.3 < few < 2.0
+    few, many = (sum(fit_factors(error, [one, one], structures=n)) for n in (1, 200))
+    assert many < 0.05 < 0.5 < few < 2.0
 
 
 def test_gradient_of_the_objective_is_exact() -> None:
@@ -48,7 +48,7 @@ def test_gradient_of_the_objective_is_exact() -> None:
 
     def objective(a: float, b: float) -> float:
         v = a * function + b * noise
-        return float(0.05 * (error**2 / v + np.log(v)).sum() + 0.5 * (np.log(a) ** 2 + np.log(b) ** 2))
+        return float(0.05 * (error**2 / v + np.log(v)).sum() + 0.5 * (np.log(a) ** 2 + np.log(b) ** 2) / PRIOR_STD**2)
 
     a, b = fit_factors(error, [function, noise], structures=50)
     for x, y in ((1.03, 1), (0.97, 1), (1, 1.03), (1, 0.97)):
