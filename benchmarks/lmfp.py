@@ -1,9 +1,11 @@
 """LMFP: joint model, magnetic level only and Delta-learning, averaged over orders of the magnetic training structures.
 
-    python benchmarks/lmfp.py
+    python benchmarks/lmfp.py                              # nm below mag
+    python benchmarks/lmfp.py --levels gfn1,nm,mag         # three levels
+    python benchmarks/lmfp.py --split validation           # to choose settings by; writes no result
 
 Uses the data of the project (examples/lmfp). At every size and for every seed all models see the same magnetic structures,
-and share descriptor and inducing points. Force and energy errors and coverage are those of the held-out magnetic structures.
+and share descriptor and inducing points. Errors and coverage are those of the magnetic structures of the split.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from common import machine, write_result
 from rich.console import Console
 from rich.table import Table
 
-from mfgp import read_frames
+from mfgp import FrameSet, read_frames
 from mfgp.config import load_config
+from mfgp.datasets import load_lmfp
 from mfgp.features import Features
 from mfgp.learning_curve import Point, delta_learning, joint, learning_curve, top_level_only
 from mfgp.progress import bars
@@ -34,13 +37,19 @@ def main(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting of the configuration.")
     ] = None,
+    levels: Annotated[str, typer.Option(help="Levels, cheapest first; the last is the one that is scored.")] = "nm,mag",
+    split: Annotated[str, typer.Option(help="test, test_ood or validation.")] = "test",
+    n_low: Annotated[int, typer.Option(help="Structures of the lowest level; 0 is all.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "lmfp",
 ) -> None:
     """Fit every model at every size and seed."""
     config = load_config(CONFIG, overrides or [])
-    frames = read_frames({f.name: list(f.train) for f in config.fidelities}, keys=config.keys)
-    training, held_out = frames.training(), frames.held_out()
-    top = frames.levels[-1]
+    names = levels.split(",")
+    data = {level: load_lmfp(level, "train") for level in names}
+    if n_low:
+        data[names[0]] = data[names[0]][:: max(1, len(data[names[0]]) // n_low)][:n_low]
+    training, top = read_frames(data), names[-1]
+    held_out = FrameSet(tuple(names), tuple(read_frames({top: load_lmfp(top, split)})))
     available = len(training.of(top))
     wanted = sorted({available if s == "all" else min(int(s), available) for s in sizes.split(",")})
     start, cpu = time.perf_counter(), time.process_time()
@@ -59,12 +68,15 @@ def main(
         summary(variant, n, found) for (variant, n), found in sorted(points.items(), key=lambda x: (x[0][1], x[0][0]))
     ]
     Console().print(table(rows, len(held_out.of(top))))
+    if split == "validation":
+        return
     write_result(
         name,
         {
             "machine": machine(),
             "config": config.model_dump(mode="json", exclude={"fidelities"}),
-            "data": frames.summary(),
+            "data": training.summary(),
+            "split": split,
             "n_test": len(held_out.of(top)),
             "points": rows,
             "seconds": time.perf_counter() - start,

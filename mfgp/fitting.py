@@ -124,7 +124,7 @@ def prior_traces(
     """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind)."""
     out: dict[Key, Tensor] = {}
     for i, frame in enumerate(frames):
-        deviation = features.functionals(frame.atoms).prior.sqrt()  # [row, S]
+        deviation = features.functionals(frame.atoms).prior.clamp(min=0.0).sqrt()  # [row, S]; symmetry: some are -0
         rows = labelled_rows(frame, deviation, deviation.new_zeros(len(deviation)), default_sigmas)
         for kind, (a, _) in rows.items():
             key = (frames.levels.index(frame.fidelity), kind)
