@@ -170,38 +170,39 @@ def learn(
     config: FitConfig,
     report: Report = silent,
 ) -> TrainingResult | None:
-    """Initialise the hyperparameters and maximise the objective: first on a prefix of the inducing points, then on all."""
+    """Initialise the hyperparameters and maximise the objective: first on a prefix of the inducing points, then on all.
+
+    The bound and cross-validation start where the evidence ends: from the initial amplitudes the bound calls everything
+    noise.
+    """
     initialise(prior, noise, data.statistics, basis.size)
     training = config.training
     if not training.optimise:
         return None
     species_index = basis.species_index()
+    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
 
-    def stage(m: int, part: TrainingData, index: Tensor, iterations: int) -> TrainingResult:
-        name = f"{training.objective}, M = {m}"
+    def stage(m: int, part: TrainingData, iterations: int) -> TrainingResult:
+        objective = part.objective(noise, prior)
+        name = f"{objective.title}, M = {m}"
 
         def on_step(count: int, value: float) -> None:
             report(name, min(count, iterations), iterations, f"{value:.1f} nats")
 
+        index = species_index[basis.rank < m]
         result = maximise_evidence(
-            prior,
-            noise,
-            part.statistics,
-            index,
-            column_std,
-            iterations,
-            training.max_energy_ratio,
-            on_step,
-            part.objective(noise, prior),
+            objective, part.statistics, index, column_std, iterations, training.max_energy_ratio, on_step
         )
         report(name, iterations, iterations, f"{result.evidence:.1f} nats")
         return result
 
-    prefix = training.n_optimise
-    if prefix is None or prefix >= basis.size:
-        return stage(basis.size, data, species_index, training.max_iterations)
-    first = torch.nonzero(basis.rank < prefix).squeeze(1)
-    extra = torch.arange(basis.size, data.statistics.size, device=first.device)
-    part = data.subset(torch.cat([first, extra]))
-    stage(len(first), part, species_index[first], training.max_iterations)
-    return stage(basis.size, data, species_index, min(REFINE_ITERATIONS, training.max_iterations))
+    only_evidence = TrainingData(data.statistics)
+    if prefix < basis.size:
+        first = torch.nonzero(basis.rank < prefix).squeeze(1)
+        extra = torch.arange(basis.size, data.statistics.size, device=first.device)
+        stage(prefix, only_evidence.subset(torch.cat([first, extra])), training.max_iterations)
+        if training.objective == "evidence":
+            return stage(basis.size, data, min(REFINE_ITERATIONS, training.max_iterations))
+    elif training.objective != "evidence":
+        stage(basis.size, only_evidence, training.max_iterations)
+    return stage(basis.size, data, training.max_iterations)

@@ -138,6 +138,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):
     """log p(y) + log p(rho, noise_force) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
 
+    title = "evidence"
     likelihood: LevelNoise
     model: AutoregressiveGP
 

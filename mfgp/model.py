@@ -229,7 +229,8 @@ class MultiFidelityGP:
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
         model already holds, and held-out ones, are skipped with a warning. Raises DataError for elements or levels
-        that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old state.
+        that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old state;
+        the calibration stays that of the last `fit` or `calibrate`.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():

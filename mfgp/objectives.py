@@ -27,6 +27,8 @@ FOLDS = 4
 class CollapsedBound(Evidence):
     """The variational bound; traces [S] of the prior variance of the labelled rows at unit amplitude, by (level, kind)."""
 
+    title = "variational bound"
+
     def __init__(self, likelihood: LevelNoise, model: AutoregressiveGP, traces: Mapping[Key, Tensor]) -> None:
         super().__init__(likelihood, model)
         self.traces = traces
@@ -45,6 +47,8 @@ class CollapsedBound(Evidence):
 
 class CrossValidation(Evidence):
     """Log density of every fold given the others."""
+
+    title = "cross-validation"
 
     def __init__(self, likelihood: LevelNoise, model: AutoregressiveGP, folds: Sequence[Statistics]) -> None:
         super().__init__(likelihood, model)

@@ -67,22 +67,20 @@ def noise_floor(statistics: Statistics, level: int, kind: str) -> float:
 
 
 def maximise_evidence(
-    prior: AutoregressiveGP,
-    noise: LevelNoise,
+    objective: Evidence,
     statistics: Statistics,
     species_index: Tensor,
     column_std: Tensor,
     max_iterations: int,
     max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
-    objective: Evidence | None = None,
 ) -> TrainingResult:
-    """Maximise the objective (the evidence by default) in place; the modules keep the best parameters seen.
+    """Maximise the evidence, or another objective, in place; its modules keep the best parameters seen.
 
     species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
     with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
     """
-    objective = objective or Evidence(noise, prior)
+    prior, noise = objective.model, objective.likelihood
     parameters = [p for p in objective.parameters() if p.requires_grad]
     bounds = _bounds(prior, noise, statistics, max_energy_ratio)
     start = np.clip(_pack(parameters), *np.array(bounds).T)

@@ -223,6 +223,23 @@ def test_a_mistake_of_ours_is_not_hidden(model_file: Path, monkeypatch: pytest.M
     assert isinstance(run("info", model_file).exception, RuntimeError)
 
 
+def test_calibrated_and_raw_standard_deviations(folder: Path, tmp_path: Path):
+    """A fit shows its calibration, `info` too; --raw-std gives the posterior's own deviations and the same means."""
+    fitted = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.calibrate=true")
+    assert "calibration" in fitted.stdout
+    assert "forces on Cu" in ok("info", tmp_path / "m.mfgp").stdout
+    results = []
+    for flags in ((), ("--raw-std",)):
+        ok("evaluate", tmp_path / "m.mfgp", folder / "high.extxyz", "--json", tmp_path / "s.json", *flags)
+        ok("predict", tmp_path / "m.mfgp", folder / "high.extxyz", "-o", tmp_path / "p.extxyz", *flags)
+        results.append((json.loads((tmp_path / "s.json").read_text()), ase.io.read(tmp_path / "p.extxyz")))
+    (calibrated, p), (raw, q) = results
+    assert calibrated["forces"]["mae"] == raw["forces"]["mae"]
+    assert abs(calibrated["forces"]["sharpness"] / raw["forces"]["sharpness"] - 1) > 0.01
+    assert_allclose(p.get_forces(), q.get_forces(), rtol=0, atol=1e-8)
+    assert not np.allclose(p.arrays["forces_std"], q.arrays["forces_std"], rtol=0.01)
+
+
 def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):
     out, plots = tmp_path / "scores.json", tmp_path / "plots"
     result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)

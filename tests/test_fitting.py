@@ -160,7 +160,7 @@ def test_noise_free_labels_do_not_break_the_optimiser() -> None:
     prior, noise = AutoregressiveGP(1, (6,), 2, "scalar"), LevelNoise(1, (0.005, 0.05, 0.05))
     initialise(prior, noise, statistics, 11)
     index, std = torch.zeros(11, dtype=torch.long), torch.ones(1, 1, dtype=torch.float64)
-    result = maximise_evidence(prior, noise, statistics, index, std, 200, 0.1)
+    result = maximise_evidence(Evidence(noise, prior), statistics, index, std, 200, 0.1)
     assert np.isfinite(result.evidence)
     assert noise.noise[0, 1].item() < 1e-3
     assert noise.noise[0, 1].item() >= noise_floor(statistics, 0, "forces")
