@@ -140,7 +140,7 @@ def nve(model: MultiFidelityGP, start: Atoms, dt: float, steps: int, uncertainty
 
 def step_times(model: MultiFidelityGP, atoms: Atoms) -> dict[str, dict[str, float]]:
     """CPU milliseconds per atom of energy, forces and stress with each kind of uncertainty, over the products with Z."""
-    predictor, rate = model.predictor(), gemm_rate()
+    predictor, rate = model.predictor(draws=8), gemm_rate()
     floor = 4.0 * model.soap.n_features * products(model, atoms) / rate  # two products with Z, forward and reverse
     out = {}
     for uncertainty in reversed(UNCERTAINTIES):

@@ -7,7 +7,8 @@
 Every method sees the same training structures, descriptor and inducing points. The committee (eight models, each fitted to
 half of the structures, the prediction their mean) and the constants are given the same help as the model: one factor by
 property and species from structures that were left out (the committee's out-of-bag members; leave-one-out errors for the
-constant). Errors are those of each method's own prediction.
+constant). Errors are those of each method's own prediction. `sampled` takes the forces' standard deviations from eight draws
+of the weights, as molecular dynamics would, on at most SAMPLED structures.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mfgp.frames import Frame
 from mfgp.progress import bars
 
 MEMBERS = 8
+DRAWS, SAMPLED = 8, 100
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
 
 
@@ -91,6 +93,7 @@ def main(
                 "posterior": plain,
                 "constant (left-out error)": constant(good, left_out),
                 "committee": scaled(committee_labels(members, frames, level), factors),
+                f"sampled, {DRAWS} draws": sampled(model, frames.of(level)[:SAMPLED], level),
             }
             for method, found in methods.items():
                 rows.append(row(level, test, method, found))
@@ -171,6 +174,17 @@ def labels(model: MultiFidelityGP, frames: FrameSet, level: str, calibrated: boo
     found = evaluate(model, frames, level, calibrated=calibrated)
     sizes = np.array([len(f.atoms) for f in frames.of(level) if f.energy is not None])
     return Labels(found.energy, found.forces, found.force_species, sizes)
+
+
+def sampled(model: MultiFidelityGP, frames: Sequence[Frame], level: str) -> Labels:
+    """Calibrated standard deviations of forces from draws of the weights (those of energies are exact)."""
+    predictor = model.predictor(level, draws=DRAWS)
+    found = [(f, predictor(f.atoms, "sampled")) for f in frames if f.energy is not None and f.forces is not None]
+    n = np.array([len(f.atoms) for f, _ in found])
+    energy = np.array([(f.energy, p.energy, p.energy_std) for f, p in found]).T / n
+    forces = np.concatenate([np.stack([f.forces, p.forces, p.forces_std]).reshape(3, -1) for f, p in found], axis=1)
+    species = np.concatenate([np.repeat(f.atoms.numbers, 3) for f, _ in found])
+    return Labels(Comparison(*energy), Comparison(*forces), species, n)
 
 
 @dataclass(frozen=True)
