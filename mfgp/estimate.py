@@ -38,6 +38,7 @@ from mfgp.config import FitConfig
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
 from mfgp.frames import Frame, FrameSet
 from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
+from mfgp.objectives import FOLDS
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.training import REFINE_ITERATIONS
 
@@ -121,6 +122,8 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
     parts = {name: OVERHEAD.get(name, 1.0) * value for name, value in seconds(counts, rates).items()}
     of_rows = parts["derivatives"] + parts["rows"] + parts["statistics"]
     parts["calibration"] = CALIBRATION * of_rows * counts.n_calibrated / counts.n_frames
+    if config.training.objective == "vfe":
+        parts["prior variances"] = (CALIBRATION - 1) * of_rows
     return Estimate(memory_bytes(counts), sum(parts.values()), 2e-9 * gemm, soap.n_features, parts)
 
 
@@ -169,10 +172,14 @@ def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:
     training = config.training
     if not training.optimise:
         return ()
-    if training.n_optimise is None or training.n_optimise >= m:
-        return ((m, EVALUATIONS * training.max_iterations),)
-    refine = min(REFINE_ITERATIONS, training.max_iterations)
-    return (training.n_optimise, EVALUATIONS * training.max_iterations), (m, 1.2 * refine)
+    first = m if training.n_optimise is None else min(training.n_optimise, m)
+    evidence = (first, EVALUATIONS * training.max_iterations)
+    if training.objective != "evidence":
+        factorisations = FOLDS + 1 if training.objective == "cv" else 1
+        return evidence, (m, EVALUATIONS * training.max_iterations * factorisations)
+    if first == m:
+        return (evidence,)
+    return evidence, (m, 1.2 * min(REFINE_ITERATIONS, training.max_iterations))
 
 
 def seconds(c: Counts, r: Rates) -> dict[str, float]:

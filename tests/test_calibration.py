@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
@@ -16,6 +18,7 @@ from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread
 from mfgp.prediction import residual_variance
+from mfgp.scores import Scores
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +162,33 @@ def test_sample_keeps_all_frames_of_a_geometry(two_levels: FrameSet) -> None:
     assert high == {f.atoms.positions.tobytes() for f in sample.of("low")}
     assert sample.frames == spread(training, 3, seed=0).frames
     assert len(spread(training, 100, seed=0)) == len(training)
+
+
+def test_std_rises_with_the_error_where_the_coordination_was_never_seen() -> None:
+    """Trained on bulk; vacancies and surfaces: ten times the std, and still at least 85 % inside the 95 % interval."""
+
+    def vacancies(seed: int) -> Atoms:
+        atoms = alloy(seed, repeat=2)
+        del atoms[[0, 5, 9]]
+        return atoms
+
+    def surface(seed: int) -> Atoms:
+        atoms = alloy(seed, repeat=2)
+        atoms.center(vacuum=5.0, axis=2)
+        return atoms
+
+    config = FitConfig(descriptor=DESCRIPTOR, model={"zeta": 3, "n_inducing": 80}, training={"max_iterations": 40})
+    model = MultiFidelityGP.fit(
+        read_frames({"high": [label(alloy(i), "high") for i in range(25)]}), config, progress=False
+    )
+
+    def scored(make: Callable[[int], Atoms]) -> Scores:
+        frames = read_frames({"high": [label(make(300 + i), "high") for i in range(5)]})
+        return evaluate(model, frames, "high").forces.scores
+
+    seen = scored(alloy)
+    for make in (vacancies, surface):
+        apart = scored(make)
+        assert apart.rmse > 3 * seen.rmse
+        assert apart.sharpness > 5 * seen.sharpness
+        assert apart.coverage95 >= 0.85
