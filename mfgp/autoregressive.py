@@ -171,16 +171,27 @@ class Posterior:
         """Weights of level t on the columns of A: sum_u d[t, u] o theta_u, [M'] (eV)."""
         return (self.d[level] * self.mean).sum(0)
 
-    def level_covariances(self) -> Tensor:
-        """Covariances C_t = sum_uv D_tu (P^-1)_uv D_tv of those weights at every level, [T, M', M'] (eV^2)."""
+    def inverse(self) -> Tensor:
+        """P^-1, [T, M', T, M']."""
         n_levels, size = self.mean.shape
-        inverse = torch.cholesky_inverse(self.factor).view(n_levels, size, n_levels, size)
-        out = self.mean.new_zeros(n_levels, size, size)
-        for t in range(n_levels):
-            for u in range(t + 1):
-                for v in range(t + 1):
-                    out[t] += self.d[t, u][:, None] * inverse[u, :, v] * self.d[t, v][None, :]
+        return torch.cholesky_inverse(self.factor).view(n_levels, size, n_levels, size)
+
+    def term_covariance(self, inverse: Tensor, level: int, term: int, other: int) -> Tensor:
+        """Cov[ D_tu theta_u, weights of level s ] = sum_v D_tu (P^-1)_uv D_sv, [M', M'] (eV^2); t level, u term, s other."""
+        out = torch.zeros_like(inverse[0, :, 0])
+        for v in range(other + 1):
+            out += self.d[level, term][:, None] * inverse[term, :, v] * self.d[other, v][None, :]
         return out
+
+    def covariance(self, inverse: Tensor, level: int, other: int) -> Tensor:
+        """C_ts = sum_u of the term covariances: between the weights of two levels, [M', M'] (eV^2)."""
+        terms = [self.term_covariance(inverse, level, u, other) for u in range(level + 1)]
+        return torch.stack(terms).sum(0)
+
+    def level_covariances(self) -> Tensor:
+        """C_tt of every level, [T, M', M'] (eV^2)."""
+        inverse = self.inverse()
+        return torch.stack([self.covariance(inverse, t, t) for t in range(len(self.mean))])
 
 
 def posterior(statistics: Statistics, d: Tensor, inverse_noise: dict[Key, Tensor]) -> Posterior:

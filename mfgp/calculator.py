@@ -31,8 +31,9 @@ class MultiFidelityCalculator(Calculator):
     uncertainty: what is computed with every call: `full` (all standard deviations, exact), `sampled` (those of forces and
     stress from `draws` draws of the weights with a `seed`, each as costly as the mean), `energies` (total and local
     energies; little more than the mean, for molecular dynamics) or `none`.
-    uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation passes it: of a force
-    component (eV/Å) with `full` and `sampled`, of a local energy (eV) with `energies`.
+    uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation in `results` (label noise
+    included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
+    energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
     """
 
@@ -54,7 +55,7 @@ class MultiFidelityCalculator(Calculator):
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
-            raise ValueError("an uncertainty_threshold needs uncertainty='full' or 'energies'")
+            raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
         self.predictor = model.predictor(
             fidelity, calibrated=calibrated, draws=draws if uncertainty == "sampled" else 0, seed=seed
         )

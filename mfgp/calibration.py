@@ -86,19 +86,29 @@ class Calibration:
         weights, residual: parts of the model's own variances, eV^2, (eV/Å)^2, eV^2; residual None: not known. numbers [N].
         noise [3]: of energies and virials in eV per sqrt(atom), of forces in eV/Å.
         """
-        n = len(numbers)
-        label = torch.full((len(weights),), float(noise[0]) ** 2 * n, dtype=torch.float64)
-        if len(weights) > 1:
-            label[1:-6] = float(noise[1]) ** 2
-            label[-6:] = float(noise[2]) ** 2 * n
-        scales = self._scales(level, numbers, len(weights))
-
-        def factor(name: str) -> Tensor:
-            return torch.tensor([getattr(s, name) for s in scales], dtype=torch.float64).to(weights)
-
         if residual is None:
-            return factor("sampled_weights") * weights + factor("sampled_noise") * label.to(weights)
-        return factor("weights") * weights + factor("residual") * residual + factor("noise") * label.to(weights)
+            return self._factor("sampled_weights", level, numbers, weights) * weights + self.noise_variances(
+                level, numbers, noise, len(weights), "sampled_noise"
+            ).to(weights)
+        model = self._factor("weights", level, numbers, weights) * weights
+        model = model + self._factor("residual", level, numbers, weights) * residual
+        return model + self.noise_variances(level, numbers, noise, len(weights)).to(weights)
+
+    def noise_variances(
+        self, level: int, numbers: NDArray[np.int64], noise: Tensor, size: int | None = None, name: str = "noise"
+    ) -> Tensor:
+        """The part of the labels' noise in those variances, [1+3N+6], or the first `size` of them."""
+        n = len(numbers)
+        out = noise.new_full((1 + 3 * n + 6,), float(noise[0]) ** 2 * n)
+        out[1:-6] = noise[1] ** 2
+        out[-6:] = noise[2] ** 2 * n
+        out = out[:size]
+        return self._factor(name, level, numbers, out) * out
+
+    def _factor(self, name: str, level: int, numbers: NDArray[np.int64], like: Tensor) -> Tensor:
+        """The factor of every functional, [1+3N+6] or [1] as `like`."""
+        scales = self._scales(level, numbers, len(like))
+        return torch.tensor([getattr(s, name) for s in scales], dtype=like.dtype, device=like.device)
 
     def local_variances(self, level: int, weights: Tensor, residual: Tensor) -> Tensor:
         """Variances of local energies [N] eV^2: the two parts scaled as those of total energies."""

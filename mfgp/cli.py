@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +169,7 @@ def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
     training = model.training
     if training is not None and not training.converged:
         out.append(
-            f"note: the evidence was still rising after {training.evaluations} evaluations with all inducing points "
+            f"note: the objective was still rising after {training.evaluations} evaluations with all inducing points "
             f"({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     return out
@@ -321,7 +320,7 @@ def doctor(
         frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
         report = examine(frames)
         if model is not None:
-            report = replace(report, findings=(*report.findings, *_contradicted(model, frames, notices)))
+            report = report.with_findings(_contradicted(model, frames, notices))
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
         if report.correlations:
@@ -337,8 +336,9 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Findi
     from mfgp.model import MultiFidelityGP
     from mfgp.progress import bars
 
+    training = frames.training()
     with bars(console=notices) as report:
-        return fit_checks(label_scores(MultiFidelityGP.load(model), frames.training(), report))
+        return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
 
 
 def _label_key(text: str) -> tuple[str, str]:

@@ -203,7 +203,11 @@ def header_lines(header: Mapping[str, Any]) -> list[str]:
     rho = model["rho"] if isinstance(model["rho"], str) else f"fixed at {model['rho']['fixed']}"
     elements = ", ".join(chemical_symbols[z] for z in header["species"])
     training = header["training"]
-    learned = "as configured" if training is None else f"evidence {training['evidence']:.1f} nats"
+    learned = (
+        "as configured"
+        if training is None
+        else f"{config['training'].get('objective', 'evidence')} {training['evidence']:.1f} nats"
+    )
     return [
         f"levels       {' → '.join(header['levels'])} (cheapest first)",
         f"elements     {elements}",

@@ -42,4 +42,4 @@ def load_lmfp(level: str, split: str = "train", directory: str | os.PathLike[str
         raise DataError(
             f"{Path(directory) / name} is missing; pass directory=, the examples/lmfp of a checkout of mfgp."
         )
-    return [atoms for atoms in read_structures(found[0]) if atoms.info["split"] == split]
+    return [atoms for atoms in read_structures(found[0]) if atoms.info.get("split") == split]

@@ -74,19 +74,26 @@ def _scores(joint: CrossLevel, part: LabelledRows) -> Iterator[tuple[int, LabelS
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     n = len(part.frame.atoms)
     if part.kind == "energy":
-        error, score = _left_out(joint, part, slice(0, 1))
-        yield 0, LabelScore(part.frame, "energy", None, float(error[0]) * n**0.5, score)
+        found = _left_out(joint, part, slice(0, 1))
+        if found is not None:
+            yield 0, LabelScore(part.frame, "energy", None, float(found[0][0]) * n**0.5, found[1])
     if part.kind == "forces":
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
-            error, score = _left_out(joint, part, slice(3 * k, 3 * k + 3))
-            species = int(part.frame.atoms.numbers[atom])
-            yield species, LabelScore(part.frame, "forces", atom, float(error.norm()), score)
+            found = _left_out(joint, part, slice(3 * k, 3 * k + 3))
+            if found is not None:
+                species = int(part.frame.atoms.numbers[atom])
+                yield species, LabelScore(part.frame, "forces", atom, float(found[0].norm()), found[1])
 
 
-def _left_out(joint: CrossLevel, part: LabelledRows, rows: slice) -> tuple[Tensor, float]:
-    """Left-out error of some rows, in the unit of the label, and its length in standard deviations."""
+def _left_out(joint: CrossLevel, part: LabelledRows, rows: slice) -> tuple[Tensor, float] | None:
+    """Left-out error of some rows, in the unit of the label, and its length in standard deviations.
+
+    None where nothing else determines them.
+    """
     block = part.block(rows)
-    inverse = hat_inverse(hat(joint, block, block))
+    inverse = hat_inverse(hat(joint, block, block), joint.rounding([block]))
+    if inverse is None:
+        return None
     error = -inverse @ block.residual
     variance = inverse + torch.diag(block.excess)
     distance = float(error @ torch.linalg.solve(variance, error)) / len(error)
@@ -101,24 +108,32 @@ def _against_median(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
         yield LabelScore(s.frame, s.kind, s.atom, s.error, s.score / median)
 
 
-def fit_checks(scores: Sequence[LabelScore]) -> list[Finding]:
-    """Findings about labels that the rest of the data contradict, worst first, one for each level and kind."""
+def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
+    """Findings about labels that the rest of the data contradict, worst first, and about those that have no score.
+
+    scores: of `frames`, which have one for each kind that enough of their like carry.
+    """
     out = []
+    scored = {id(s.frame) for s in scores}
+    if unscored := [f for f in frames if id(f) not in scored and not f.isolated_atom]:
+        message = f"{len(unscored)} frames have no leave-one-out score, {examples(unscored)}: "
+        message += "labels with a sigma of their own, or too few of their kind."
+        out.append(about("info", "leave-one-out", message, unscored))
     for level in dict.fromkeys(s.frame.fidelity for s in scores):
         for kind, unit in (("energy", "eV"), ("forces", "eV/Å")):
             chosen = [s for s in scores if s.suspect and s.kind == kind and s.frame.fidelity == level]
             if chosen:
                 worst = sorted(chosen, key=lambda s: -s.score)
-                frames = list({id(s.frame): s.frame for s in worst}.values())
+                bad = list({id(s.frame): s.frame for s in worst}.values())
                 what = "energies" if kind == "energy" else "forces"
                 out.append(
                     about(
                         "warning",
                         "leave-one-out",
-                        f"fidelity {level!r}: {what} of {len(frames)} frames disagree with all other labels, "
-                        f"{examples(frames)}; worst {_named(worst[0], unit)}. Look at them, compute them again, or remove "
+                        f"fidelity {level!r}: {what} of {len(bad)} frames disagree with all other labels, "
+                        f"{examples(bad)}; worst {_named(worst[0], unit)}. Look at them, compute them again, or remove "
                         "them.",
-                        frames,
+                        bad,
                     )
                 )
     return out

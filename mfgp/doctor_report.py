@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -57,6 +57,11 @@ class Report:
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == severity)
+
+    def with_findings(self, more: Iterable[Finding]) -> Report:
+        """The report with more findings, errors still first."""
+        everything = sorted((*self.findings, *more), key=lambda finding: SEVERITIES.index(finding.severity))
+        return replace(self, findings=tuple(everything))
 
     @property
     def ok(self) -> bool:

@@ -85,7 +85,8 @@ class Counts:
     n_levels: int
     evaluations: tuple[tuple[int, float], ...]  # (inducing points, evaluations) of each run of the optimiser
     n_calibrated: int  # structures that are left out one by one
-    jacobian_bytes: float  # of the largest structure, 0 without calibration
+    jacobian_bytes: float  # of the largest structure, 0 where nothing needs it
+    copies: int  # of the statistics: of all data, of folds, of all but one fold
 
     @property
     def size(self) -> int:
@@ -140,6 +141,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     share = np.array([(every == z).sum() for z in soap.species]) / len(every)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
+    needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     statistics = {
         (f.fidelity, kind) for f in training for kind in ("energy", "forces", "stress") if getattr(f, kind) is not None
     }
@@ -159,7 +161,8 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
         n_calibrated=len(spread(training, CALIBRATION_STRUCTURES, config.seed)) if config.training.calibrate else 0,
-        jacobian_bytes=_jacobian_bytes(largest, soap) if config.training.calibrate else 0.0,
+        jacobian_bytes=_jacobian_bytes(largest, soap) if needs_jacobian else 0.0,
+        copies=FOLDS + 2 if config.training.objective == "cv" else 1,
     )
 
 
@@ -215,7 +218,7 @@ def memory_bytes(c: Counts) -> float:
     m, size = c.inducing, c.size
     basis = FLOAT * float((m * (c.n_features + len(m) * c.n_entries) + m**2).sum())
     candidates = FLOAT * float((3 * c.candidates * c.n_features + c.candidates * m).sum())
-    statistics = FLOAT * len(c.levels) * size**2
+    statistics = FLOAT * c.copies * len(c.levels) * size**2
     rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * (3 * c.largest_rows * size + size**2)
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2

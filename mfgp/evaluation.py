@@ -107,7 +107,8 @@ class Evaluation:
 def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> LabelStd:
     """Standard deviations of labels of `frame` around `prediction` (with full uncertainty) at its level.
 
-    Those of a calibrated prediction, widened by the frame's own `energy_sigma` or `force_sigma` where it has one.
+    Those of a calibrated prediction, with the frame's own `energy_sigma` or `force_sigma`, where it has one, for the noise
+    in it.
     Otherwise the noise of a label is what the fit takes it for: the frame's own `energy_sigma` or `force_sigma` where it has
     one, that of a reference energy for isolated atoms, and the level's learned noise otherwise. A level trained without
     virials keeps the configured initial noise of virials.
@@ -117,11 +118,7 @@ def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> L
     n = len(frame.atoms)
     level = model.level(prediction.fidelity)
     if prediction.calibrated:
-        return LabelStd(
-            energy=math.hypot(prediction.energy_std, (frame.energy_sigma or 0.0) * math.sqrt(n)),
-            forces=np.hypot(prediction.forces_std, frame.force_sigma or 0.0),
-            stress=prediction.stress_std,
-        )
+        return _calibrated_std(model, frame, prediction)
     noise = {kind: float(model.noise.of((level, kind))) for kind in ("energy", "forces", "virial")}
     per_root_atom = noise["energy"]
     if frame.energy_sigma is not None:
@@ -138,6 +135,20 @@ def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> L
         forces=np.hypot(prediction.forces_std, force),
         stress=stress,
     )
+
+
+def _calibrated_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> LabelStd:
+    assert model.calibration is not None
+    assert prediction.energy_std is not None
+    assert prediction.forces_std is not None
+    level, n = model.level(prediction.fidelity), len(frame.atoms)
+    noise = model.calibration.noise_variances(level, frame.atoms.numbers, model.label_noise(level)).cpu().numpy()
+    energy, forces = prediction.energy_std**2, prediction.forces_std**2
+    if frame.energy_sigma is not None:
+        energy = max(energy - noise[0], 0.0) + frame.energy_sigma**2 * n
+    if frame.force_sigma is not None:
+        forces = np.maximum(forces - noise[1:-6].reshape(-1, 3), 0.0) + frame.force_sigma**2
+    return LabelStd(math.sqrt(energy), np.sqrt(forces), prediction.stress_std)
 
 
 def frames_to_score(

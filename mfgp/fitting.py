@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mfgp.baselines import Baseline
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
+from mfgp.errors import ConfigError
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
@@ -107,14 +108,15 @@ def accumulate(
 
 
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
-    """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in the first."""
+    """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in none."""
     keys = {id(f): structure_key(f.atoms) for f in frames}
     distinct = list(dict.fromkeys(keys[id(f)] for f in frames if not f.isolated_atom))
     order = np.random.default_rng(seed).permutation(len(distinct))
     home = {distinct[i]: k % n for k, i in enumerate(order)}
     parts: list[list[Frame]] = [[] for _ in range(n)]
     for f in frames:
-        parts[home.get(keys[id(f)], 0)].append(f)
+        if not f.isolated_atom:
+            parts[home[keys[id(f)]]].append(f)
     return [FrameSet(frames.levels, tuple(part)) for part in parts if part]
 
 
@@ -144,11 +146,12 @@ def training_data(
     """Statistics of the frames, and what the objective of the configuration needs beside them."""
     sigmas = (config.training.noise_energy, config.training.noise_force)
     if config.training.objective == "cv":
-        folds = [
-            accumulate(part, features, columns, baselines, sigmas, report)
-            for part in in_folds(frames, FOLDS, config.seed)
-        ]
-        return TrainingData(merge(folds), tuple(folds))
+        parts = in_folds(frames, FOLDS, config.seed)
+        if len(parts) < 2:
+            raise ConfigError("training.objective: cv needs at least two structures; set objective: evidence.")
+        atoms = FrameSet(frames.levels, tuple(f for f in frames if f.isolated_atom))
+        fixed, *folds = (accumulate(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
+        return TrainingData(merge([fixed, *folds]), tuple(folds))
     statistics = accumulate(frames, features, columns, baselines, sigmas, report)
     if config.training.objective == "vfe":
         return TrainingData(statistics, traces=prior_traces(frames, features, sigmas, report))

@@ -10,9 +10,11 @@ the model without it predicts its labels with
     r_loo = (I - H_SS)^-1 r_S,        Cov[function] = (I - H_SS)^-1 - I,        Cov[label] = (I - H_SS)^-1
 
 (the Sherman-Morrison-Woodbury identity; for rows of a linear smoother see Hastie, Tibshirani & Friedman, The Elements of
-Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1); rounding may push those of
-well-determined directions to 1, so they are clipped below it. The part of the prior variance that the inducing points do
-not carry, S_t (prior - |Phi|^2), is added as in any prediction. Hyperparameters and inducing points are those of the fit.
+Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1). What a structure alone determines
+(the reference energy of an element that no other holds) has eigenvalues so near to 1 that rounding decides what is left of
+1 - H: such structures are passed over. The part of the prior variance that the inducing points do not carry,
+S_t (prior - |Phi|^2), is added as in any prediction. Hyperparameters, inducing points and the centre of e0's prior are
+those of the fit.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
-CLIP = 1e-9  # the largest eigenvalue of H_SS is 1 - CLIP
+TRUSTED = 10.0  # times the rounding of H_SS: what is left of 1 - H must be larger to be trusted
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class LeftOut:
     kind: energy (eV per sqrt(atom)), forces (eV/Å), virial (eV per sqrt(atom)) or given (the labels' own sigma).
     error: predicted - label; weight_variance, residual_variance, noise_variance: of the posterior weights, of what the
     inducing points do not carry, and of the label, in the unit squared; species: atomic number of the atom that a force
-    acts on, 0 otherwise.
+    acts on, 0 of other kinds.
     """
 
     frame: Frame
@@ -59,53 +61,55 @@ class LeftOut:
     noise_variance: Array
     species: NDArray[np.int64]
 
-    @property
-    def z(self) -> Array:
-        """error / std of a label, [row]."""
-        return self.error / np.sqrt(self.weight_variance + self.residual_variance + self.noise_variance)
-
 
 def leave_one_out(
     model: MultiFidelityGP, frames: FrameSet | Sequence[Frame], report: Report = silent
 ) -> Iterator[LeftOut]:
     """Closed-form leave-one-structure-out predictions of the labels of training frames of `model`.
 
-    Frames of one geometry are left out together, so `frames` should hold all of them that the model was trained on.
+    Frames of one geometry are left out together, so `frames` should hold all of them that the model was trained on. Isolated
+    atoms, and structures whose left-out prediction rounding would decide, are passed over.
     """
     joint = CrossLevel.of(model.posterior())
     groups: dict[bytes, list[Frame]] = {}
     for frame in frames:
-        groups.setdefault(structure_key(frame.atoms), []).append(frame)
+        if not frame.isolated_atom:
+            groups.setdefault(structure_key(frame.atoms), []).append(frame)
     for i, group in enumerate(groups.values()):
         yield from _structure(model, joint, group)
         report("leave one out", i + 1, len(groups), "")
 
 
-def hat_inverse(hat: Tensor) -> Tensor:
-    """(I - H)^-1 of a symmetric hat matrix H [row, row], its eigenvalues clipped to [0, 1 - CLIP]."""
+def hat_inverse(hat: Tensor, rounding: float) -> Tensor | None:
+    """(I - H)^-1 of a symmetric hat matrix H [row, row], known to `rounding`; None where an eigenvalue is 1 to that."""
     values, vectors = torch.linalg.eigh(0.5 * (hat + hat.T))
-    return (vectors / (1.0 - values.clamp(0.0, 1.0 - CLIP))) @ vectors.T
+    if float(values.max()) > 1.0 - TRUSTED * rounding:
+        return None
+    return (vectors / (1.0 - values.clamp(min=0.0))) @ vectors.T
 
 
 @dataclass(frozen=True)
 class CrossLevel:
-    """Posterior of the weights that the levels see: mean w_t [T, M'], covariance C_ts [T, T, M', M'] between levels."""
+    """Posterior of the weights that the levels see: mean w_t [T, M'], covariance C_ts [T, T, M', M'] between levels.
+
+    prior [T, M']: variances of those weights before any data.
+    """
 
     mean: Tensor
     covariance: Tensor
+    prior: Tensor
 
     @staticmethod
     def of(posterior: Posterior) -> CrossLevel:
-        n_levels, size = posterior.mean.shape
-        inverse = torch.cholesky_inverse(posterior.factor).view(n_levels, size, n_levels, size)
-        out = posterior.mean.new_zeros(n_levels, n_levels, size, size)
-        for t in range(n_levels):
-            for s in range(t + 1):
-                for u in range(t + 1):
-                    for v in range(s + 1):
-                        out[t, s] += posterior.d[t, u][:, None] * inverse[u, :, v] * posterior.d[s, v][None, :]
-                out[s, t] = out[t, s].T.clone()
-        return CrossLevel(torch.stack([posterior.level_mean(t) for t in range(n_levels)]), out)
+        levels, inverse = range(len(posterior.mean)), posterior.inverse()
+        blocks = [torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels]
+        mean = torch.stack([posterior.level_mean(t) for t in levels])
+        return CrossLevel(mean, torch.stack(blocks), (posterior.d**2).sum(1))
+
+    def rounding(self, parts: Sequence[LabelledRows]) -> float:
+        """What float64 leaves uncertain of a hat matrix: epsilon times the largest prior over noise variance."""
+        largest = max(float((p.rows**2 @ self.prior[p.level]).max()) for p in parts)
+        return float(torch.finfo(self.mean.dtype).eps) * max(largest, 1e3)
 
 
 @dataclass(frozen=True)
@@ -132,26 +136,25 @@ class LabelledRows:
         )
 
 
-def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]) -> Iterator[LeftOut]:
+def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]) -> list[LeftOut]:
     parts = [part for frame in group for part in labelled_parts(model, joint, frame)]
     if not parts:
-        return
-    inverse = hat_inverse(torch.cat([torch.cat([hat(joint, a, b) for b in parts], dim=1) for a in parts]))
+        return []
+    blocks = [torch.cat([hat(joint, a, b) for b in parts], dim=1) for a in parts]
+    inverse = hat_inverse(torch.cat(blocks), joint.rounding(parts))
+    if inverse is None:
+        return []
     error = -inverse @ torch.cat([p.residual for p in parts])
     variance = (inverse.diagonal() - 1.0).clamp(min=0.0)
-    start = 0
+    out, start = [], 0
     for p in parts:
         here = slice(start, start + len(p.rows))
         start = here.stop
-        yield LeftOut(
-            p.frame,
-            p.kind,
-            (error[here] * p.noise).cpu().numpy(),
-            (variance[here] * p.noise**2).cpu().numpy(),
-            (p.excess * p.noise**2).cpu().numpy(),
-            np.full(len(p.rows), p.noise**2),
-            p.species,
-        )
+        values = (error[here] * p.noise, variance[here] * p.noise**2, p.excess * p.noise**2)
+        e, weights, residual = (v.cpu().numpy() for v in values)
+        noise = np.full(len(p.rows), p.noise**2)
+        out.append(LeftOut(p.frame, p.kind, e, weights, residual, noise, p.species))
+    return out
 
 
 def hat(joint: CrossLevel, a: LabelledRows, b: LabelledRows) -> Tensor:
@@ -174,7 +177,7 @@ def labelled_parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> I
         noise = float(model.noise.of(key))
         a = rows[:, :-1]
         species = np.zeros(len(rows), dtype=np.int64)
-        if kind == "forces" or (kind == "given" and len(rows) >= len(moved) > 0 and frame.force_sigma is not None):
-            species[len(rows) - len(moved) :] = moved
+        if kind == "forces":
+            species = moved
         residual = (y - a @ joint.mean[level]) / noise
         yield LabelledRows(frame, level, kind, a / noise, residual, (rows[:, -1] / noise) ** 2, noise, species)

@@ -48,15 +48,9 @@ class LevelShares:
         self.predictor = model.predictor(model.levels[level], calibrated=calibrated)
         self.model, self.level = model, level
         joint = model.posterior()
-        n_levels, size = joint.mean.shape
-        inverse = torch.cholesky_inverse(joint.factor).view(n_levels, size, n_levels, size)
-        d = joint.d[level]  # [u, M']
-        self.covariances = torch.stack(
-            [
-                sum((d[u][:, None] * inverse[u, :, v] * d[v][None, :] for v in range(level + 1)), torch.zeros(()))
-                for u in range(level + 1)
-            ]
-        )  # [u, M', M'] eV^2
+        inverse = joint.inverse()
+        terms = [joint.term_covariance(inverse, level, u, level) for u in range(level + 1)]
+        self.covariances = torch.stack(terms)  # [u, M', M'] eV^2
         scale = model.prior.scale.detach()
         w = mixing_matrix(model.prior.rho.detach())[level, : level + 1]  # [u, S]
         self.variances = w**2 * scale[: level + 1, None] ** 2  # [u, S] eV^2
@@ -78,7 +72,7 @@ class LevelShares:
         if calibration is None:
             shares = weights + residuals
         else:
-            noise, none = self.model.noise.noise[self.level], torch.zeros(3, dtype=rows.dtype)
+            noise, none = self.model.label_noise(self.level), torch.zeros(3, dtype=rows.dtype)
             zero = torch.zeros_like(weights[0])
             parts = [
                 calibration.variances(self.level, w, r, atoms.numbers, none)
@@ -87,10 +81,10 @@ class LevelShares:
             parts.append(calibration.variances(self.level, zero, zero, atoms.numbers, noise))
             shares = torch.stack(parts)
             names.append("noise")
-        return {name: _share(part.sqrt(), atoms) for name, part in zip(names, shares, strict=True)}
+        volume = cell_volume(atoms) if bool(torch.isfinite(rows).all()) else 0.0  # a baseline without stress: no stress
+        return {name: _share(part.sqrt(), volume) for name, part in zip(names, shares, strict=True)}
 
 
-def _share(std: Tensor, atoms: Atoms) -> Share:
-    values, volume = std.cpu().numpy(), cell_volume(atoms)
-    stress = values[-6:] / volume if volume and bool(np.isfinite(values[-6:]).all()) else None
-    return Share(float(values[0]), values[1:-6].reshape(-1, 3), stress)
+def _share(std: Tensor, volume: float) -> Share:
+    values = std.cpu().numpy()
+    return Share(float(values[0]), values[1:-6].reshape(-1, 3), values[-6:] / volume if volume else None)

@@ -122,15 +122,26 @@ class MultiFidelityGP:
                 model.calibrate(training, report)
         return model
 
-    def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration:
+    def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration | None:
         """Scale the standard deviations to leave-one-structure-out errors of the training frames; kept in the model.
 
-        Of each level at most CALIBRATION_STRUCTURES frames are left out, drawn with the seed of the configuration. Raises
-        DataError for frames that the model was not trained on.
+        CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first.
+        None, with a warning, where there are too few to say anything. Raises DataError for frames that the model was not
+        trained on.
         """
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        self.calibration = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        found = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        self.calibration = found if found.fitted else None
+        if self.calibration is None:
+            warnings.warn(
+                "too few structures to calibrate standard deviations on; they are the posterior's own", stacklevel=3
+            )
         return self.calibration
+
+    def label_noise(self, level: int) -> Tensor:
+        """Learned noises of energies, forces and virials at a level [3]; 0 of a kind that has no labels there."""
+        seen = [(level, kind) in self.statistics.moments for kind in LEARNED_KINDS]
+        return self.noise.noise[level].detach() * self.weights.new_tensor(seen)
 
     def leave_one_out(self, frames: FrameSet, report: Report = silent) -> Iterator[LeftOut]:
         """What the model would say of each structure of `frames`, had that structure not been in the training data.
@@ -311,11 +322,14 @@ def trainable(frames: FrameSet) -> FrameSet:
 
 
 def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
-    """At most n structures of each level with all the frames that share their geometry, seeded; highest level first."""
+    """n structures of each level (all, if it has fewer) with all the frames that share their geometry, seeded.
+
+    Highest level first; what it chose counts for the lower ones, which may so hold more than n. No isolated atoms.
+    """
     keys = {id(f): structure_key(f.atoms) for f in frames}
     chosen: set[bytes] = set()
     for level in reversed(frames.levels):
-        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level)))
+        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level) if not f.isolated_atom))
         rest = [k for k in own if k not in chosen]
         room = max(0, n - (len(own) - len(rest)))
         chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}

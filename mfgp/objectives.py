@@ -6,7 +6,8 @@
 
 `vfe` is the collapsed bound (Titsias, AISTATS 2009): the trace is the prior variance of all labelled rows that the inducing
 points do not carry, G_z the Gram block of species z. `cv` is the log density of each fold of structures given the others;
-all of it comes from the statistics of the folds, K + 1 evidences a step. Each adds the log priors of the hyperparameters.
+all of it comes from the statistics of the folds, K + 1 evidences a step. Isolated atoms are in no fold: they fix references,
+and stay in. Each adds the log priors of the hyperparameters.
 """
 
 from __future__ import annotations
@@ -46,21 +47,27 @@ class CollapsedBound(Evidence):
 
 
 class CrossValidation(Evidence):
-    """Log density of every fold given the others."""
+    """Log density of every fold given the others; `statistics` of forward are of everything."""
 
     title = "cross-validation"
 
     def __init__(self, likelihood: LevelNoise, model: AutoregressiveGP, folds: Sequence[Statistics]) -> None:
         super().__init__(likelihood, model)
-        self.others = [merge([f for i, f in enumerate(folds) if i != k]) for k in range(len(folds))]
+        self.folds = folds
 
     def forward(self, statistics: Statistics, species_index: Tensor, column_std: Tensor) -> Tensor:
         d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
         inverse_noise = self.likelihood.inverse_variances(statistics.observed())
-        value = len(self.others) * evidence(statistics, d, inverse_noise)
-        for others in self.others:
-            value = value - evidence(others, d, inverse_noise)
+        value = len(self.folds) * evidence(statistics, d, inverse_noise)
+        for fold in self.folds:
+            value = value - evidence(without(statistics, fold), d, inverse_noise)
         return value + self.log_prior()
+
+
+def without(statistics: Statistics, fold: Statistics) -> Statistics:
+    """Statistics less those of a fold; what only the fold observes is gone."""
+    left = merge([statistics, fold], [1, -1])
+    return Statistics(left.size, {key: m for key, m in left.moments.items() if m.count > 0})
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Predictor:
         residual None: not known.
         """
         if self.calibration is not None:
-            noise = self.model.noise.noise[self.level]
+            noise = self.model.label_noise(self.level)
             return self.calibration.variances(self.level, weights, residual, numbers, noise).sqrt()
         return (weights if residual is None else weights + residual).sqrt()
 
@@ -288,8 +288,8 @@ def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
     if n == 0:
         return covariance.new_zeros(0, len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
-    normal = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(covariance)))).to(covariance)
-    return (normal * values.clamp(min=0.0).sqrt()) @ vectors.T
+    root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T  # symmetric, so unique
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(covariance)))).to(covariance) @ root
 
 
 def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:

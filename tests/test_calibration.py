@@ -192,3 +192,38 @@ def test_std_rises_with_the_error_where_the_coordination_was_never_seen() -> Non
         assert apart.rmse > 3 * seen.rmse
         assert apart.sharpness > 5 * seen.sharpness
         assert apart.coverage95 >= 0.85
+
+
+def test_labels_with_their_own_sigma_replace_the_noise() -> None:
+    """Forces that all carry a sigma: nothing learned a force noise, so none is in the std; a frame's sigma is added once."""
+    frames = [label(alloy(i), "high") for i in range(8)]
+    for atoms in frames:
+        atoms.info["force_sigma"] = 0.1
+    read = read_frames({"high": frames})
+    stds = []
+    for noise in (0.05, 0.5):
+        config = FitConfig(
+            descriptor=DESCRIPTOR,
+            model={"zeta": 2, "n_inducing": 40},
+            training={"optimise": False, "noise_force": noise},
+        )
+        model = MultiFidelityGP.fit(read, config, progress=False)
+        p = model.predict(alloy(70))
+        assert p.forces_std is not None
+        stds.append(p.forces_std)
+        frame = read.of("high")[0]
+        std = label_std(model, frame, model.predict(frame.atoms))
+        assert_allclose(std.forces**2 - model.predict(frame.atoms).forces_std ** 2, 0.01, rtol=1e-8)  # type: ignore[operator]
+    assert_allclose(stds[0], stds[1], rtol=1e-6)
+
+
+def test_one_structure_cannot_calibrate(config: FitConfig) -> None:
+    training = config.training.model_copy(update={"calibrate": True})
+    with pytest.warns(UserWarning, match="too few structures to calibrate"):
+        model = MultiFidelityGP.fit(
+            read_frames({"high": [label(alloy(1), "high")]}),
+            config.model_copy(update={"training": training}),
+            progress=False,
+        )
+    assert model.calibration is None
+    assert not model.predict(alloy(2)).calibrated

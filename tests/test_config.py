@@ -154,7 +154,7 @@ keys: {enrgy: E}
 descriptor: {rcut: 3.0, r_cut: -1.0, n_max: many}
 model: {zeta: 9, n_inducing: yes, rho: both}
 baselines: [{name: zbl, coefficient: {std: 0}, settings: {x: [1]}}]
-training: {objective: cv, noise_force: .inf}
+training: {objective: loo, noise_force: .inf}
 zeta: 3
 device: gpu
 """,
@@ -174,7 +174,7 @@ device: gpu
         "model.rho: should be scalar, species or {fixed: number}, found 'both'",
         "baselines.0.coefficient.std: should be greater than 0",
         "baselines.0.settings: x should be a number",
-        "training.objective: should be 'evidence', found 'cv'",
+        "training.objective: should be 'evidence', 'vfe' or 'cv', found 'loo'",
         "training.noise_force: should be a finite number",
         "zeta: unknown key; did you mean model.zeta? Known here: preset, fidelities",
         "device: should be 'auto', 'cpu' or 'cuda', found 'gpu'",

@@ -33,6 +33,7 @@ def small_lmfp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:too few structures to calibrate")
 def test_readme_python_runs(small_lmfp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(blocks(ROOT / "README.md", "python")).replace(
         'preset="oxide"', 'preset="oxide", model={"n_inducing": 60}'

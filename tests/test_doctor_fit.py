@@ -69,7 +69,7 @@ def test_an_energy_that_is_off_is_found() -> None:
     assert worst.frame.source == read.of("low")[7].source
     assert worst.suspect
     assert worst.error == pytest.approx(-0.2, abs=0.05)
-    (finding,) = [f for f in fit_checks(scores) if "energies" in f.message and "'low'" in f.message]
+    (finding,) = [f for f in fit_checks(scores, read) if "energies" in f.message and "'low'" in f.message]
     assert finding.frames[0] == read.of("low")[7].source
     assert "off by 0.2" in finding.message
 

@@ -43,6 +43,7 @@ COUNTS = Counts(
     evaluations=((600, 50.0), (1000, 18.0)),
     n_calibrated=0,
     jacobian_bytes=0.0,
+    copies=1,
 )
 RATES = Rates(gemm=1e10, gemv=1e9, per_atom=1e-3, per_pair=1e-4)
 

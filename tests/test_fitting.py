@@ -100,6 +100,7 @@ def test_fixed_rho_is_delta_learning(two_levels: FrameSet) -> None:
         MultiFidelityGP.fit(two_levels, settings(model={"rho": {"fixed": [1.0, 1.0]}}), progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:too few structures to calibrate")
 def test_a_baseline_that_is_the_truth_takes_over(two_levels: FrameSet) -> None:
     """EMT below labels that are EMT: coefficient 1, and errors that only the baseline can explain away."""
     few = FrameSet(("low",), tuple(two_levels.of("low")[:3]))

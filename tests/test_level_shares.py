@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase.calculators.emt import EMT
 from conftest import alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.config import BaselineConfig
+
+
+def test_a_baseline_without_stress_leaves_no_stress_in_any_share(two_levels: FrameSet, config: FitConfig) -> None:
+    class NoStress(EMT):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012 (as ASE has it)
+
+        def calculate(self, *args: object) -> None:
+            super().calculate(*args)  # type: ignore[arg-type]
+            self.results.pop("stress", None)
+
+    training = config.training.model_copy(update={"calibrate": True, "optimise": False})
+    with_baseline = config.model_copy(update={"training": training, "baselines": (BaselineConfig(name="bare"),)})
+    frames = [label(f.atoms, "high") for f in two_levels.training().of("high")]
+    for atoms in frames:
+        atoms.info.pop("REF_stress")
+    model = MultiFidelityGP.fit(
+        read_frames({"high": frames}), with_baseline, baselines={"bare": NoStress()}, progress=False
+    )
+    shares = model.level_shares("high")(alloy(66))
+    assert list(shares) == ["high", "noise"]
+    assert all(s.stress_std is None for s in shares.values())
+    assert model.predict(alloy(66)).stress is None
 
 
 @pytest.fixture(scope="module")
