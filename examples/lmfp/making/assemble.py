@@ -1,0 +1,89 @@
+"""From raw labels, one file a level and start, to the files of the data set.
+
+    python assemble.py raw ..
+
+raw/gfn1.extxyz, raw/nm.extxyz, raw/mag_<start>.extxyz  ->  lmfp_<level>.extxyz (training and validation),
+lmfp_<level>_test.extxyz (test, test_ood), lmfp_mag_first.extxyz, lmfp_mag_other_spin.extxyz, failed.jsonl
+
+A magnetic label is the start of lowest energy. All energies are kept as `branch_energies` (eV), in the order of
+`branch_starts`, and the cost of all starts is added up. Where the first start (held) was not the lowest by more than
+SAME_BRANCH, its label goes to lmfp_mag_first.extxyz as well: what a single calculation would have given.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from ase import Atoms
+from ase.io import read, write
+from starts import STARTS
+
+SAME_BRANCH = 0.005  # eV a cell; the cycle wanders by as much on soft orbital modes
+FIRST = "held"
+COSTS = ("wall_seconds", "cpu_seconds")
+
+
+def main(
+    raw: Annotated[Path, typer.Argument(help="Folder of raw labels.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+) -> None:
+    """Merge raw labels, print what there is."""
+    levels = {level: frames_of(raw / f"{level}.extxyz") for level in ("gfn1", "nm")}
+    levels["mag"], first = lowest(raw)
+    for level, frames in levels.items():
+        for suffix, splits in (("", ("train", "validation")), ("_test", ("test", "test_ood"))):
+            chosen = [a for a in frames.values() if a.info["split"] in splits]
+            save(chosen, output / f"lmfp_{level}{suffix}.extxyz{'.xz' if level == 'gfn1' else ''}")
+            print(f"{level}{suffix}:", {s: sum(a.info["split"] == s for a in chosen) for s in splits})
+    save(first, output / "lmfp_mag_first.extxyz")
+    apart = [a for path in sorted(raw.glob("*.other_spin.extxyz")) for a in read(path, ":")]
+    save(apart, output / "lmfp_mag_other_spin.extxyz")
+    failures = [line for path in sorted(raw.glob("*.failed.jsonl")) for line in path.read_text().splitlines()]
+    lost = sorted({json.loads(line)["structure_id"] for line in failures} - set(levels["mag"]))
+    (output / "failed.jsonl").write_text("".join(f"{line}\n" for line in failures))
+    print(f"first answers that were replaced: {len(first)}; another spin state: {len(apart)}")
+    print(f"calculations that failed: {len(failures)}; structures without a magnetic label for it: {lost}")
+
+
+def frames_of(path: Path) -> dict[str, Atoms]:
+    """Frames by structure_id, sorted by it."""
+    frames = {a.info["structure_id"]: a for a in read(path, ":")} if path.exists() else {}
+    return dict(sorted(frames.items()))
+
+
+def lowest(raw: Path) -> tuple[dict[str, Atoms], list[Atoms]]:
+    """The label of lowest energy of every magnetic structure, and the first answers that it replaced."""
+    labels = {start: frames_of(raw / f"mag_{start}.extxyz") for start in STARTS}
+    chosen, replaced = {}, []
+    for name in sorted({name for frames in labels.values() for name in frames}):
+        found = {start: frames[name] for start, frames in labels.items() if name in frames}
+        energies = {start: float(a.get_potential_energy()) for start, a in found.items()}
+        best = min(energies, key=energies.__getitem__)
+        if FIRST in found and energies[FIRST] - energies[best] <= SAME_BRANCH:
+            best = FIRST
+        label = found[best].copy()
+        label.calc = found[best].calc
+        label.info["branch_starts"] = ",".join(found)
+        label.info["branch_energies"] = np.array([round(e, 6) for e in energies.values()])
+        for cost in COSTS:
+            label.info[cost] = round(float(sum(a.info[cost] for a in found.values())), 1)
+        chosen[name] = label
+        if FIRST in found and best != FIRST:
+            replaced.append(found[FIRST])
+    return chosen, replaced
+
+
+def save(frames: list[Atoms], path: Path) -> None:
+    if not frames:
+        return
+    part = path.with_name(f"part_{path.name}")
+    write(part, frames, format="extxyz")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

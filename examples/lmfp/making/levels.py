@@ -1,0 +1,90 @@
+"""The three levels of theory as ASE calculators, for GPAW 22.8 and tblite.
+
+gfn1  GFN1-xTB (Grimme et al., J. Chem. Theory Comput. 13, 1989 (2017)), periodic, with stress
+nm    spin-paired PBE, Gamma point
+mag   ferromagnetic high-spin PBE+U (Dudarev, Fe 3d 5.3 eV, Mn 3d 3.9 eV), k-point (0, 1/4, 1/4)
+
+One grid and one cutoff for every cell, so energies of different volumes can be compared; twice the points, and twice
+the phase, along c for two cells along c.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from cells import formal_moments, starting_moments, states_of_moments
+from starts import Occupations
+
+GRID = (54, 32, 25)  # about 0.19 Å
+CUTOFF = 500.0  # eV
+SMEARING = {"nm": 0.2, "mag": 0.1}  # eV, Fermi
+SETUPS = {"nm": {"Mn": "7"}, "mag": {"Fe": ":d,5.3", "Mn": "7:d,3.9"}}
+BANDS = {"nm": 88, "mag": 96}
+LEVELS = ("gfn1", "nm", "mag")  # cheapest first
+
+
+def calculator(level: str, atoms: Atoms, start: str, attempt: int, log: str | None = None) -> Calculator:
+    """The calculator of a level for a structure; `start` matters to mag only, see starts.py. attempt 1, 2, ..."""
+    if level == "gfn1":
+        from tblite.ase import TBLite
+
+        return TBLite(method="GFN1-xTB", verbosity=0)
+    return gpaw_calculator(level, atoms, start, attempt, log)
+
+
+def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, log: str | None) -> Calculator:
+    from gpaw import GPAW, PW, FermiDirac
+    from gpaw.mixer import Mixer, MixerSum
+
+    cells = round(atoms.cell.lengths()[2] / 4.75)  # formula cells along c
+    settings = {
+        "mode": PW(CUTOFF),
+        "xc": "PBE",
+        "gpts": (GRID[0], GRID[1], GRID[2] * cells),
+        "setups": SETUPS[level],
+        "nbands": BANDS[level] * cells,
+        "occupations": FermiDirac(SMEARING[level]),
+        "txt": log,
+        "convergence": {"density": 1e-4 if level == "nm" else 5e-5, "energy": 5e-4, "eigenstates": 1e-5},
+    }
+    if level == "nm":
+        return GPAW(
+            **settings,
+            symmetry="off",
+            spinpol=False,
+            kpts=(1, 1, 1),
+            maxiter=(70, 120)[attempt - 1],
+            mixer=(Mixer(0.05, 8, 50), Mixer(0.02, 5, 100))[attempt - 1],
+        )
+    atoms.set_initial_magnetic_moments(starting_moments(atoms))
+    occupations = Occupations(atoms, start)
+    if start == "free":
+        attempt = 2
+    out = GPAW(
+        **settings,
+        symmetry={"point_group": False},
+        kpts=[(0.0, 0.25, 0.25 * cells)],
+        maxiter=(45, 90)[attempt - 1],
+        mixer=(MixerSum(0.8, 5, 1), MixerSum(0.2, 8, 20))[attempt - 1],
+    )
+    out.attach(occupations.next_step, 1)
+    return out
+
+
+def attempts(level: str, start: str) -> int:
+    """How often a structure is tried, with another mixer each time; from start `free` only the slow one converges."""
+    return 2 if level == "nm" or (level == "mag" and start != "free") else 1
+
+
+def lost_spin(atoms: Atoms, magmoms: np.ndarray) -> str | None:
+    """What is wrong with the spin state, if anything is: a metal more than 0.9 below its high-spin moment.
+
+    Which of several equal metals is the oxidised one is for the calculation to say.
+    """
+    wanted = formal_moments(atoms, states_of_moments(atoms, magmoms))
+    low = [i for i in np.flatnonzero(wanted) if abs(magmoms[i]) < wanted[i] - 0.9]
+    if not low:
+        return None
+    found = ", ".join(f"{atoms.symbols[i]}{i} {magmoms[i]:.2f} (formally {wanted[i]:.0f})" for i in low)
+    return f"not high spin: {found}"
