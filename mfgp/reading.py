@@ -8,6 +8,8 @@ ASE returns.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import IO
 
@@ -76,7 +78,7 @@ def load(path: Path) -> list[Atoms]:
 def _read_with_ase(path: Path) -> list[Atoms]:
     frames: list[Atoms] = []
     try:
-        for atoms in iread(path, index=":"):
+        for atoms in _iread(path):
             frames.append(atoms)
     except UnknownFileTypeError as error:
         raise DataError(
@@ -90,6 +92,16 @@ def _read_with_ase(path: Path) -> list[Atoms]:
     if not frames:
         raise DataError(f"{path} holds no frames; write at least one into it.")
     return frames
+
+
+def _iread(path: Path) -> Iterator[Atoms]:
+    """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump."""
+    if not (_is_xyz(path) and path.suffix in _COMPRESSED):
+        yield from iread(path, index=":")
+        return
+    with open_with_compression(str(path), "rt") as file:
+        text = StringIO(file.read())
+    yield from iread(text, index=":", format="extxyz")
 
 
 def _reason(error: BaseException) -> str:
