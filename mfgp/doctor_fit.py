@@ -63,7 +63,7 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     joint = CrossLevel.of(model.posterior())
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
-        for part in labelled_parts(model, joint, frame):
+        for part in labelled_parts(model, joint, frame, model.features.functionals(frame.atoms)):
             for species, score in _scores(joint, part):
                 raw[frame.fidelity, score.kind, species].append(score)
         report("leave one label out", i + 1, len(frames), frame.fidelity)

@@ -160,10 +160,16 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         levels=tuple(training.levels.index(level) for level, _ in statistics),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
-        n_calibrated=len(spread(training, CALIBRATION_STRUCTURES, config.seed)) if config.training.calibrate else 0,
+        n_calibrated=_left_out(training, config) if config.training.calibrate else 0,
         jacobian_bytes=_jacobian_bytes(largest, soap) if needs_jacobian else 0.0,
         copies=FOLDS + 2 if config.training.objective == "cv" else 1,
     )
+
+
+def _left_out(training: FrameSet, config: FitConfig) -> int:
+    """Structures that calibration leaves out; those at several levels count once."""
+    sample = spread(training, CALIBRATION_STRUCTURES, config.seed)
+    return len({f.atoms.numbers.tobytes() + f.atoms.positions.tobytes() for f in sample})
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

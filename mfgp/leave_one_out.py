@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.autoregressive import Posterior
-from mfgp.features import structure_key
+from mfgp.features import Functionals, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import cell_volume, labelled_rows
 from mfgp.prediction import residual_variance
@@ -137,7 +137,8 @@ class LabelledRows:
 
 
 def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]) -> list[LeftOut]:
-    parts = [part for frame in group for part in labelled_parts(model, joint, frame)]
+    functionals = model.features.functionals(group[0].atoms)  # of one geometry
+    parts = [part for frame in group for part in labelled_parts(model, joint, frame, functionals)]
     if not parts:
         return []
     blocks = [torch.cat([hat(joint, a, b) for b in parts], dim=1) for a in parts]
@@ -162,10 +163,11 @@ def hat(joint: CrossLevel, a: LabelledRows, b: LabelledRows) -> Tensor:
     return a.rows @ joint.covariance[a.level, b.level] @ b.rows.T
 
 
-def labelled_parts(model: MultiFidelityGP, joint: CrossLevel, frame: Frame) -> Iterator[LabelledRows]:
-    """The rows of a frame by kind, in units of their noise."""
+def labelled_parts(
+    model: MultiFidelityGP, joint: CrossLevel, frame: Frame, functionals: Functionals
+) -> Iterator[LabelledRows]:
+    """The rows of a frame by kind, in units of their noise; `functionals` of its structure."""
     level = model.level(frame.fidelity)
-    functionals = model.features.functionals(frame.atoms)
     labels = [b.labels(frame.atoms) for b in model.baselines]
     extra = model.columns.rows(frame.atoms.numbers, labels, cell_volume(frame.atoms)).to(functionals.phi)
     excess = residual_variance(model, level, functionals.phi, functionals.prior)
