@@ -171,18 +171,9 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     noise = LevelNoise(len(levels), initial).to(device)
     noise.set_noise(tensors["noise"])
     size = basis.size + columns.size
-    moments = {
-        (t, kind): Moments(
-            _unpack(tensors[f"statistics.{t}.{kind}.gram"], size),
-            tensors[f"statistics.{t}.{kind}.projection"],
-            square,
-            count,
-        )
-        for t, kind, square, count in header["statistics"]
-    }
     features = Features(_soap(config, species, header, tensors), basis, device)
     calculators = make_baselines(config.baselines, baselines, levels)
-    statistics = Statistics(size, moments)
+    statistics = _statistics(header, tensors, size)
     data, seen = header["data"], frozenset(header["seen"])
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
@@ -193,6 +184,19 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
+
+
+def _statistics(header: Header, tensors: Mapping[str, Tensor], size: int) -> Statistics:
+    moments = {
+        (t, kind): Moments(
+            _unpack(tensors[f"statistics.{t}.{kind}.gram"], size),
+            tensors[f"statistics.{t}.{kind}.projection"],
+            square,
+            count,
+        )
+        for t, kind, square, count in header["statistics"]
+    }
+    return Statistics(size, moments)
 
 
 def _soap(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> SOAP:

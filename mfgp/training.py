@@ -80,46 +80,58 @@ def maximise_evidence(
     species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
     with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
     """
-    prior, noise = objective.model, objective.likelihood
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    bounds = _bounds(prior, noise, statistics, max_energy_ratio)
-    start = np.clip(_pack(parameters), *np.array(bounds).T)
-    best_value, best, count = np.inf, start, 0
-
-    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal best_value, best, count
-        _unpack(parameters, x)
-        objective.zero_grad()
-        count += 1
-        try:
-            value = -objective(statistics, species_index, column_std)
-            value.backward()
-        except NumericalError:
-            return (abs(best_value) + 1.0 if np.isfinite(best_value) else 1.0) * 1e3, np.zeros_like(x)
-        found = value.item()
-        if found < best_value:
-            best_value, best = found, x.copy()
-        if on_step is not None:
-            on_step(count, -found)
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        return found, _flat(gradient)
-
+    descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
+    bounds = _bounds(objective.model, objective.likelihood, statistics, max_energy_ratio)
     result = minimize(
-        negative,
-        start,
+        descent,
+        np.clip(_pack(descent.parameters), *np.array(bounds).T),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3, "maxls": 20},
     )
-    if not np.isfinite(best_value):
+    if descent.best is None:
         raise NumericalError(
             "the evidence could not be evaluated anywhere near the initial hyperparameters; "
             "raise training.noise_energy and training.noise_force."
         )
-    _unpack(parameters, best)
+    _unpack(descent.parameters, descent.best)
     objective.zero_grad()
-    return TrainingResult(-best_value, count, bool(result.success), str(result.message))
+    return TrainingResult(-descent.lowest, descent.count, bool(result.success), str(result.message))
+
+
+class _Descent:
+    """The negative objective and its gradient for scipy; remembers the best point and the number of evaluations."""
+
+    def __init__(
+        self, objective: Evidence, value: Callable[[], Tensor], on_step: Callable[[int, float], None] | None
+    ) -> None:
+        self.objective, self.value, self.on_step = objective, value, on_step
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.best: np.ndarray | None = None
+        self.lowest, self.count = np.inf, 0
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """A factorisation that fails, or a value that is not finite, counts as a very bad one."""
+        _unpack(self.parameters, x)
+        self.objective.zero_grad()
+        self.count += 1
+        try:
+            value = -self.value()
+            value.backward()
+        except NumericalError:
+            return self._very_bad(), np.zeros_like(x)
+        found = value.item()
+        if not np.isfinite(found):
+            return self._very_bad(), np.zeros_like(x)
+        if found < self.lowest:
+            self.lowest, self.best = found, x.copy()
+        if self.on_step is not None:
+            self.on_step(self.count, -found)
+        return found, _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+
+    def _very_bad(self) -> float:
+        return 1e3 * (abs(self.lowest) + 1.0 if self.best is not None else 1.0)
 
 
 def _bounds(
