@@ -201,7 +201,8 @@ def evaluate(
         level = fitted.levels[fitted.level(fidelity)]
         frames = read_frames({level: data}, keys=fitted.config.keys)
         chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything)
-        console.say(notices, note)
+        which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
+        console.say(notices, f"{note}; standard deviations: {which}")
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         console.stdout().print(console.score_table(result))
@@ -240,6 +241,8 @@ def predict(
         from mfgp.reading import read_structures
 
         _check_output(output)
+        if output.exists() and structures.exists() and output.samefile(structures):
+            raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
         fitted = MultiFidelityGP.load(model)
         predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
@@ -259,11 +262,13 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     """A copy with the prediction on its calculator, standard deviations in info and arrays."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
+    from mfgp.labels import FIDELITY_TAGS
+
     out = atoms.copy()
     results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
     arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std}
-    for name in (*results, *info, *arrays, "free_energy"):
+    for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
     out.info["predicted_fidelity"] = p.fidelity
@@ -337,6 +342,10 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Findi
     from mfgp.progress import bars
 
     training = frames.training()
+    if not len(training):
+        raise DataError(
+            "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
+        )
     with bars(console=notices) as report:
         return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
 

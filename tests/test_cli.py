@@ -240,6 +240,27 @@ def test_calibrated_and_raw_standard_deviations(folder: Path, tmp_path: Path):
     assert not np.allclose(p.arrays["forces_std"], q.arrays["forces_std"], rtol=0.01)
 
 
+def test_predictions_never_replace_their_input_nor_keep_its_level(model_file: Path, folder: Path, tmp_path: Path):
+    copy = tmp_path / "copy.extxyz"
+    copy.write_bytes((folder / "low.extxyz").read_bytes())
+    assert "is the input" in refused("predict", model_file, copy, "-o", copy)
+    assert copy.read_bytes() == (folder / "low.extxyz").read_bytes()
+    frames = ase.io.read(copy, ":")
+    for atoms in frames:
+        atoms.info["fidelity"] = "low"
+    ase.io.write(copy, frames)
+    ok("predict", model_file, copy, "-o", tmp_path / "p.extxyz", "--fidelity", "high")
+    info = ase.io.read(tmp_path / "p.extxyz").info
+    assert "fidelity" not in info
+    assert info["predicted_fidelity"] == "high"
+
+
+def test_doctor_has_no_scores_for_held_out_frames(model_file: Path, folder: Path, tmp_path: Path):
+    held_out = [a for a in ase.io.read(folder / "high.extxyz", ":") if a.info.get("split") == "test"]
+    ase.io.write(tmp_path / "high.extxyz", held_out)
+    assert "every frame is held out" in refused("doctor", tmp_path / "high.extxyz", "--model", model_file)
+
+
 def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):
     out, plots = tmp_path / "scores.json", tmp_path / "plots"
     result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)
