@@ -1,31 +1,26 @@
-"""The command line: `mfgp fit`, `evaluate`, `predict`, `info`, `doctor`.
+"""The command line: `mfgp fit`, `evaluate`, `predict`, `info` here; the other commands have modules of their own.
 
-Results go to standard output, notices, progress and errors to standard error. A mistake of the user is one line that begins
-with `error:` and exit code 1, an interrupted command exits with 130; output files are replaced only by complete ones. What
-needs torch is imported inside the commands, so that `mfgp --help` is immediate.
+What needs torch is imported inside the commands, so that `mfgp --help` is immediate.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from mfgp import __version__, console
-from mfgp.errors import ConfigError, DataError, MfgpError
+from mfgp.cli_doctor import doctor
+from mfgp.command_line import Fidelity, ModelPath, RawStd, check_output, friendly, write_json
+from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from mfgp.config import FitConfig
-    from mfgp.doctor_report import Finding
     from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
@@ -36,14 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
-RawStd = Annotated[
-    bool, typer.Option("--raw-std", help="the posterior's own standard deviations, not the calibrated ones")
-]
-Fidelity = Annotated[
-    str | None, typer.Option("--fidelity", "-f", help="level of theory; the highest of the model by default")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,41 +49,6 @@ def main(
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "passive"
     )  # before torch: on a busy machine spinning threads cost more than work
-
-
-@contextmanager
-def friendly() -> Iterator[Console]:
-    """Turn what a user can act on into one line and an exit code; yields the console for notices."""
-    errors = console.stderr()
-
-    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        console.say(errors, f"warning: {message}", "yellow")
-
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
-            yield errors
-    except KeyboardInterrupt:
-        console.say(errors, "interrupted; no file was left half-written.", "red")
-        raise typer.Exit(130) from None
-    except (MfgpError, OSError, MemoryError, RuntimeError) as error:
-        line = _actionable(error)
-        if line is None:
-            raise
-        console.say(errors, f"error: {line}", "red")
-        raise typer.Exit(1) from None
-
-
-def _actionable(error: Exception) -> str | None:
-    """What to tell the user, or None for a mistake of ours."""
-    if isinstance(error, MfgpError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}." if error.filename else str(error)
-    text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return "out of memory; lower model.n_inducing or descriptor.n_max, or use a machine with more (see --dry-run)."
-    return None
 
 
 @app.command()
@@ -119,7 +71,7 @@ def fit(
 
         if output is None and not dry_run:
             raise ConfigError("no output file; name one with -o MODEL (or use --dry-run).")
-        _check_output(output)
+        check_output(output)
         settings = load_config(config, overrides or [])
         if not settings.fidelities:
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
@@ -196,7 +148,7 @@ def evaluate(
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
 
-        _check_output(json_path)
+        check_output(json_path)
         fitted = MultiFidelityGP.load(model)
         level = fitted.levels[fitted.level(fidelity)]
         frames = read_frames({level: data}, keys=fitted.config.keys)
@@ -207,7 +159,7 @@ def evaluate(
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         console.stdout().print(console.score_table(result))
         if json_path is not None:
-            _write_json(result.to_json(), json_path)
+            write_json(result.to_json(), json_path)
         if plots is not None:
             from mfgp.report import write_plots
 
@@ -240,7 +192,7 @@ def predict(
         from mfgp.progress import bars
         from mfgp.reading import read_structures
 
-        _check_output(output)
+        check_output(output)
         if output.exists() and structures.exists() and output.samefile(structures):
             raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
         fitted = MultiFidelityGP.load(model)
@@ -295,103 +247,4 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-@app.command()
-def doctor(
-    data: Annotated[
-        list[Path], typer.Argument(metavar="DATA...", help="labelled structures (extxyz)", show_default=False)
-    ],
-    fidelity: Annotated[
-        list[str] | None,
-        typer.Option("--fidelity", "-f", help="level of each file, in order; by default its frames' tag or its name"),
-    ] = None,
-    keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
-    ] = None,
-) -> None:
-    """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
-
-    With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out).
-    """
-    with friendly() as notices:
-        from mfgp.doctor import examine
-        from mfgp.frames import LabelKeys, read_frames
-
-        names = dict(_label_key(text) for text in keys or [])
-        sources, levels = _levels_of_files(data, fidelity or [])
-        frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
-        report = examine(frames)
-        if model is not None:
-            report = report.with_findings(_contradicted(model, frames, notices))
-        out = console.stdout()
-        out.print(console.data_table(frames.summary(), frames.levels))
-        if report.correlations:
-            out.print(console.correlation_table(report.correlations))
-        for line, style in console.finding_lines(report):
-            console.say(out, line, style)
-        if not report.ok:
-            raise typer.Exit(1)
-
-
-def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Finding]:
-    from mfgp.doctor_fit import fit_checks, label_scores
-    from mfgp.model import MultiFidelityGP
-    from mfgp.progress import bars
-
-    training = frames.training()
-    if not len(training):
-        raise DataError(
-            "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
-        )
-    with bars(console=notices) as report:
-        return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
-
-
-def _label_key(text: str) -> tuple[str, str]:
-    label, equals, name = text.partition("=")
-    known = ("energy", "forces", "stress", "virial")
-    if label not in known or not equals or not name:
-        raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
-    return label, name
-
-
-def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
-    """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order."""
-    from mfgp.evaluation import level_tag
-    from mfgp.reading import load
-
-    if names and len(names) != len(data):
-        raise ConfigError(
-            f"{len(names)} names with --fidelity for {len(data)} files; give one for each file, in order."
-        )
-    tags = [[n] for n in names] or [[t for t in dict.fromkeys(map(level_tag, load(p))) if t is not None] for p in data]
-    own = [t or [p.name.split(".")[0]] for t, p in zip(tags, data, strict=True)]
-    levels = list(dict.fromkeys(name for file in own for name in file))
-    if any(len(file) > 1 for file in own):
-        return list(data), levels
-    sources: dict[str, list[Path]] = {name: [] for name in levels}
-    for (name,), path in zip(own, data, strict=True):
-        sources[name].append(path)
-    return sources, levels
-
-
-def _check_output(path: Path | None) -> None:
-    """DataError where a file cannot be written later on: before hours are spent, not after."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise DataError(f"{path} is a directory; name a file in it.")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    from mfgp.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+app.command()(doctor)

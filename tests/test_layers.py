@@ -37,7 +37,17 @@ LAYERS = [
         "model",
         "model_file",
     ),
-    *("evaluation", "doctor_fit", "learning_curve", "estimate", "report", "console", "cli"),
+    *(
+        "evaluation",
+        "doctor_fit",
+        "learning_curve",
+        "estimate",
+        "report",
+        "console",
+        "command_line",
+        "cli_doctor",
+        "cli",
+    ),
 ]
 
 

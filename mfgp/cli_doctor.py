@@ -1,0 +1,99 @@
+"""The command `mfgp doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mfgp import console
+from mfgp.command_line import friendly
+from mfgp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mfgp.doctor_report import Finding
+    from mfgp.frames import FrameSet
+
+
+def doctor(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="labelled structures (extxyz)", show_default=False)
+    ],
+    fidelity: Annotated[
+        list[str] | None,
+        typer.Option("--fidelity", "-f", help="level of each file, in order; by default its frames' tag or its name"),
+    ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
+    ] = None,
+) -> None:
+    """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
+
+    With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out).
+    """
+    with friendly() as notices:
+        from mfgp.doctor import examine
+        from mfgp.frames import LabelKeys, read_frames
+
+        names = dict(_label_key(text) for text in keys or [])
+        sources, levels = _levels_of_files(data, fidelity or [])
+        frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
+        report = examine(frames)
+        if model is not None:
+            report = report.with_findings(_contradicted(model, frames, notices))
+        out = console.stdout()
+        out.print(console.data_table(frames.summary(), frames.levels))
+        if report.correlations:
+            out.print(console.correlation_table(report.correlations))
+        for line, style in console.finding_lines(report):
+            console.say(out, line, style)
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Finding]:
+    from mfgp.doctor_fit import fit_checks, label_scores
+    from mfgp.model import MultiFidelityGP
+    from mfgp.progress import bars
+
+    training = frames.training()
+    if not len(training):
+        raise DataError(
+            "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
+        )
+    with bars(console=notices) as report:
+        return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
+
+
+def _label_key(text: str) -> tuple[str, str]:
+    label, equals, name = text.partition("=")
+    known = ("energy", "forces", "stress", "virial")
+    if label not in known or not equals or not name:
+        raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
+    return label, name
+
+
+def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
+    """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order."""
+    from mfgp.evaluation import level_tag
+    from mfgp.reading import load
+
+    if names and len(names) != len(data):
+        raise ConfigError(
+            f"{len(names)} names with --fidelity for {len(data)} files; give one for each file, in order."
+        )
+    tags = [[n] for n in names] or [[t for t in dict.fromkeys(map(level_tag, load(p))) if t is not None] for p in data]
+    own = [t or [p.name.split(".")[0]] for t, p in zip(tags, data, strict=True)]
+    levels = list(dict.fromkeys(name for file in own for name in file))
+    if any(len(file) > 1 for file in own):
+        return list(data), levels
+    sources: dict[str, list[Path]] = {name: [] for name in levels}
+    for (name,), path in zip(own, data, strict=True):
+        sources[name].append(path)
+    return sources, levels

@@ -1,0 +1,83 @@
+"""What the commands share: options, the way errors and notices are shown, and the writing of results.
+
+Results go to standard output, notices, progress and errors to standard error. A mistake of the user is one line that begins
+with `error:` and exit code 1, an interrupted command exits with 130; output files are replaced only by complete ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mfgp import console
+from mfgp.errors import DataError, MfgpError
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
+RawStd = Annotated[
+    bool, typer.Option("--raw-std", help="the posterior's own standard deviations, not the calibrated ones")
+]
+Fidelity = Annotated[
+    str | None, typer.Option("--fidelity", "-f", help="level of theory; the highest of the model by default")
+]
+
+
+@contextmanager
+def friendly() -> Iterator[Console]:
+    """Turn what a user can act on into one line and an exit code; yields the console for notices."""
+    errors = console.stderr()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        console.say(errors, f"warning: {message}", "yellow")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield errors
+    except KeyboardInterrupt:
+        console.say(errors, "interrupted; no file was left half-written.", "red")
+        raise typer.Exit(130) from None
+    except (MfgpError, OSError, MemoryError, RuntimeError) as error:
+        line = _actionable(error)
+        if line is None:
+            raise
+        console.say(errors, f"error: {line}", "red")
+        raise typer.Exit(1) from None
+
+
+def _actionable(error: Exception) -> str | None:
+    """What to tell the user, or None for a mistake of ours."""
+    if isinstance(error, MfgpError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else str(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return "out of memory; lower model.n_inducing or descriptor.n_max, or use a machine with more (see --dry-run)."
+    return None
+
+
+def check_output(path: Path | None) -> None:
+    """DataError where a file cannot be written later on: before hours are spent, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise DataError(f"{path} is a directory; name a file in it.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    from mfgp.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
