@@ -56,8 +56,8 @@ def main(
     covariances = 2.0 * len(LEVELS) * (1 + k) * pool * sizes * (sizes + SAMPLE)
     rate = gemm_rate()
     Console().print(
-        f"{len(chosen.choices)} of {pool} structures x {len(LEVELS)} levels at M = {sizes}: {time.wall:.0f} s ({threads} "
-        f"threads), {time.cpu:.0f} CPU-seconds; floor of the pool's products {(products + covariances) / rate:.0f} CPU-seconds"
+        f"{len(chosen.choices)} of {pool} structures x {len(LEVELS)} levels, M = {sizes}: {time.wall:.0f} s ({threads} "
+        f"threads), {time.cpu:.0f} CPU-seconds; floor of its products {(products + covariances) / rate:.0f} CPU-seconds"
     )
     write_result(
         "selection_speed",
