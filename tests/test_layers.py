@@ -29,6 +29,7 @@ LAYERS = [
     *(
         "features",
         "fitting",
+        "distributed",
         "prediction",
         "leave_one_out",
         "level_shares",
