@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mfgp import __version__, console
 from mfgp.cli_doctor import doctor
-from mfgp.command_line import Fidelity, ModelPath, RawStd, check_output, friendly, write_json
+from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -134,30 +134,40 @@ def evaluate(
     fidelity: Fidelity = None,
     json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the scores as JSON")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write plots (PNG) here")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="only frames of this split, e.g. test_ood")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="NAME", help="what frames of the level are tagged with, if not F")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="frames that are not held out, too")] = False,
+    keys: Keys = None,
     raw_std: RawStd = False,
 ) -> None:
     """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
 
     Takes the labelled frames of DATA whose level is F or that name none; of those the held-out ones (split test... or
-    val...), if there are any.
+    val...), if there are any. Labels have the names that the model was fitted with, unless --key says otherwise.
     """
     with friendly() as notices:
         from mfgp import evaluation
-        from mfgp.frames import read_frames
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
 
         check_output(json_path)
+        if split is not None and everything:
+            raise ConfigError("--split and --all contradict each other; give one of them.")
         fitted = MultiFidelityGP.load(model)
         level = fitted.levels[fitted.level(fidelity)]
-        frames = read_frames({level: data}, keys=fitted.config.keys)
-        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything)
+        frames = _read_labelled(data, level, fitted, label_keys(keys))
+        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything, split=split, tag=tag)
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
         console.say(notices, f"{note}; standard deviations: {which}")
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         console.stdout().print(console.score_table(result))
+        if result.stress is not None:
+            _say_stress(fitted, notices)
         if json_path is not None:
             write_json(result.to_json(), json_path)
         if plots is not None:
@@ -165,6 +175,20 @@ def evaluate(
 
             for path in write_plots(result, plots):
                 console.say(notices, f"wrote {path}")
+
+
+def _read_labelled(data: Path, level: str, model: MultiFidelityGP, names: dict[str, str]) -> FrameSet:
+    """The frames of a file as of one level, their labels under the model's keys, or under those of the command line."""
+    from mfgp.frames import LabelKeys, read_frames
+
+    return read_frames({level: data}, keys=LabelKeys(**{**model.config.keys.model_dump(), **names}))
+
+
+def _say_stress(model: MultiFidelityGP, notices: Console) -> None:
+    from mfgp.calculator import stress_note
+
+    if (note := stress_note(model)) is not None:
+        console.say(notices, f"note: {note}.", "yellow")
 
 
 @app.command()
@@ -207,6 +231,8 @@ def predict(
                 report("prediction", i + 1, len(frames), predictor.fidelity)
         with replacing(output) as temporary:
             write(temporary, predicted, format="extxyz")
+        if any("stress" in atoms.calc.results for atoms in predicted):
+            _say_stress(fitted, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
 
 

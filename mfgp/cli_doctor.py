@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.command_line import friendly
+from mfgp.command_line import Keys, friendly, label_keys
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def doctor(
         list[str] | None,
         typer.Option("--fidelity", "-f", help="level of each file, in order; by default its frames' tag or its name"),
     ] = None,
-    keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
-    ] = None,
+    keys: Keys = None,
     model: Annotated[
         Path | None,
         typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
@@ -41,9 +39,8 @@ def doctor(
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
 
-        names = dict(_label_key(text) for text in keys or [])
         sources, levels = _levels_of_files(data, fidelity or [])
-        frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
+        frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
         report = examine(frames)
         if model is not None:
             report = report.with_findings(_contradicted(model, frames, notices))
@@ -69,14 +66,6 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Findi
         )
     with bars(console=notices) as report:
         return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
-
-
-def _label_key(text: str) -> tuple[str, str]:
-    label, equals, name = text.partition("=")
-    known = ("energy", "forces", "stress", "virial")
-    if label not in known or not equals or not name:
-        raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
-    return label, name
 
 
 def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
