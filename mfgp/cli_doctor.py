@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.command_line import Keys, friendly, label_keys
+from mfgp.command_line import Keys, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def doctor(
         Path | None,
         typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
     ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="write all findings, with every frame, as JSON")
+    ] = None,
 ) -> None:
     """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
 
@@ -39,22 +42,28 @@ def doctor(
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
 
+        check_output(json_path)
         sources, levels = _levels_of_files(data, fidelity or [])
         frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
         report = examine(frames)
+        suspects = None
         if model is not None:
-            report = report.with_findings(_contradicted(model, frames, notices))
+            findings, suspects = _contradicted(model, frames, notices)
+            report = report.with_findings(findings)
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
         if report.correlations:
             out.print(console.correlation_table(report.correlations))
         for line, style in console.finding_lines(report):
             console.say(out, line, style)
+        if json_path is not None:
+            write_json({**report.to_json(), "labels": suspects}, json_path)
         if not report.ok:
             raise typer.Exit(1)
 
 
-def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Finding]:
+def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Findings about labels that disagree with all others, and these labels."""
     from mfgp.doctor_fit import fit_checks, label_scores
     from mfgp.model import MultiFidelityGP
     from mfgp.progress import bars
@@ -65,7 +74,8 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Findi
             "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
         )
     with bars(console=notices) as report:
-        return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
+        scores = label_scores(MultiFidelityGP.load(model), training, report)
+    return fit_checks(scores, training), [s.to_json() for s in scores if s.suspect]
 
 
 def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
