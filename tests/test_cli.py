@@ -83,7 +83,7 @@ def test_help_is_quick_and_complete():
 
 def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
     result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp")
-    for text in ("estimate:", "GFLOP/s", "rho by central species", "low → high", "e0 (eV)", "training residuals"):
+    for text in ("estimate:", "GFLOP/s", "rho, one for all elements", "low → high", "e0 (eV)", "training residuals"):
         assert text in result.stdout
     fitted = MultiFidelityGP.load(tmp_path / "m.mfgp")
     atoms = ase.io.read(folder / "high.extxyz")
@@ -228,7 +228,11 @@ def test_calibrated_and_raw_standard_deviations(folder: Path, tmp_path: Path):
     """A fit shows its calibration, `info` too; --raw-std gives the posterior's own deviations and the same means."""
     fitted = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.calibrate=true")
     assert "calibration" in fitted.stdout
-    assert "forces on Cu" in ok("info", tmp_path / "m.mfgp").stdout
+    told = ok("info", tmp_path / "m.mfgp").stdout
+    assert "forces on Cu" in told
+    for out in (fitted.stdout, told):  # the words of the tables are explained under them
+        assert "factors of the three parts of a standard deviation" in out
+        assert "share of left-out labels inside the 95 % interval" in out.replace("\n", " ")
     results = []
     for flags in ((), ("--raw-std",)):
         ok("evaluate", tmp_path / "m.mfgp", folder / "high.extxyz", "--json", tmp_path / "s.json", *flags)
@@ -267,6 +271,7 @@ def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: 
     result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)
     assert "4 held-out frames at level high; left out 5 not held out (--all takes them)" in result.stderr
     assert "high: 4 structures, 16 atoms" in result.stdout
+    assert "in p %: share of labels inside the p % interval" in result.stdout
     scores = json.loads(out.read_text())
     assert set(scores) == {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
     assert scores["fidelity"] == "high"
