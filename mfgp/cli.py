@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mfgp.config import FitConfig
+    from mfgp.evaluation import Evaluation
     from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
@@ -165,16 +166,21 @@ def evaluate(
         console.say(notices, f"{note}; standard deviations: {which}")
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
-        console.stdout().print(console.score_table(result))
         if result.stress is not None:
             _say_stress(fitted, notices)
-        if json_path is not None:
-            write_json(result.to_json(), json_path)
-        if plots is not None:
-            from mfgp.report import write_plots
+        _report(result, json_path, plots, notices)
 
-            for path in write_plots(result, plots):
-                console.say(notices, f"wrote {path}")
+
+def _report(result: Evaluation, json_path: Path | None, plots: Path | None, notices: Console) -> None:
+    """Show the scores, and write them and plots where that was asked for."""
+    console.stdout().print(console.score_table(result))
+    if json_path is not None:
+        write_json(result.to_json(), json_path)
+    if plots is not None:
+        from mfgp.report import write_plots
+
+        for path in write_plots(result, plots):
+            console.say(notices, f"wrote {path}")
 
 
 def _read_labelled(data: Path, level: str, model: MultiFidelityGP, names: dict[str, str]) -> FrameSet:
@@ -216,9 +222,7 @@ def predict(
         from mfgp.progress import bars
         from mfgp.reading import read_structures
 
-        check_output(output)
-        if output.exists() and structures.exists() and output.samefile(structures):
-            raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
+        _check_apart(output, structures)
         fitted = MultiFidelityGP.load(model)
         predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
@@ -234,6 +238,13 @@ def predict(
         if any("stress" in atoms.calc.results for atoms in predicted):
             _say_stress(fitted, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
+
+
+def _check_apart(output: Path, structures: Path) -> None:
+    """DataError where predictions cannot be written, or would replace their input."""
+    check_output(output)
+    if output.exists() and structures.exists() and output.samefile(structures):
+        raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
 
 
 def _with_results(atoms: Atoms, p: Prediction) -> Atoms:

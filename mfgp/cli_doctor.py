@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from mfgp.command_line import Keys, check_output, friendly, label_keys, write_js
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mfgp.doctor_report import Finding
+    from mfgp.doctor_report import Finding, Report
     from mfgp.frames import FrameSet
 
 
@@ -50,16 +51,20 @@ def doctor(
         if model is not None:
             findings, suspects = _contradicted(model, frames, notices)
             report = report.with_findings(findings)
-        out = console.stdout()
-        out.print(console.data_table(frames.summary(), frames.levels))
-        if report.correlations:
-            out.print(console.correlation_table(report.correlations))
-        for line, style in console.finding_lines(report):
-            console.say(out, line, style)
+        _show(report, frames.levels)
         if json_path is not None:
             write_json({**report.to_json(), "labels": suspects}, json_path)
         if not report.ok:
             raise typer.Exit(1)
+
+
+def _show(report: Report, levels: Sequence[str]) -> None:
+    out = console.stdout()
+    out.print(console.data_table(report.summary, levels))
+    if report.correlations:
+        out.print(console.correlation_table(report.correlations))
+    for line, style in console.finding_lines(report):
+        console.say(out, line, style)
 
 
 def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list[Finding], list[dict[str, Any]]]:
