@@ -54,7 +54,7 @@ def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) 
     if any(counts.get("held_out") for counts in summary.values()):
         names.append("held_out")
     rows = [(level, *(str(summary[level].get(name, 0)) for name in names)) for level in levels]
-    columns = ["level", *(name.replace("held_out", "for testing") for name in names)]
+    columns = ["level", *(name.replace("held_out", "held out") for name in names)]
     return table("data, cheapest level first (labels: in how many frames)", columns, rows)
 
 
@@ -116,7 +116,12 @@ def _by_number(symbols: Iterable[str]) -> list[str]:
 
 
 def _milli(value: float | None) -> str:
-    return "–" if value is None else f"{1e3 * value:.3g}"
+    return "–" if value is None else _short(1e3 * value)
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent for thousands."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def residual_table(residuals: Iterable[Residual]) -> RenderableType:
@@ -126,7 +131,7 @@ def residual_table(residuals: Iterable[Residual]) -> RenderableType:
     for r in residuals:
         scale, unit = (1.0, "σ") if r.kind == "given" else (1e3, "meV/Å" if r.kind == "forces" else "meV/√atom")
         kind = "with own sigma" if r.kind == "given" else r.kind
-        rows.append((r.level, kind, str(r.count), *(f"{scale * v:.3g}" for v in (r.labels, r.residual, r.noise)), unit))
+        rows.append((r.level, kind, str(r.count), *(_short(scale * v) for v in (r.labels, r.residual, r.noise)), unit))
     note = (
         "root mean squares of the training labels: about e0 (and baselines) alone, and of what the model leaves of them"
     )
@@ -214,7 +219,7 @@ _SCORE_NOTE = (
 def _score_row(name: str, s: Scores, scale: float, unit: str) -> tuple[str, ...]:
     if s.n == 0:
         return (name, "0", *["–"] * 11)
-    lengths = (f"{scale * v:.3g}" for v in (s.mae, s.rmse, s.crps, s.sharpness))
+    lengths = (_short(scale * v) for v in (s.mae, s.rmse, s.crps, s.sharpness))
     shares = (f"{100 * v:.1f} %" for v in (s.coverage50, s.coverage80, s.coverage95))
     rest = ("–" if math.isnan(v) else f"{v:.2f}" for v in (s.z_std, s.nll, s.spearman))
     return (name, str(s.n), *lengths, unit, *shares, *rest)
