@@ -37,18 +37,23 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> RenderableType:
-    """A table whose first column is text and whose others are numbers; a note under it explains its words."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     out.min_width = len(title)  # a title wraps at the width of its table
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         out.add_row(*(Text(cell) for cell in row))
-    return Group(out, Text(note, style="dim")) if note else out
+    return out
 
 
-def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) -> RenderableType:
+def explained(table: Table, note: str) -> Group:
+    """A table with a note under it that explains its words."""
+    return Group(table, Text(note, style="dim"))
+
+
+def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) -> Table:
     """What every level brings, of `FrameSet.summary` or of a model's header."""
     names = ["frames", "atoms", "energies", "forces", "stresses"]
     if any(counts.get("held_out") for counts in summary.values()):
@@ -69,7 +74,7 @@ def hyperparameter_tables(values: Mapping[str, Any], levels: Sequence[str]) -> l
         (level, f"{values['outputscale'][level] ** 0.5:.4g}", *(_milli(values["noise"][level].get(k)) for k in kinds))
         for level in levels
     ]
-    out = [table("hyperparameters", columns, rows, _NOISE_NOTE)]
+    out: list[RenderableType] = [explained(table("hyperparameters", columns, rows), _NOISE_NOTE)]
     if values["rho"]:
         out.append(_rho_table(values["rho"], levels))
     out.append(_by_level("e0 (eV)", values["e0"], levels, _by_number(values["e0"][levels[0]]), ".4f"))
@@ -90,7 +95,7 @@ _NOISE_NOTE = (
 )
 
 
-def _rho_table(rho: Sequence[Mapping[str, float]], levels: Sequence[str]) -> RenderableType:
+def _rho_table(rho: Sequence[Mapping[str, float]], levels: Sequence[str]) -> Table:
     """How much of a level the next one takes over; one column where it is the same for all elements."""
     symbols = _by_number(rho[0])
     scalar = all(len(set(step.values())) == 1 for step in rho)
@@ -106,7 +111,7 @@ def _rho_table(rho: Sequence[Mapping[str, float]], levels: Sequence[str]) -> Ren
 
 def _by_level(
     title: str, values: Mapping[str, Mapping[str, float]], levels: Sequence[str], names: Sequence[str], form: str
-) -> RenderableType:
+) -> Table:
     rows = [(level, *(f"{values[level][name]:{form}}" for name in names)) for level in levels]
     return table(title, ("level", *names), rows)
 
@@ -135,7 +140,7 @@ def residual_table(residuals: Iterable[Residual]) -> RenderableType:
     note = (
         "root mean squares of the training labels: about e0 (and baselines) alone, and of what the model leaves of them"
     )
-    return table("training residuals", columns, rows, note)
+    return explained(table("training residuals", columns, rows), note)
 
 
 def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
@@ -147,7 +152,7 @@ def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
         factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("weights", "residual", "noise"))
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
-    return table("calibration, structures left out one by one", columns, rows, _CALIBRATION_NOTE)
+    return explained(table("calibration, structures left out one by one", columns, rows), _CALIBRATION_NOTE)
 
 
 _CALIBRATION_NOTE = (
@@ -207,7 +212,7 @@ def score_table(evaluation: Evaluation) -> RenderableType:
     if evaluation.stress is not None:
         rows.append(_score_row("stress", evaluation.stress.scores, 1e3, "meV/Å³"))
     title = f"{evaluation.fidelity}: {evaluation.n_structures} structures, {evaluation.n_atoms} atoms"
-    return table(title, columns, rows, _SCORE_NOTE)
+    return explained(table(title, columns, rows), _SCORE_NOTE)
 
 
 _SCORE_NOTE = (
@@ -254,7 +259,7 @@ def header_lines(header: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def correlation_table(correlations: Iterable[Correlation]) -> RenderableType:
+def correlation_table(correlations: Iterable[Correlation]) -> Table:
     """How the forces of two levels agree on the structures they share."""
     columns = ("levels", "element", "atoms", "correlation", "slope")
     rows = [(f"{c.low} → {c.high}", c.element, str(c.n_atoms), f"{c.r:.3f}", f"{c.slope:.3f}") for c in correlations]
