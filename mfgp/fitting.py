@@ -182,23 +182,13 @@ def learn(
     training = config.training
     if not training.optimise:
         return None
-    species_index = basis.species_index()
-    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
 
     def stage(m: int, part: TrainingData, iterations: int) -> TrainingResult:
-        objective = part.objective(noise, prior)
-        name = f"{objective.title}, M = {m}"
+        index = basis.species_index()[basis.rank < m]
+        ratio = training.max_energy_ratio
+        return _maximise(prior, noise, part, index, column_std, iterations, ratio, report)
 
-        def on_step(count: int, value: float) -> None:
-            report(name, min(count, iterations), iterations, f"{value:.1f} nats")
-
-        index = species_index[basis.rank < m]
-        result = maximise_evidence(
-            objective, part.statistics, index, column_std, iterations, training.max_energy_ratio, on_step
-        )
-        report(name, iterations, iterations, f"{result.evidence:.1f} nats")
-        return result
-
+    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
     only_evidence = TrainingData(data.statistics)
     if prefix < basis.size:
         first = torch.nonzero(basis.rank < prefix).squeeze(1)
@@ -209,3 +199,27 @@ def learn(
     elif training.objective != "evidence":
         stage(basis.size, only_evidence, training.max_iterations)
     return stage(basis.size, data, training.max_iterations)
+
+
+def _maximise(
+    prior: AutoregressiveGP,
+    noise: LevelNoise,
+    data: TrainingData,
+    species_index: Tensor,
+    column_std: Tensor,
+    iterations: int,
+    max_energy_ratio: float,
+    report: Report,
+) -> TrainingResult:
+    """Maximise the objective of `data` over the inducing points of `species_index` [m], with a progress bar."""
+    objective = data.objective(noise, prior)
+    name = f"{objective.title}, M = {len(species_index)}"
+
+    def on_step(count: int, value: float) -> None:
+        report(name, min(count, iterations), iterations, f"{value:.1f} nats")
+
+    result = maximise_evidence(
+        objective, data.statistics, species_index, column_std, iterations, max_energy_ratio, on_step
+    )
+    report(name, iterations, iterations, f"{result.evidence:.1f} nats")
+    return result

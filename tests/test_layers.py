@@ -14,7 +14,7 @@ LAYERS = [
     *("errors", "files", "progress"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
     *("config_errors", "config", "zbl", "baselines", "costs"),
-    *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
+    *("doctor_report", "doctor_composition", "doctor_labels", "doctor_levels", "doctor"),
     *(
         "kernels",
         "inducing",
