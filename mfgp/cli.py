@@ -63,12 +63,16 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. model.zeta=3")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check data and settings, estimate, and stop")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="read the labels with so many processes on this machine", min=1)
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="or with the workers of a running dask scheduler")
+    ] = None,
 ) -> None:
     """Fit a model to the levels and data that CONFIG.yaml names. An existing MODEL is replaced only at the end."""
     with friendly() as notices:
         from mfgp.config import load_config
-        from mfgp.estimate import available_memory, estimate
-        from mfgp.features import resolve_device
         from mfgp.frames import read_frames
 
         if output is None and not dry_run:
@@ -80,26 +84,45 @@ def fit(
         frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
-        cost = estimate(frames, settings)
-        console.say(out, console.estimate_line(cost))
-        if settings.baselines:
-            names = ", ".join(baseline.name for baseline in settings.baselines)
-            console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
-        available = available_memory(resolve_device(settings.device))
-        if available is not None and cost.memory_bytes > available:
-            free = console.human_bytes(available)
-            text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
-            console.say(notices, text, "yellow")
+        _say_estimate(frames, settings, out, notices)
         if output is not None and not dry_run:
-            _fit_and_save(frames, settings, output, out, notices)
+            model = _fitted(frames, settings, workers, scheduler)
+            model.save(output)
+            _say_results(model, settings, out, notices)
+            console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
-def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Console, notices: Console) -> None:
-    from mfgp.evaluation import training_residuals
+def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
+    from mfgp.estimate import available_memory, estimate
+    from mfgp.features import resolve_device
+
+    cost = estimate(frames, settings)
+    console.say(out, console.estimate_line(cost))
+    if settings.baselines:
+        names = ", ".join(baseline.name for baseline in settings.baselines)
+        console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
+    available = available_memory(resolve_device(settings.device))
+    if available is not None and cost.memory_bytes > available:
+        free = console.human_bytes(available)
+        text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
+        console.say(notices, text, "yellow")
+
+
+def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, scheduler: str | None) -> MultiFidelityGP:
+    """A fit in this process, or with its pass over the labels on many."""
     from mfgp.model import MultiFidelityGP
 
-    model = MultiFidelityGP.fit(frames, settings)
-    model.save(output)
+    if workers is None and scheduler is None:
+        return MultiFidelityGP.fit(frames, settings)
+    from mfgp.distributed import DistributedPass, client_of
+
+    with client_of(workers, scheduler) as client:
+        return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
+
+
+def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
+    from mfgp.evaluation import training_residuals
+
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
@@ -107,7 +130,6 @@ def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Cons
         out.print(console.calibration_table(model.calibration.to_json()))
     for notice in _notices(model, settings):
         console.say(notices, notice, "yellow")
-    console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
 def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:

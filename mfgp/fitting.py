@@ -7,6 +7,8 @@ statistics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
 
+DataPass = Callable[
+    [FrameSet, Features, Columns, list[Baseline], tuple[float, float], Report], Statistics
+]  # `accumulate`
 E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
 E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
 
@@ -142,6 +147,7 @@ def training_data(
     baselines: list[Baseline],
     config: FitConfig,
     report: Report = silent,
+    data_pass: DataPass = accumulate,
 ) -> TrainingData:
     """Statistics of the frames, and what the objective of the configuration needs beside them."""
     sigmas = (config.training.noise_energy, config.training.noise_force)
@@ -150,9 +156,9 @@ def training_data(
         if len(parts) < 2:
             raise ConfigError("training.objective: cv needs at least two structures; set objective: evidence.")
         atoms = FrameSet(frames.levels, tuple(f for f in frames if f.isolated_atom))
-        fixed, *folds = (accumulate(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
+        fixed, *folds = (data_pass(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
         return TrainingData(merge([fixed, *folds]), tuple(folds))
-    statistics = accumulate(frames, features, columns, baselines, sigmas, report)
+    statistics = data_pass(frames, features, columns, baselines, sigmas, report)
     if config.training.objective == "vfe":
         return TrainingData(statistics, traces=prior_traces(frames, features, sigmas, report))
     return TrainingData(statistics)

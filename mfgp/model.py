@@ -87,14 +87,16 @@ class MultiFidelityGP:
         *,
         baselines: Mapping[str, Any] | None = None,
         features: Features | None = None,
+        data_pass: fitting.DataPass = fitting.accumulate,
         progress: bool = True,
     ) -> MultiFidelityGP:
         """Fit a model to labelled frames (those that info['split'] holds out are left out).
 
         frames: from `read_frames`, levels cheapest first. baselines: ASE calculators by the names that the configuration
         gives them, for those that are not in the registry. features: descriptor and inducing points chosen beforehand, to
-        share them between fits; by default they are chosen from the training structures. Raises DataError or ConfigError
-        for input that cannot be used, NumericalError where float64 does not carry the problem.
+        share them between fits; by default they are chosen from the training structures. data_pass: what sums up the data,
+        in this process or on many (`mfgp.distributed.DistributedPass`). Raises DataError or ConfigError for input that
+        cannot be used, NumericalError where float64 does not carry the problem.
         """
         config = config or FitConfig()
         training = distinct(trainable(frames))
@@ -106,7 +108,7 @@ class MultiFidelityGP:
             basis, device = features.basis, features.device
             columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
             columns, column_std = columns.to(device), column_std.to(device)
-            learning = fitting.training_data(training, features, columns, calculators, config, report)
+            learning = fitting.training_data(training, features, columns, calculators, config, report, data_pass)
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
             noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
             result = fitting.learn(prior, noise, learning, basis, column_std, config, report)

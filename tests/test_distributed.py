@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
+import ase.io
 import pytest
 import torch
+import yaml
 from distributed import Client, LocalCluster
 from numpy.testing import assert_allclose
+from typer.testing import CliRunner
 
-from mfgp import ConfigError, FrameSet, MultiFidelityGP, distributed, fitting
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed, fitting
+from mfgp.cli import app
 from mfgp.distributed import DistributedPass, chunks, client_of
+from mfgp.frames import to_atoms
 from mfgp.statistics import Statistics
 
 
@@ -79,3 +85,25 @@ def test_chunks_hold_every_frame_once(two_levels: FrameSet) -> None:
 def test_no_scheduler() -> None:
     with pytest.raises(ConfigError, match="no dask scheduler answers"), client_of(scheduler="tcp://127.0.0.1:1"):
         pass
+
+
+def test_a_fit_on_workers_is_that_of_one_process(
+    client: Client, model: MultiFidelityGP, two_levels: FrameSet, config: FitConfig
+) -> None:
+    found = MultiFidelityGP.fit(
+        two_levels, config, features=model.features, data_pass=DistributedPass(client), progress=False
+    )
+    scale = float(model.weights.abs().max())
+    assert float((found.weights - model.weights).abs().max()) < 1e-6 * scale  # the optimiser magnifies rounding
+
+
+def test_the_command_takes_a_scheduler(client: Client, two_levels: FrameSet, config: FitConfig, tmp_path: Path) -> None:
+    for level in two_levels.levels:
+        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
+    settings = config.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    arguments = ["fit", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "m.mfgp")]
+    result = CliRunner().invoke(app, [*arguments, "--scheduler", client.scheduler.address])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.mfgp").exists()
