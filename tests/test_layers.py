@@ -29,9 +29,9 @@ LAYERS = [
     *(
         "features",
         "fitting",
+        "level_shares",
         "prediction",
         "leave_one_out",
-        "level_shares",
         "calibration",
         "calculator",
         "model",
