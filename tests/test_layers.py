@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
-    *("config_errors", "config", "zbl", "baselines"),
+    *("config_errors", "config", "zbl", "baselines", "costs"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
     *(
         "kernels",
@@ -37,6 +37,7 @@ LAYERS = [
         "model",
         "model_file",
     ),
+    *("directional", "targets", "gains", "candidates", "selection"),
     *(
         "evaluation",
         "doctor_fit",
