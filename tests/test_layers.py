@@ -37,7 +37,7 @@ LAYERS = [
         "model",
         "model_file",
     ),
-    *("directional", "targets", "gains", "candidates", "selection"),
+    *("directional", "targets", "gains", "candidates", "selection", "plan"),
     *(
         "evaluation",
         "doctor_fit",
@@ -45,8 +45,10 @@ LAYERS = [
         "estimate",
         "report",
         "console",
+        "selection_report",
         "command_line",
         "cli_doctor",
+        "cli_select",
         "cli",
     ),
 ]
