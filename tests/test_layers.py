@@ -37,6 +37,8 @@ LAYERS = [
         "model",
         "model_file",
     ),
+    *("campaign_config", "campaign_calculators", "campaign_records", "campaign_schema", "labelling"),
+    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
     *(
         "evaluation",
         "doctor_fit",
