@@ -85,7 +85,7 @@ class BusyError(RuntimeError):
 
 
 def calculate(job: Job) -> Outcome:
-    """Run a calculation in its directory. Whatever it raises becomes a failed Outcome; BusyError if it is running already."""
+    """Run a calculation in its directory. What it raises becomes a failed Outcome; BusyError if it runs already."""
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / LOCK) as held:

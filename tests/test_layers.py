@@ -38,6 +38,7 @@ LAYERS = [
         "model_file",
     ),
     *("campaign_config", "campaign_calculators", "campaign_records", "campaign_schema", "labelling"),
+    "calculation_process",
     *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
     *(
         "evaluation",
