@@ -68,17 +68,29 @@ class _Child:
         return "" if os.read(self.answer, 1) else self._end("")
 
     def _end(self, why: str) -> str:
-        """Kill it with all that it started."""
+        """Kill it with all that it started, where there is a reason to; it is dead already otherwise."""
         if why:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+        self.close()
         code = self.process.wait()
-        os.close(self.answer)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return why or f"the process of the calculation died ({how}: out of memory, or a crash of the program in it)"
+
+    def close(self) -> None:
+        """Ask it to end: it finds no more jobs."""
+        if self.answer >= 0:
+            os.close(self.answer)
+            self.answer = -1
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return why or f"the process of the calculation died ({how}: out of memory, or a crash of the program in it)"
+
+    def __del__(self) -> None:
+        """When its thread ends."""
+        self.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5.0)
 
 
 def serve(answer: int) -> None:

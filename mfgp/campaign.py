@@ -23,7 +23,6 @@ from ase import Atoms
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
 from mfgp.campaign_learning import MODELS, Models
-from mfgp.campaign_records import frames_of
 from mfgp.campaign_start import CONFIG, DATABASE, start
 from mfgp.campaign_store import Planned, Store, only_process
 from mfgp.campaign_tasks import Tasks
@@ -152,11 +151,10 @@ class Campaign:
 
     def costs(self) -> CostModel:
         """Hours by level: measured where MEASURED labels say their time, else as configured."""
-        frames = frames_of(self.store.labels(), self.store.levels())
-        learned = CostModel.learn(frames)
-        timed = {t: learned.sums[t][0] if t in learned.sums else 0 for t in self.config.levels}
+        measured = self.model().costs
+        timed = {t: measured.sums[t][0] if t in measured.sums else 0 for t in self.config.levels}
         given = {t: c.hours for t, c in self.config.levels.items() if c.hours is not None and timed[t] < MEASURED}
-        return learned.with_given(given)
+        return measured.with_given(given)
 
     def _step(self, client: Callable[[], Client], report: Report) -> str | None:
         """Finish the step that is open, or do one; returns why the campaign stops, or None where it may go on."""

@@ -1,4 +1,4 @@
-"""Structures and labels as JSON text: exact (a float64 is written so that it reads back bit by bit), readable, no pickle.
+"""Labels as JSON text, exact and readable; structures are in structure_json.
 
 A label keeps the `info` of its own frame, so what is exported is what came in.
 """
@@ -14,6 +14,7 @@ from ase import Atoms
 
 from mfgp.frames import Frame, FrameSet, frames_from, to_atoms
 from mfgp.labels import FIDELITY_TAGS, LabelKeys
+from mfgp.structure_json import plain, structure_of
 
 Record = dict[str, Any]
 _KEYS = LabelKeys()
@@ -33,29 +34,6 @@ class LabelRow:
     created: str
     atoms: Atoms  # with REF_* labels and info
     before: Record | None  # the model's error on it before it was learned
-
-
-def structure_record(atoms: Atoms) -> str:
-    """Geometry, initial moments and info as JSON; labels and calculators are not part of a structure."""
-    record: Record = {
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.tolist(),
-        "cell": atoms.cell.array.tolist(),
-        "pbc": atoms.pbc.tolist(),
-        "info": {str(k): plain(v) for k, v in atoms.info.items()},
-    }
-    if atoms.has("initial_magmoms"):
-        record["magmoms"] = atoms.get_initial_magnetic_moments().tolist()
-    return json.dumps(record)
-
-
-def structure_of(text: str) -> Atoms:
-    """The Atoms of `structure_record`."""
-    r = json.loads(text)
-    atoms = Atoms(r["numbers"], positions=r["positions"], cell=r["cell"], pbc=r["pbc"], info=r["info"])
-    if "magmoms" in r:
-        atoms.set_initial_magnetic_moments(r["magmoms"])
-    return atoms
 
 
 def label_record(frame: Frame) -> str:
@@ -98,18 +76,3 @@ def bare(atoms: Atoms) -> Atoms:
         if str(key) not in dropped and not any(w in str(key).lower() for w in words):
             out.info[str(key)] = value
     return out
-
-
-def plain(value: Any) -> Any:
-    """A value of `info` as JSON knows it; what JSON does not know becomes its text."""
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)

@@ -11,7 +11,6 @@ import yaml
 from ase import Atoms
 
 from mfgp import __version__
-from mfgp.baselines import structure_hash
 from mfgp.campaign_calculators import Factory, calculator_class
 from mfgp.campaign_config import CampaignConfig
 from mfgp.campaign_learning import MODELS
@@ -26,6 +25,7 @@ from mfgp.files import replacing
 from mfgp.frames import FrameSet, read_frames
 from mfgp.model import MultiFidelityGP
 from mfgp.reading import read_structures
+from mfgp.single_point import structure_hash
 
 DATABASE, CONFIG = "campaign.sqlite", "campaign.yaml"
 
@@ -47,12 +47,11 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
         targets = _structures(config.targets, set(), notices) if config.targets else []
         if frames is not None:
             _check_levels(config, frames.levels)
-            _check_costs(config, frames.training())
+            _check_costs(config, CostModel.learn(frames.training()))
         begin = time.perf_counter()
         model = _first_model(config, fit, frames, progress)
         _check_levels(config, model.levels)
-        if frames is None:
-            _check_costs(config, FrameSet(model.levels, ()))
+        _check_costs(config, model.costs)
         _check_elements(model, [*pool, *targets])
         (directory / MODELS).mkdir(exist_ok=True)
         model.save(directory / MODELS / "model_0000.mfgp")
@@ -140,9 +139,9 @@ def _check_levels(config: CampaignConfig, levels: Sequence[str]) -> None:
         raise ConfigError(f"levels.{strange[0]}: no level of the model; it has {known}.")
 
 
-def _check_costs(config: CampaignConfig, frames: FrameSet) -> None:
+def _check_costs(config: CampaignConfig, known: CostModel) -> None:
     given = {name: level.hours for name, level in config.levels.items() if level.hours is not None}
-    missing = CostModel.learn(frames).with_given(given).missing(config.levels)
+    missing = known.with_given(given).missing(config.levels)
     if missing:
         raise ConfigError(
             f"levels.{missing[0]}.hours: nothing says what a calculation costs (no label with cpu_seconds or wall_seconds); "

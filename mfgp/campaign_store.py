@@ -20,12 +20,13 @@ from typing import Any
 
 from ase import Atoms
 
-from mfgp.baselines import structure_hash
-from mfgp.campaign_records import LabelRow, label_record, labelled_atoms, structure_of, structure_record
+from mfgp.campaign_records import LabelRow, label_record, labelled_atoms
 from mfgp.campaign_schema import HOURS, SCHEMA, TABLES
 from mfgp.errors import DataError
 from mfgp.frames import FrameSet
 from mfgp.labelling import Outcome
+from mfgp.single_point import structure_hash
+from mfgp.structure_json import structure_of, structure_record
 
 MAX_INTERRUPTIONS = 3  # of one task: it may be what takes the machine down
 

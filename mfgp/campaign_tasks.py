@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, LevelConfig
-from mfgp.campaign_records import structure_record
 from mfgp.campaign_store import Store, Task
 from mfgp.campaign_workers import Ticket, run_all
 from mfgp.errors import ConfigError
 from mfgp.frames import frames_from
 from mfgp.labelling import Job, Outcome, clean, left_behind
 from mfgp.progress import Report, silent
+from mfgp.structure_json import structure_record
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mfgp import __version__, console
 from mfgp.cli_doctor import doctor
+from mfgp.cli_select import plan, select
 from mfgp.command_line import Fidelity, ModelPath, RawStd, check_output, friendly, write_json
 from mfgp.errors import ConfigError, DataError
 
@@ -247,4 +248,5 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-app.command()(doctor)
+for command in (doctor, select, plan):
+    app.command()(command)

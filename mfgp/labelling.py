@@ -22,17 +22,17 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 
-from mfgp.baselines import compute_labels
 from mfgp.campaign_calculators import Factory, from_factory, make_calculator
-from mfgp.campaign_records import structure_of
 from mfgp.files import replacing
+from mfgp.single_point import compute_labels
+from mfgp.structure_json import structure_of
 
 RESULT, LOCK = "result.json", "lock"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs: picklable. structure: JSON of campaign_records; spin: element -> accepted |moments|, or none."""
+    """What a worker needs: picklable. structure: JSON of structure_json; spin: element -> accepted |moments|, or none."""
 
     task: int
     attempt: int

@@ -30,6 +30,7 @@ from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.calibration import Calibration, fit_calibration
 from mfgp.config import FitConfig
+from mfgp.costs import CostModel
 from mfgp.errors import DataError
 from mfgp.features import Features, structure_key
 from mfgp.frames import FrameSet, frames_from
@@ -74,6 +75,7 @@ class MultiFidelityGP:
         self.baselines, self.data, self.seen = baselines, data, seen
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
+        self.costs = CostModel()  # of labels, as far as the training frames say
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
 
@@ -115,7 +117,7 @@ class MultiFidelityGP:
         model = cls(
             config, frames.levels, features, columns, column_std, prior, noise, statistics, calculators, data, seen
         )
-        model.training = result
+        model.training, model.costs = result, CostModel.learn(training)
         model.refresh()
         if config.training.calibrate:
             with bars(progress) as report:
@@ -259,6 +261,7 @@ class MultiFidelityGP:
         weights, covariances = self._solution(statistics)  # the last step that can fail
         self.statistics, self.seen, self.data = statistics, seen, data
         self.weights, self.covariances = weights, covariances
+        self.costs = self.costs.added(CostModel.learn(chosen))
         return self
 
     def check_elements(self, frames: FrameSet) -> None:

@@ -26,6 +26,7 @@ from mfgp import __version__
 from mfgp.baselines import make_baselines
 from mfgp.calibration import Calibration
 from mfgp.config import FitConfig
+from mfgp.costs import CostModel
 from mfgp.errors import ModelFileError
 from mfgp.features import Features, resolve_device
 from mfgp.files import replacing
@@ -37,7 +38,7 @@ from mfgp.observations import Columns
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 2
+SCHEMA = 3
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 Header = dict[str, Any]
@@ -48,7 +49,13 @@ def _without_calibration(header: Header) -> Header:
     return {**header, "calibration": None}
 
 
-UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration}  # header of schema n -> of schema n + 1
+def _without_costs(header: Header) -> Header:
+    """Schema 2 kept no costs of labels."""
+    return {**header, "costs": CostModel().to_json()}
+
+
+# header of schema n -> of schema n + 1
+UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
@@ -104,6 +111,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
         "training": None if model.training is None else asdict(model.training),
         "calibration": None if model.calibration is None else model.calibration.to_json(),
+        "costs": model.costs.to_json(),
         "hyperparameters": model.hyperparameters(),
         "n_inducing": model.basis.size,
     }
@@ -181,6 +189,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.training = None if header["training"] is None else TrainingResult(**header["training"])
     if header["calibration"] is not None:
         model.calibration = Calibration.from_json(header["calibration"])
+    model.costs = CostModel.from_json(header["costs"])
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model

@@ -118,7 +118,7 @@ def test_a_calculation_that_hangs_is_stopped(tmp_path: Path, model: MultiFidelit
 def test_a_calculation_that_still_runs_is_not_started_again(tmp_path: Path, model: MultiFidelityGP) -> None:
     import fcntl
 
-    from mfgp.campaign_records import structure_record
+    from mfgp.structure_json import structure_record
 
     directory = tmp_path / "one"
     settings = {"trace": str(tmp_path / "trace")}

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
-    *("config_errors", "config", "zbl", "baselines"),
+    *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
     *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
     *(
         "kernels",
@@ -37,9 +37,11 @@ LAYERS = [
         "model",
         "model_file",
     ),
-    *("campaign_config", "campaign_calculators", "campaign_records", "campaign_schema", "labelling"),
+    *("directional", "targets", "gains", "candidates", "selection", "plan"),
+    *("campaign_config", "campaign_calculators", "structure_json", "campaign_records", "campaign_schema", "labelling"),
     "calculation_process",
     *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
+    *("campaign_start", "campaign"),
     *(
         "evaluation",
         "doctor_fit",
@@ -47,8 +49,10 @@ LAYERS = [
         "estimate",
         "report",
         "console",
+        "selection_report",
         "command_line",
         "cli_doctor",
+        "cli_select",
         "cli",
     ),
 ]
