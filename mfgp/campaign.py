@@ -23,7 +23,8 @@ from ase import Atoms
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
 from mfgp.campaign_learning import MODELS, Models
-from mfgp.campaign_start import CONFIG, DATABASE, start
+from mfgp.campaign_schema import CONFIG, DATABASE
+from mfgp.campaign_start import start
 from mfgp.campaign_store import Planned, Store, only_process
 from mfgp.campaign_tasks import Tasks
 from mfgp.campaign_workers import workers

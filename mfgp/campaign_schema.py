@@ -8,6 +8,7 @@ what came of it. Times are UTC, hours those of `cost` (CPU where known, else wal
 from __future__ import annotations
 
 SCHEMA = 1
+DATABASE, CONFIG = "campaign.sqlite", "campaign.yaml"
 STATES = ("planned", "running", "done", "failed", "rejected")
 
 TABLES = """

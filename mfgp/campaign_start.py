@@ -15,7 +15,7 @@ from mfgp.campaign_calculators import Factory, calculator_class
 from mfgp.campaign_config import CampaignConfig
 from mfgp.campaign_learning import MODELS
 from mfgp.campaign_records import bare
-from mfgp.campaign_schema import SCHEMA
+from mfgp.campaign_schema import CONFIG, DATABASE, SCHEMA
 from mfgp.campaign_store import Store, now
 from mfgp.campaign_tasks import check_calculators
 from mfgp.config import FitConfig, load_config
@@ -26,8 +26,6 @@ from mfgp.frames import FrameSet, read_frames
 from mfgp.model import MultiFidelityGP
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
-
-DATABASE, CONFIG = "campaign.sqlite", "campaign.yaml"
 
 
 def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factory], progress: bool) -> list[str]:

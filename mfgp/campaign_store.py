@@ -165,6 +165,10 @@ class Store:
     def structure(self, row: int) -> Atoms:
         return structure_of(self.db.execute("SELECT atoms FROM structures WHERE id = ?", (row,)).fetchone()[0])
 
+    def source(self, row: int) -> str:
+        """Where a structure came from."""
+        return self.db.execute("SELECT source FROM structures WHERE id = ?", (row,)).fetchone()[0]
+
     def add_labels(
         self, frames: FrameSet, origin: str, *, learned_in: int | None = None, accepted: bool = True, why: str = "",
         attempt: int | None = None, structure: int | None = None,

@@ -23,7 +23,7 @@ from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign
 from mfgp.campaign_store import Store
 
-N_POOL = 8
+N_POOL = 5
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def config(folder: Path, **changes: Any) -> None:
         "model": "model.mfgp",
         "pool": "pool.extxyz",
         "stop": {"steps": 2},
-        "batch": {"n": 3},
+        "batch": {"n": 2},
     }  # fmt: skip
     path.write_text(yaml.safe_dump({**values, **changes}))
 
@@ -93,23 +93,23 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
 def test_a_campaign_runs_to_its_stop(folder: Path) -> None:
     start(folder)
     assert run(folder) == "2 steps done, as asked for"
-    assert states(folder) == {"done": 6}
-    assert Counter(line.split()[0] for line in lines(folder / "trace")) == {"begin": 6, "end": 6}
+    assert states(folder) == {"done": 4}
+    assert Counter(line.split()[0] for line in lines(folder / "trace")) == {"begin": 4, "end": 4}
     models = rows(folder, "SELECT version, kind, target_std, n_labels FROM models ORDER BY version")
     assert [m[:2] for m in models] == [(0, "initial"), (1, "update"), (2, "update")]
     stds = [m[2] for m in models]
     assert stds[0] > stds[1] > stds[2] > 0
-    assert [m[3] for m in models] == [0, 3, 6]
+    assert [m[3] for m in models] == [0, 2, 4]
     latest = MultiFidelityGP.load(folder / "run" / "models" / "model_0002.mfgp")
-    assert len(latest.seen) == len(MultiFidelityGP.load(folder / "model.mfgp").seen) + 6
+    assert len(latest.seen) == len(MultiFidelityGP.load(folder / "model.mfgp").seen) + 4
     before = [json.loads(text) for (text,) in rows(folder, "SELECT before FROM labels ORDER BY id")]
-    assert [b["model"] for b in before] == [0, 0, 0, 1, 1, 1]
+    assert [b["model"] for b in before] == [0, 0, 1, 1]
     assert all(b["force_mae"] > 0 and b["force_std"] > 0 for b in before)
     decided = rows(folder, "SELECT step, rank, std_before, std_after, hours, why FROM decisions ORDER BY step, rank")
-    assert [d[:2] for d in decided] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert [d[:2] for d in decided] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert all(d[2] > d[3] > 0 and d[4] > 0 and "high std" in d[5] for d in decided)
     assert run(folder) == "2 steps done, as asked for"  # nothing more happens
-    assert len(lines(folder / "trace")) == 12
+    assert len(lines(folder / "trace")) == 8
     assert not any((folder / "run" / "calculations").iterdir())
 
 
@@ -131,18 +131,9 @@ def test_it_stops_at_the_target_std_at_the_budget_and_when_nothing_is_left(folde
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(
-    ("mode", "why"),
-    [
-        ("raise", "CalculationFailed: SCF did not converge"),
-        ("nan", "forces not finite"),
-        ("huge", "above max_force"),
-        ("unconverged", "did not converge"),
-    ],
-)
-def test_what_fails_is_recorded_retried_once_and_blocks_nothing(folder: Path, mode: str, why: str) -> None:
-    trace = str(folder / "trace")
-    level = {"settings": {"trace": trace, "mode": mode}, "hours": 0.01}
+def test_what_fails_is_recorded_and_blocks_nothing(folder: Path) -> None:
+    trace, why = str(folder / "trace"), "CalculationFailed: SCF did not converge"
+    level = {"settings": {"trace": trace, "mode": "raise"}, "hours": 0.01}
     config(folder, stop={"steps": 1}, batch={"n": N_POOL}, levels={"low": level})
     start(folder)
     run(folder)
@@ -156,28 +147,25 @@ def test_what_fails_is_recorded_retried_once_and_blocks_nothing(folder: Path, mo
 @pytest.mark.usefixtures("in_process")
 def test_a_second_attempt_has_other_settings(folder: Path) -> None:
     trace = str(folder / "trace")
-    level = {"settings": {"trace": trace, "mode": "raise"}, "retry": {"settings": {"mode": "fine"}}, "hours": 0.01}
-    config(folder, stop={"steps": 1}, batch={"n": N_POOL}, levels={"low": level})
-    start(folder)
-    run(folder)
-    assert states(folder) == {"done": N_POOL}
+    level: dict[str, Any] = {
+        "settings": {"trace": trace, "mode": "raise"},
+        "retry": {"settings": {"mode": "fine"}},
+        "hours": 0.01,
+    }
+    config(folder, stop={"steps": 2}, batch={"n": N_POOL - 1}, levels={"low": level})
+    run_folder = start(folder)
+    run(folder, max_steps=1)
+    assert states(folder) == {"done": N_POOL - 1}
     attempts = rows(folder, "SELECT attempt, outcome, settings FROM attempts")
     bad = [a for a in attempts if a[1] == "failed"]
     assert 0 < len(bad) < N_POOL
     assert all(a[0] == 1 and '"raise"' in a[2] for a in bad)
     assert sum(a[0] == 2 and a[1] == "done" and '"fine"' in a[2] for a in attempts) == len(bad)
-
-
-@pytest.mark.usefixtures("in_process")
-def test_a_second_failure_is_the_last(folder: Path) -> None:
-    trace = str(folder / "trace")
-    level = {"settings": {"trace": trace, "mode": "raise all"}, "retry": {"settings": {}}, "hours": 0.01}
-    config(folder, stop={"steps": 1}, batch={"n": 2}, levels={"low": level})
-    start(folder)
+    level["settings"]["mode"] = level["retry"]["settings"]["mode"] = "raise all"
+    config(run_folder, levels={"low": level})
     run(folder)
-    assert states(folder) == {"failed": 2}
-    assert len(lines(folder / "trace")) == 4
-    assert rows(folder, "SELECT step, model_after FROM steps WHERE closed IS NOT NULL") == [(1, None)]
+    assert states(folder) == {"done": N_POOL - 1, "failed": 1}  # a second failure is the last
+    assert rows(folder, "SELECT model_after FROM steps WHERE closed IS NOT NULL") == [(1,), (None,)]
 
 
 @pytest.mark.usefixtures("in_process")
@@ -211,7 +199,7 @@ def test_labels_from_outside_are_learned_once(folder: Path) -> None:
             campaign.add([label_as(alloy(302), "best")])
     run(folder)
     versions = rows(folder, "SELECT origin, learned_in, count(*) FROM labels GROUP BY origin, learned_in")
-    assert sorted(versions) == [("added", 1, 3), ("computed", 2, 3)]
+    assert sorted(versions) == [("added", 1, 3), ("computed", 2, 2)]
     learned = MultiFidelityGP.load(run_folder / "models" / "model_0001.mfgp")
     reference = MultiFidelityGP.load(folder / "model.mfgp").update(read(folder / "labels.extxyz", ":3"))
     assert learned.seen == reference.seen
@@ -235,13 +223,13 @@ def test_a_refit_learns_hyperparameters_from_all_labels(folder: Path, two_levels
     (folder / "fit.yaml").write_text(yaml.safe_dump(fit))
     values = yaml.safe_load((folder / "campaign.yaml").read_text())
     del values["model"]
-    values |= {"fit": "fit.yaml", "refit_every": 2}
+    values |= {"fit": "fit.yaml", "refit_every": 1, "stop": {"steps": 1}}
     (folder / "campaign.yaml").write_text(yaml.safe_dump(values))
     start(folder)
     run(folder)
-    assert rows(folder, "SELECT kind, n_labels FROM models") == [("initial", 17), ("update", 20), ("refit", 23)]
-    first, last = (MultiFidelityGP.load(folder / "run" / "models" / f"model_000{i}.mfgp") for i in (0, 2))
-    assert len(last.seen) == len(first.seen) + 6
+    assert rows(folder, "SELECT kind, n_labels FROM models") == [("initial", 17), ("refit", 19)]
+    first, last = (MultiFidelityGP.load(folder / "run" / "models" / f"model_000{i}.mfgp") for i in (0, 1))
+    assert len(last.seen) == len(first.seen) + 2
     assert last.hyperparameters()["noise"] != first.hyperparameters()["noise"]
 
 

@@ -50,9 +50,12 @@ LAYERS = [
         "report",
         "console",
         "selection_report",
+        "campaign_status",
+        "campaign_report",
         "command_line",
         "cli_doctor",
         "cli_select",
+        "cli_campaign",
         "cli",
     ),
 ]
