@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mfgp import __version__
 from mfgp.campaign_status import Status, human_hours, milli, status_lines
@@ -120,7 +121,7 @@ def error_figure(s: Status) -> Figure | None:
         right.plot(steps, std, linestyle="--", color=style["color"], label=f"{level}, std")
     left.set(xlabel="std given (meV/Å)", ylabel="force RMSE (meV/Å)", xlim=(0, top), ylim=(0, top))
     right.set(xlabel="step", ylim=(0, None))
-    right.xaxis.get_major_locator().set_params(integer=True)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in (left, right):
         ax.legend(frameon=False, fontsize=8)
     return figure
@@ -142,11 +143,15 @@ def cost_figure(s: Status) -> Figure | None:
             height = np.array([scale * sum(a["hours"] for a in own if step_of[a["task"]] == k) for k in steps])
             if height.any():
                 label = level if good else f"{level}, in vain"
-                style = {"color": SERIES[i % len(SERIES)], "hatch": "" if good else "///", "edgecolor": "white"}
+                style: dict[str, Any] = {
+                    "color": SERIES[i % len(SERIES)],
+                    "hatch": "" if good else "///",
+                    "edgecolor": "white",
+                }
                 ax.bar(steps, height, bottom=bottom, label=label, width=0.7, linewidth=0.3, **style)
                 bottom += height
     ax.set(xlabel="step", ylabel=f"cost ({unit})")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize=8)
     return figure
 

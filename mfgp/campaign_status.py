@@ -119,7 +119,7 @@ def human_hours(hours: float) -> str:
 
 def status_tables(s: Status) -> list[Table]:
     """Calculations by level, and model versions."""
-    columns = ("level", *STATES, "cost", "added", "initial")
+    columns: tuple[str, ...] = ("level", *STATES, "cost", "added", "initial")
     rows = []
     for level in s.levels:
         states = [str(s.tasks_of(level, state)) for state in STATES]
@@ -127,12 +127,12 @@ def status_tables(s: Status) -> list[Table]:
         origins = [str(sum(r["n"] for r in s.labels if (r["level"], r["origin"]) == (level, o))) for o in columns[-2:]]
         rows.append((level, *states, cost, *origins))
     out = [console.table("calculations, and labels from elsewhere", columns, rows)]
-    columns = ("version", "what", "labels", "cost so far", f"{s.config.target} std (meV/Å)")
-    rows = [
+    versions = [
         (str(m["version"]), m["kind"], str(m["n_labels"]), human_hours(m["hours_spent"]), milli(m["target_std"]))
         for m in s.models
     ]
-    return [*out, console.table("models", columns, rows)]
+    columns = ("version", "what", "labels", "cost so far", f"{s.config.target} std (meV/Å)")
+    return [*out, console.table("models", columns, versions)]
 
 
 def status_lines(s: Status) -> list[str]:

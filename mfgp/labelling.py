@@ -79,6 +79,9 @@ class Outcome:
             out.set_array("magmoms", np.array(self.magmoms))
         return out
 
+    def with_seconds(self, wall: float) -> Outcome:
+        return replace(self, wall_seconds=wall)
+
 
 class BusyError(RuntimeError):
     """Another process holds this calculation."""
@@ -94,7 +97,7 @@ def calculate(job: Job) -> Outcome:
         wall, cpu = time.perf_counter(), _cpu_seconds()
         try:
             outcome = _run(job, directory)
-        except (Exception, SystemExit) as error:  # a calculator may raise anything, or try to leave
+        except Exception as error:  # it could not be made
             outcome = Outcome("failed", _reason(error))
         wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
         worker = f"{socket.gethostname()} pid {os.getpid()}"
@@ -134,20 +137,38 @@ def _run(job: Job, directory: Path) -> Outcome:
     else:
         assert job.calculator is not None
         calculator = make_calculator(job.calculator, job.settings, directory)
-    found = compute_labels(calculator, atoms)
-    moments = _moments(calculator, atoms)
-    why = problem(found.energy, found.forces, found.stress, _converged(calculator), job.max_force)
-    if not why and job.spin and moments is None:
+    found = checked(calculator, atoms, job.spin, job.spin_tolerance, job.max_force)
+    return found if job.stress else replace(found, stress=None)
+
+
+def checked(
+    calculator: BaseCalculator,
+    atoms: Atoms,
+    spin: Mapping[str, Sequence[float]],
+    spin_tolerance: float,
+    max_force: float,
+) -> Outcome:
+    """Labels of one calculation, checked: converged, finite, forces below max_force (eV/Å), an accepted spin state.
+
+    Whatever the calculator raises becomes a failed Outcome.
+    """
+    try:
+        found = compute_labels(calculator, atoms)
+        moments = _moments(calculator, atoms)
+        why = problem(found.energy, found.forces, found.stress, _converged(calculator), max_force)
+    except (Exception, SystemExit) as error:  # a calculator may raise anything, or try to leave
+        return Outcome("failed", _reason(error))
+    if not why and spin and moments is None:
         why = "the calculator gives no magnetic moments, so the spin state cannot be checked; make it spin-polarised"
     if why:
         return Outcome("failed", why)
-    spin = other_spin(atoms, moments, job.spin, job.spin_tolerance) if moments is not None else ""
+    wrong = other_spin(atoms, moments, spin, spin_tolerance) if moments is not None else ""
     return Outcome(
-        "rejected" if spin else "done",
-        spin,
+        "rejected" if wrong else "done",
+        wrong,
         energy=found.energy,
         forces=found.forces.tolist(),
-        stress=found.stress.tolist() if found.stress is not None and job.stress else None,
+        stress=None if found.stress is None else found.stress.tolist(),
         magmoms=None if moments is None else moments.tolist(),
     )
 

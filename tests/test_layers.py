@@ -50,6 +50,8 @@ LAYERS = [
         "report",
         "console",
         "selection_report",
+        "active_plot",
+        "active",
         "campaign_status",
         "campaign_report",
         "command_line",
