@@ -58,7 +58,7 @@ def workers(config: WorkersConfig) -> Iterator[Client]:
             n_workers=config.n,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,  # a calculation may use what the machine has
             silence_logs=logging.CRITICAL,
         ) as cluster,

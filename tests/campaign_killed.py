@@ -60,7 +60,7 @@ def arm(point: str) -> None:
 
 @contextmanager
 def one_thread(config: Any) -> Iterator[Client]:
-    thread = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    thread = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
     with thread as cluster, Client(cluster) as client:
         yield client
 

@@ -29,7 +29,7 @@ N_POOL = 5
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """One worker, in a thread of this process: starting processes is what costs time."""
-    thread = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    thread = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
     with thread as cluster, Client(cluster) as client:
         yield client
 
