@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
-    *("config_errors", "config", "zbl", "baselines", "costs"),
+    *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
     *("doctor_report", "doctor_composition", "doctor_labels", "doctor_levels", "doctor"),
     *(
         "kernels",
@@ -39,6 +39,10 @@ LAYERS = [
         "model_file",
     ),
     *("directional", "targets", "gains", "candidates", "selection", "plan"),
+    *("campaign_config", "campaign_calculators", "structure_json", "campaign_records", "campaign_schema", "labelling"),
+    "calculation_process",
+    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
+    *("campaign_start", "campaign"),
     *(
         "evaluation",
         "doctor_fit",
@@ -47,9 +51,14 @@ LAYERS = [
         "report",
         "console",
         "selection_report",
+        "active_plot",
+        "active",
+        "campaign_status",
+        "campaign_report",
         "command_line",
         "cli_doctor",
         "cli_select",
+        "cli_campaign",
         "cli",
     ),
 ]
