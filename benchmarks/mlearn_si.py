@@ -110,15 +110,13 @@ def fit_mfgp(work: Path, config: Path, overrides: list[str], held_out: list[Atom
     return {**out, "settings": load_config(config, overrides).model_dump(mode="json", exclude={"fidelities"})}
 
 
-def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict[str, Any]:
-    """`gap_fit` as a command, and its scores; no isolated atom is in the set, so e0 is the mean energy."""
-    from quippy.potential import Potential
-
+def gap_command(settings: dict[str, str]) -> list[str | Path]:
+    """`gap_fit` from train.extxyz to gap.xml; no isolated atom is in the set, so e0 is the mean energy."""
     soap = (
         f"soap l_max=6 n_max=8 atom_sigma={settings['sigma']} zeta=4 cutoff=5.0 cutoff_transition_width=1.0 "
         f"n_sparse=1000 sparse_method=cur_points covariance_type=dot_product delta={settings['delta']}"
     )
-    command = [
+    return [
         Path(sys.executable).with_name("gap_fit"),
         "at_file=train.extxyz",
         "energy_parameter_name=REF_energy",
@@ -131,7 +129,13 @@ def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict
         "gp_file=gap.xml",
         f"gap={{{soap}}}",
     ]
-    usage = run_measured(command, work, threads=1)
+
+
+def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict[str, Any]:
+    """`gap_fit` as a command, and its scores."""
+    from quippy.potential import Potential
+
+    usage = run_measured(gap_command(settings), work, threads=1)
     potential = Potential(param_filename=str(work / "gap.xml"))
 
     def energy_and_forces(atoms: Atoms) -> tuple[float, np.ndarray]:

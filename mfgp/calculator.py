@@ -72,12 +72,22 @@ class MultiFidelityCalculator(Calculator):
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
-        self.predictor = model.predictor(
-            fidelity, calibrated=calibrated, draws=draws if uncertainty == "sampled" else 0, seed=seed
-        )
+        self.model = model
+        self._options: dict[str, Any] = {
+            "fidelity": fidelity,
+            "calibrated": calibrated,
+            "draws": draws if uncertainty == "sampled" else 0,
+            "seed": seed,
+        }
+        self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
         self._stress_note = stress_note(model)  # None when there is nothing to say, or it has been said
+
+    def refresh(self) -> None:
+        """Take over what the model has learned since (`MultiFidelityGP.update`); what was computed before is forgotten."""
+        self.predictor = self.model.predictor(**self._options)
+        self.reset()
 
     @property
     def fidelity(self) -> str:

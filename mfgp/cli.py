@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mfgp import __version__, console
+from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
 from mfgp.cli_select import plan, select
 from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
@@ -309,3 +310,4 @@ def info(model: ModelPath) -> None:
 
 for command in (doctor, select, plan):
     app.command()(command)
+app.add_typer(campaign, name="campaign")

@@ -44,7 +44,6 @@ from mfgp.training import TrainingResult
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
-    from mfgp.level_shares import LevelShares
 
 TrainingSummary = dict[str, dict[str, int]]
 CALIBRATION_STRUCTURES = 64  # of each level
@@ -186,19 +185,19 @@ class MultiFidelityGP:
         return self.levels.index(fidelity)
 
     def predictor(
-        self, fidelity: str | None = None, *, calibrated: bool = True, draws: int = 0, seed: int = 0
+        self,
+        fidelity: str | None = None,
+        *,
+        calibrated: bool = True,
+        draws: int = 0,
+        seed: int = 0,
+        by_level: bool = False,
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
-        draws: of the weights, for uncertainty="sampled".
+        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed)
-
-    def level_shares(self, fidelity: str | None = None, *, calibrated: bool = True) -> LevelShares:
-        """How much each level's discrepancy contributes to the standard deviations at a level; call it with structures."""
-        from mfgp.level_shares import LevelShares
-
-        return LevelShares(self, self.level(fidelity), calibrated)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level)
 
     def predict(
         self,
@@ -210,11 +209,12 @@ class MultiFidelityGP:
     ) -> Prediction | list[Prediction]:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
-        uncertainty: `full`, `energies` (total and local energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
+        uncertainty: `full`, `by_level` (the same, and split over the levels in `std_by_level`), `energies` (total and local
+        energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
         calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
         Raises DataError for an element or a level that the model has not seen.
         """
-        predictor = self.predictor(fidelity, calibrated=calibrated)
+        predictor = self.predictor(fidelity, calibrated=calibrated, by_level=uncertainty == "by_level")
         if isinstance(atoms, Atoms):
             return predictor(atoms, uncertainty)
         wrong = type(atoms).__name__ if isinstance(atoms, str) or not isinstance(atoms, Sequence) else ""

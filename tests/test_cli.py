@@ -159,10 +159,10 @@ def test_an_interrupted_fit_keeps_the_old_model(folder: Path, tmp_path: Path, mo
     out = tmp_path / "m.mfgp"
     out.write_bytes(b"the old model")
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mfgp.fitting.accumulate", interrupted)
+    monkeypatch.setattr("mfgp.fitting.training_data", interrupted)
     assert "interrupted" in refused("fit", folder / "config.yaml", "-o", out, code=130)
     assert out.read_bytes() == b"the old model"
     assert leftovers(tmp_path) == []
