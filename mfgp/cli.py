@@ -278,9 +278,9 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     from mfgp.labels import FIDELITY_TAGS
 
     out = atoms.copy()
-    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies}
+    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": p.magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
-    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std}
+    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
     for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)

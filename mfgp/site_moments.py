@@ -4,9 +4,9 @@
 
 k is the kernel of the local energies, so with the whitened features phi of its inducing points (observations.py) a moment is
 linear in weights v ~ N(0, I): a = [s phi(x), C_STD]. The fit needs G = sum b^T b, sum b^T m, sum m^2 and n of b = [phi, 1],
-which are additive as those of energies and forces are; s and sigma maximise the evidence. The variance of a prediction is that of
-the weights, what the inducing points do not carry, s^2 (1 - |phi|^2), and the noise: it is that of the difference to a new
-calculation.
+which are additive as those of energies and forces are; s and sigma maximise the evidence. The variance of a prediction is
+that of the weights, what the inducing points do not carry, s^2 (1 - |phi|^2), and the noise: it is that of the difference to
+a new calculation.
 
 Moments say which charge state an ion is in (high spin Fe2+ near 3.7, Fe3+ near 4.2 Bohr magnetons): a site that the model
 cannot tell apart has a standard deviation of that size.
@@ -41,6 +41,13 @@ class SiteStatistics:
 
     moments: dict[SiteKey, Moments] = field(default_factory=dict)
 
+    def merged(self, other: SiteStatistics) -> SiteStatistics:
+        """Both sets of moments together."""
+        out = dict(self.moments)
+        for key, m in other.moments.items():
+            out[key] = m if key not in out else out[key].plus(m)
+        return SiteStatistics(out)
+
     def add(self, basis: InducingBasis, level: int, numbers: Tensor, features: Tensor, values: Tensor) -> None:
         """Add the moments [N] of a structure: atomic numbers [N], descriptors [N, D]."""
         phi = local_features(basis, features, numbers)
@@ -73,14 +80,13 @@ class SitePosterior:
 
 def fit_sites(statistics: SiteStatistics) -> dict[SiteKey, SitePosterior]:
     """Learn s and sigma of every element at every level by the evidence, and condition on the data."""
-    return {key: _posterior(m, *_learned(m)) for key, m in statistics.moments.items()}
+    return {key: site_posterior(m, *_learned(m)) for key, m in statistics.moments.items()}
 
 
 def predict_sites(
-    basis: InducingBasis, posteriors: Mapping[SiteKey, SitePosterior], level: int, numbers: Tensor, features: Tensor
+    basis: InducingBasis, posteriors: Mapping[SiteKey, SitePosterior], level: int, numbers: Tensor, phi: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [N] of the moments at a level; elements without labels there are NaN."""
-    phi = local_features(basis, features, numbers)
+    """Mean and standard deviation [N] of the moments at a level from local features phi [N, M]; NaN where no label is."""
     mean, std = (phi.new_full((len(numbers),), math.nan) for _ in range(2))
     for index, columns in basis.blocks():
         own = torch.nonzero(numbers == basis.species[index]).squeeze(1)
@@ -106,7 +112,9 @@ def _learned(m: Moments) -> tuple[float, float]:
 
     floor = math.log(max(1e-4, 1e-6 * math.sqrt(m.square / max(m.count, 1))))
     bounds = [BOUNDS, (floor, BOUNDS[1])]
-    found = minimize(negative, np.log(START), method="Nelder-Mead", bounds=bounds, options={"xatol": 0.01, "fatol": 0.01})
+    found = minimize(
+        negative, np.log(START), method="Nelder-Mead", bounds=bounds, options={"xatol": 0.01, "fatol": 0.01}
+    )
     return math.exp(found.x[0]), math.exp(found.x[1])
 
 
@@ -123,7 +131,8 @@ def _solve(m: Moments, amplitude: float, noise: float) -> tuple[Tensor, Tensor, 
     return factor, theta, scale
 
 
-def _posterior(m: Moments, amplitude: float, noise: float) -> SitePosterior:
+def site_posterior(m: Moments, amplitude: float, noise: float) -> SitePosterior:
+    """Condition on the data at given s and sigma (Bohr magnetons)."""
     factor, theta, scale = _solve(m, amplitude, noise)
     covariance = scale[:, None] * torch.cholesky_inverse(factor) * scale[None, :]
     return SitePosterior(scale * theta, covariance, amplitude, noise)

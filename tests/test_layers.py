@@ -21,6 +21,7 @@ LAYERS = [
         "rows",
         "observations",
         "statistics",
+        "site_moments",
         "autoregressive",
         "hyperparameters",
         "objectives",
