@@ -62,7 +62,7 @@ def test_the_posterior_is_that_of_a_dense_gaussian_process(model: MultiFidelityG
     m, phi, y = statistics.moments[0, 29], torch.cat(rows), torch.cat(values)
     gram = s**2 * phi @ phi.T + C_STD**2 + sigma**2 * torch.eye(len(y))
     expected = -0.5 * (y @ torch.linalg.solve(gram, y) + torch.logdet(gram) + len(y) * np.log(2 * np.pi))
-    assert_allclose(site_evidence(m, s, sigma), float(expected), rtol=1e-7)
+    assert_allclose(site_evidence(m, s, sigma), float(expected), rtol=0, atol=1e-6)  # nats
     numbers, q = features(model, alloy(3))
     mean, std = predict_sites(
         model.basis, {(0, 29): site_posterior(m, s, sigma)}, 0, numbers, local_features(model.basis, q, numbers)
@@ -111,7 +111,8 @@ def test_a_fit_learns_moments(fitted: MultiFidelityGP) -> None:
         inside.append((np.abs(p.magmoms - expected) < 1.96 * p.magmoms_std)[copper])
         spread.append(expected[copper])
     assert np.std(spread) > 0.1
-    assert np.mean(errors) < 0.3 * np.std(spread)
+    constant = np.mean(np.abs(np.concatenate(spread) - np.mean(spread)))
+    assert np.mean(errors) < 0.5 * constant
     assert np.mean(inside) > 0.85
     assert fitted.predict(alloy(1), "low").magmoms is None
 
