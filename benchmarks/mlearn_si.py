@@ -33,6 +33,7 @@ from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
 from mfgp.fitting import build_columns, learn, make_prior
 from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import select_inducing
+from mfgp.objectives import TrainingData
 from mfgp.observations import labelled_rows, whiten
 from mfgp.statistics import Statistics
 
@@ -224,7 +225,7 @@ def profile_learning(frames: FrameSet, features: Features, config: FitConfig) ->
             spent[stage] += seconds
     prior, noise = make_prior(frames.levels, basis, config.model.rho), LevelNoise(1, noises)
     with timed() as learning:
-        learn(prior, noise, statistics, basis, column_std, config)
+        learn(prior, noise, TrainingData(statistics), basis, column_std, config)
     with timed() as solving, torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
         joint = posterior(statistics, d, noise.inverse_variances(statistics.observed()))

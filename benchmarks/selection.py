@@ -235,7 +235,7 @@ def main(
 
 def build(n_inducing: int, split: str) -> Problem:
     """The pool of training structures, and the magnetic structures of a split."""
-    settings = [f"model.n_inducing={n_inducing}", "training.n_optimise=null", "training.calibrate=false"]
+    settings = [f"model.n_inducing={n_inducing}", "training.n_optimise=null"]
     config = load_config(CONFIG, settings)
     training = read_frames({level: load_lmfp(level, "train") for level in LEVELS})
     frames = {(str(f.atoms.info["structure_id"]), f.fidelity): f for f in training}
@@ -279,10 +279,8 @@ def run(campaign: Campaign, strategy: Strategy, budgets: Sequence[float]) -> dic
 
 
 def forecast(problem: Problem, first: list[Pick], budgets: Sequence[float]) -> dict[str, Any]:
-    """The std that the first model, calibrated, forecasts for the test structures, and the errors that came true."""
-    training = FrameSet(LEVELS, tuple(problem.frames[p] for level in LEVELS for p in first if p[1] == level))
+    """The std that the first model forecasts for the test structures, and the errors that came true."""
     model = problem.fit(first)
-    model.calibrate(training)
     names = list(problem.structures)
     taken = [(names.index(s), level) for s, level in first if s in problem.structures]
     found = select(

@@ -25,6 +25,20 @@ class UncertaintyWarning(UserWarning):
     """The model says that it does not know this structure."""
 
 
+def stress_note(model: MultiFidelityGP) -> str | None:
+    """What to know of stresses where no training label is one; None where some are.
+
+    The stress is still the strain derivative of the predicted energy, so it is defined, and so is its standard deviation;
+    but no label of its kind was ever compared with it.
+    """
+    if any(counts.get("stresses") for counts in model.data.values()):
+        return None
+    return (
+        "no level of this model has stress labels; stresses are derived from what energies and forces have taught it "
+        "(the strain derivative of the energy): look at stress_std before you rely on them"
+    )
+
+
 class MultiFidelityCalculator(Calculator):
     """`model.calculator(fidelity=...)`.
 
@@ -35,6 +49,8 @@ class MultiFidelityCalculator(Calculator):
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
+
+    The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE has it)
@@ -56,16 +72,35 @@ class MultiFidelityCalculator(Calculator):
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
-        self.predictor = model.predictor(
-            fidelity, calibrated=calibrated, draws=draws if uncertainty == "sampled" else 0, seed=seed
-        )
+        self.model = model
+        self._options: dict[str, Any] = {
+            "fidelity": fidelity,
+            "calibrated": calibrated,
+            "draws": draws if uncertainty == "sampled" else 0,
+            "seed": seed,
+        }
+        self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
+        self._stress_note = stress_note(model)  # None when there is nothing to say, or it has been said
+
+    def refresh(self) -> None:
+        """Take over what the model has learned since (`MultiFidelityGP.update`); what was computed before is forgotten."""
+        self.predictor = self.model.predictor(**self._options)
+        self.reset()
 
     @property
     def fidelity(self) -> str:
         """The level that is predicted."""
         return self.predictor.fidelity
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """As ASE has it: what a user asks for comes through here, also where it is computed already."""
+        value = super().get_property(name, atoms, allow_calculation)
+        if name == "stress" and allow_calculation and self._stress_note is not None:
+            note, self._stress_note = self._stress_note, None
+            warnings.warn(note, UserWarning, stacklevel=4)
+        return value
 
     def calculate(
         self,

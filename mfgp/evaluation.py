@@ -12,7 +12,8 @@ level and kind, or the label's own sigma), per observation of N atoms in V:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,31 +153,67 @@ def _calibrated_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction
 
 
 def frames_to_score(
-    frames: FrameSet, fidelity: str, levels: Sequence[str], everything: bool = False
+    frames: FrameSet,
+    fidelity: str,
+    levels: Sequence[str],
+    everything: bool = False,
+    *,
+    split: str | None = None,
+    tag: str | None = None,
 ) -> tuple[list[Frame], str]:
     """The labelled frames of a file to score at a level, and a sentence that says which they are.
 
-    Frames whose own tag names another of `levels` are left out. Where frames carry split marks the held-out ones
-    are taken when there are any, all others are left out; `everything` takes all. Raises DataError when none is left.
+    Frames whose own tag names another level are left out, whether it is one of `levels` or not; frames without a tag are
+    taken for that level, and those whose tag is `tag`. Where frames carry split marks the held-out ones are taken when
+    there are any, all others are left out; `everything` takes all, `split` those of one split. Raises DataError, naming
+    the tags, splits and levels there are, when none is left.
     """
-    others = set(levels) - {fidelity}
-    own = [f for f in frames if level_tag(f.atoms) not in others]
+    own = [f for f in frames if level_tag(f.atoms) in (None, fidelity, tag)]
+    if not own:
+        raise DataError(
+            f"no frame of level {fidelity!r} to evaluate: the {len(frames)} frames are tagged with "
+            f"{_tags(frames)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
+            f"is only another name of {fidelity!r}, say so with --tag."
+        )
     labelled = [f for f in own if f.labelled]
     if not labelled:
-        found = "without labels" if own else "tagged with other levels"
         raise DataError(
-            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own or frames)} frames are {found}."
+            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own)} frames are without labels."
         )
-    test = [f for f in labelled if f.held_out]
-    chosen = test if test and not everything else labelled
+    chosen, what, rest = _of_split(labelled, split) if split is not None else _held_out(labelled, everything)
+    others = [f for f in frames if level_tag(f.atoms) not in (None, fidelity, tag)]
     left_out = {
-        f"{len(frames) - len(own)} of other levels": len(frames) - len(own),
+        f"{len(others)} of other levels ({_tags(others)})": len(others),
         f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
-        f"{len(labelled) - len(chosen)} not held out (--all takes them)": len(labelled) - len(chosen),
+        f"{len(labelled) - len(chosen)} {rest}": len(labelled) - len(chosen),
     }
     notes = [text for text, count in left_out.items() if count]
-    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
     return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
+
+
+def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str, str]:
+    """The held-out frames if there are any, what they are, and what the others are."""
+    test = [f for f in labelled if f.held_out]
+    chosen = test if test and not everything else labelled
+    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
+    return chosen, what, "not held out (--all takes them)"
+
+
+def _of_split(labelled: list[Frame], split: str) -> tuple[list[Frame], str, str]:
+    chosen = [f for f in labelled if f.split == split]
+    if not chosen:
+        found = Counter("no split" if f.split is None else f.split for f in labelled)
+        raise DataError(f"no labelled frame of split {split!r}; found {_counted(found)}.")
+    return chosen, f"frames of split {split}", "of other splits"
+
+
+def _tags(frames: Iterable[Frame]) -> str:
+    return _counted(Counter(str(level_tag(f.atoms)) for f in frames))
+
+
+def _counted(counts: Counter[str]) -> str:
+    """'gfn1 (28 frames), nm (3 frames)'."""
+    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts.items())
 
 
 def level_tag(atoms: Atoms) -> str | None:

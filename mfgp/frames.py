@@ -189,13 +189,13 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         force_sigma=labels.force_sigma,
         isolated_atom=isolated or (len(atoms) == 1 and not atoms.pbc.any()),
         split=None if info.get("split") is None else str(info["split"]),
-        wall_seconds=_seconds(info.get("wall_seconds")),
+        wall_seconds=as_seconds(info.get("wall_seconds")),
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
 
 
-def _seconds(raw: Any) -> float | None:
-    """wall_seconds as a number; anything else is no cost at all, since it is no label."""
+def as_seconds(raw: Any) -> float | None:
+    """A cost as a number; anything else is no cost at all, since it is no label."""
     if isinstance(raw, (int, float, np.integer, np.floating)) and not isinstance(raw, bool) and raw >= 0:
         return float(raw)
     return None

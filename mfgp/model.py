@@ -86,17 +86,17 @@ class MultiFidelityGP:
         *,
         baselines: Mapping[str, Any] | None = None,
         features: Features | None = None,
+        data_pass: fitting.DataPass = fitting.accumulate,
         progress: bool = True,
     ) -> MultiFidelityGP:
         """Fit a model to labelled frames (those that info['split'] holds out are left out).
 
         frames: from `read_frames`, levels cheapest first. baselines: ASE calculators by the names that the configuration
         gives them, for those that are not in the registry. features: descriptor and inducing points chosen beforehand, to
-        share them between fits; by default they are chosen from the training structures. Raises DataError or ConfigError
-        for input that cannot be used, NumericalError where float64 does not carry the problem.
+        share them between fits; by default they are chosen from the training structures. data_pass: what sums up the data,
+        in this process or on many (`mfgp.distributed.DistributedPass`). Raises DataError or ConfigError for input that
+        cannot be used, NumericalError where float64 does not carry the problem.
         """
-        if not isinstance(frames, FrameSet):
-            raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
         config = config or FitConfig()
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
@@ -107,15 +107,13 @@ class MultiFidelityGP:
             basis, device = features.basis, features.device
             columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
             columns, column_std = columns.to(device), column_std.to(device)
-            learning = fitting.training_data(training, features, columns, calculators, config, report)
-            statistics = learning.statistics
+            learning = fitting.training_data(training, features, columns, calculators, config, report, data_pass)
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
             noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
             result = fitting.learn(prior, noise, learning, basis, column_std, config, report)
+        learned = (columns, column_std, prior, noise, learning.statistics)
         data, seen = training.summary(), frozenset(training.frame_hashes())
-        model = cls(
-            config, frames.levels, features, columns, column_std, prior, noise, statistics, calculators, data, seen
-        )
+        model = cls(config, frames.levels, features, *learned, calculators, data, seen)
         model.training, model.costs = result, CostModel.learn(training)
         model.refresh()
         if config.training.calibrate:
@@ -314,7 +312,9 @@ class MultiFidelityGP:
 
 
 def trainable(frames: FrameSet) -> FrameSet:
-    """The frames to train on. Raises DataError when there is none at all, or none at some level."""
+    """The frames to train on. Raises DataError for what is no FrameSet, when there is none at all, or none at some level."""
+    if not isinstance(frames, FrameSet):
+        raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
     training = frames.training()
     if not len(training):
         raise DataError("no frame to train on: there is none, or every frame is held out (info['split']).")

@@ -41,6 +41,8 @@ from mfgp.training import TrainingResult
 SCHEMA = 3
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
+_EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
+
 Header = dict[str, Any]
 
 
@@ -135,9 +137,11 @@ def _stored_header(path: Path) -> Header:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get("mfgp")
     except (SafetensorError, OSError, ValueError) as error:
+        if (found := _foreign(path)) is not None:
+            raise ModelFileError(f"{path} is no model file: found {found}; {_EXPECTED}.") from error
         raise ModelFileError(f"{path} is not a complete model file ({error}); copy it again or fit again.") from error
     if raw is None:
-        raise ModelFileError(f"{path} is a safetensors file, but not one that mfgp wrote (no `mfgp` header).")
+        raise ModelFileError(f"{path} is no model file: found safetensors without the header of mfgp; {_EXPECTED}.")
     try:
         header = json.loads(raw)
         schema = header["schema"]
@@ -149,6 +153,24 @@ def _stored_header(path: Path) -> Header:
             f"reads schemas up to {SCHEMA}. Upgrade mfgp to read it."
         )
     return header
+
+
+def _foreign(path: Path) -> str | None:
+    """What a file is that does not even begin like safetensors (8 bytes of length, then JSON); None for one that does."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if len(start) > 8 and start[8:9] == b"{":
+        return None
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK"):
+        return "a zip archive (a torch checkpoint, perhaps)"
+    if start.startswith(b"\x80"):
+        return "a pickle"
+    line = start.split(b"\n")[0][:40]
+    if all(32 <= byte < 127 or byte in b"\t\r" or byte > 127 for byte in line):
+        return f"a text file that begins with {line.decode(errors='replace').strip()!r}"
+    return "bytes that are no safetensors"
 
 
 def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiFidelityGP:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
-    *("config_errors", "config", "zbl", "baselines", "costs"),
-    *("doctor_report", "doctor_labels", "doctor_levels", "doctor"),
+    *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
+    *("doctor_report", "doctor_composition", "doctor_labels", "doctor_levels", "doctor"),
     *(
         "kernels",
         "inducing",
@@ -29,6 +29,7 @@ LAYERS = [
     *(
         "features",
         "fitting",
+        "distributed",
         "level_shares",
         "prediction",
         "leave_one_out",
@@ -38,6 +39,10 @@ LAYERS = [
         "model_file",
     ),
     *("directional", "targets", "gains", "candidates", "selection", "plan"),
+    *("campaign_config", "campaign_calculators", "structure_json", "campaign_records", "campaign_schema", "labelling"),
+    "calculation_process",
+    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
+    *("campaign_start", "campaign"),
     *(
         "evaluation",
         "doctor_fit",
@@ -46,9 +51,14 @@ LAYERS = [
         "report",
         "console",
         "selection_report",
+        "active_plot",
+        "active",
+        "campaign_status",
+        "campaign_report",
         "command_line",
         "cli_doctor",
         "cli_select",
+        "cli_campaign",
         "cli",
     ),
 ]
