@@ -1,40 +1,68 @@
 """GAP's own standard deviation as a rival: the variance of local energies that quippy gives (`local_gap_variance`).
 
+    python benchmarks/gap_variance.py --data PATH_TO_mlearn_si [--refit]
+
 It is the part of the prior variance that the sparse points do not carry, delta^2 - k(x, Z) K_ZZ^-1 k(Z, x); the labels do
 not enter. What users make of it, for lack of more: the square root of the sum of the local variances for a total energy, and
 the standard deviation of the atom's own local energy, times a length, for each component of the force on it (quippy has no
 variance of forces). Both get one factor, by property and species, that brings 95 % of the errors on a fifth of the training
-structures inside the 95 % interval, for a potential fitted to the other four; the potential that is scored has all.
+structures inside the 95 % interval, for a potential fitted to the other four fifths. That potential is scored on the test
+structures of uncertainty.py; with --refit one that is fitted to all, which takes more than twice the time.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ase.io
 import numpy as np
-from common import run_measured
+import typer
+from common import data_option, machine, run_measured, write_result
 from mlearn_si import GAP, gap_command
+from rich.console import Console
 from rivals import ENERGY, Labels, scaled, trimmed_scale
+from uncertainty import row, table
 
-from mfgp import FrameSet
+from mfgp import read_frames
 from mfgp.evaluation import Comparison
 from mfgp.fitting import in_folds
 from mfgp.frames import Frame
 
 
-def gap_labels(training: FrameSet, tests: Mapping[str, Sequence[Frame]]) -> tuple[dict[str, Labels], dict[str, Any]]:
-    """Scaled predictions for each test set; CPU seconds of both fits and the factors."""
+def main(
+    data: Annotated[Path, data_option("training.extxyz and test.extxyz")],
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Score a potential fitted to all training structures.")
+    ] = False,
+) -> None:
+    """Fit, find the factors on structures that were left out, and score the test set."""
+    training = read_frames({"pbe": data / "training.extxyz"})
+    test = list(read_frames({"pbe": data / "test.extxyz"}))
     held_out, *rest = in_folds(training, 5, seed=0)
+    fitted_to = [f for fold in rest for f in fold]
     with tempfile.TemporaryDirectory() as folder:
-        part, cpu_part = gap_fit(Path(folder), "part", [f for fold in rest for f in fold])
-        factors = left_out_factors(predict(part, list(held_out)))
-        potential, cpu = gap_fit(Path(folder), "all", list(training))
-        found = {test: scaled(predict(potential, frames), factors) for test, frames in tests.items()}
-    return found, {"fit": cpu, "fit_for_factors": cpu_part, "factors": factors, "n_factors": len(held_out)}
+        potential, cpu = gap_fit(Path(folder), "part", fitted_to)
+        factors = left_out_factors(predict(potential, list(held_out)))
+        if refit:
+            fitted_to = list(training)
+            potential, cpu = gap_fit(Path(folder), "all", fitted_to)
+        rows = [row("pbe", "test", "GAP local variance", scaled(predict(potential, test), factors))]
+    Console(width=150).print(table(rows))
+    write_result(
+        "gap_variance",
+        {
+            "machine": machine(),
+            "settings": GAP,
+            "fitted_to": len(fitted_to),
+            "factors": factors,
+            "structures_for_factors": len(held_out),
+            "fit_cpu_seconds": cpu,
+            "rows": rows,
+        },
+    )
 
 
 def gap_fit(folder: Path, name: str, frames: Sequence[Frame]) -> tuple[Any, float]:
@@ -77,3 +105,7 @@ def left_out_factors(found: Labels) -> dict[int, float]:
     squares = (found.forces.error / found.forces.std) ** 2
     out = {int(z): trimmed_scale(squares[found.species == z]) for z in np.unique(found.species)}
     return {ENERGY: trimmed_scale((found.energy.error / found.energy.std) ** 2), **out}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -3,12 +3,12 @@
     python benchmarks/uncertainty.py lmfp
     python benchmarks/uncertainty.py lmfp_gfn1                 # stress too, which the other levels have no labels of
     python benchmarks/uncertainty.py acac --data PATH
-    python benchmarks/uncertainty.py mlearn_si --data PATH     # GAP's local variance too
+    python benchmarks/uncertainty.py mlearn_si --data PATH     # gap_variance.py scores GAP's own on the same structures
 
-Every method sees the same training structures; all but GAP's share descriptor and inducing points. The rivals (rivals.py,
-gap_variance.py) are given the same help as the model: factors from structures that were left out. Errors are those of each
-method's own prediction. `sampled` takes the standard deviations of forces and stress from eight draws of the weights, as
-molecular dynamics would, on at most SAMPLED structures.
+Every method sees the same training structures, descriptor and inducing points. The rivals (rivals.py) are given the same
+help as the model: factors from structures that were left out. Errors are those of each method's own prediction. `sampled`
+takes the standard deviations of forces and stress from eight draws of the weights, as molecular dynamics would, on at most
+SAMPLED structures.
 """
 
 from __future__ import annotations
@@ -85,12 +85,6 @@ def main(
             if frames.of(level):
                 found = methods(model, members, case.training, frames, level)
                 rows.extend(row(level, test, method, each) for method, each in found.items())
-    gap: dict[str, Any] = {}
-    if name is Data.mlearn_si:
-        from gap_variance import gap_labels
-
-        by_test, gap = gap_labels(case.training, {test: frames.of(top) for test, frames in case.tests.items()})
-        rows.extend(row(top, test, "GAP local variance", each) for test, each in by_test.items())
     Console(width=150).print(table(rows))
     assert model.calibration is not None
     write_result(
@@ -103,7 +97,6 @@ def main(
             "rows": rows,
             "calibration": model.calibration.to_json(),
             "cpu_seconds": {"features": building.cpu, "fit": fitting.cpu, "committee": committee_time.cpu},
-            **({"gap": gap} if gap else {}),
         },
     )
 
