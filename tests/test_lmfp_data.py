@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from numpy.testing import assert_allclose
@@ -127,6 +129,51 @@ def test_crystal_field_of_an_octahedron() -> None:
     assert_allclose(np.linalg.eigvalsh(starts.crystal_field(octahedron @ turn.T)), values, rtol=0, atol=1e-12)
     values, vectors = np.linalg.eigh(starts.crystal_field(octahedron * [1.0, 1.0, 1.1]))
     assert_allclose((vectors[[1, 3], :2] ** 2).sum(), 2.0, rtol=0, atol=1e-12)  # GPAW's order: xy yz z2 xz x2-y2
+
+
+def springs(name: str = "L50M50F50P-a") -> Atoms:
+    """A cell whose energy and forces are those of a pair potential."""
+    atoms = load("cells").cell(name)
+    atoms.rattle(0.05, seed=0)
+    atoms.info = dict.fromkeys(("variant", "composition", "temperature", "strain", "split"), 0) | {
+        "structure_id": "test0100"
+    }
+    atoms.calc = LennardJones(sigma=1.5, epsilon=0.1, rc=4.0, smooth=True)
+    return atoms
+
+
+def energy_of(copy: Atoms, calculator: LennardJones) -> float:
+    copy.calc = calculator
+    return float(copy.get_potential_energy())
+
+
+def test_differences_over_displaced_copies_are_forces() -> None:
+    atoms = springs()
+    copies = load("displace").displaced(atoms)
+    assert len(copies) == 4
+    for plus, minus in pairwise(copies):
+        if plus.info["step"] > 0:
+            i = plus.info
+            energies = [energy_of(c, atoms.calc) for c in (plus, minus)]
+            found = -(energies[0] - energies[1]) / (2 * i["step"])
+            assert_allclose(found, atoms.get_forces()[i["atom"], i["axis"]], rtol=0, atol=0.03)
+            assert i["of"] == "test0100"
+
+
+def test_differences_over_strained_copies_are_stresses(tmp_path: Path) -> None:
+    atoms = springs()
+    write(tmp_path / "copies.extxyz", load("strain").strained(atoms))
+    copies = {a.info["structure_id"].removeprefix("test0100_"): a for a in read(tmp_path / "copies.extxyz", ":")}
+    stress, volume = atoms.get_stress(), atoms.get_volume()
+    for end in ("", "_held"):
+        for name, expected in (("volume", stress[:3].sum()), ("xx", stress[0])):
+            plus, minus = copies[f"{name}plus{end}"], copies[f"{name}minus{end}"]
+            found = energy_of(plus, atoms.calc) - energy_of(minus, atoms.calc)
+            assert_allclose(found / (2 * plus.info["step"] * volume), expected, rtol=0.01)
+            assert ("basis_cell" in plus.info) == bool(end)
+            if end:
+                assert_allclose(plus.info["basis_cell"], atoms.cell.array, rtol=0, atol=1e-6)
+    assert {copies[f"cutoff{c}"].info["cutoff"] for c in (475, 500, 525)} == {475, 500, 525}
 
 
 def labelled(energy: float, start: str) -> Atoms:
