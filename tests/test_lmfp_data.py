@@ -131,6 +131,41 @@ def test_crystal_field_of_an_octahedron() -> None:
     assert_allclose((vectors[[1, 3], :2] ** 2).sum(), 2.0, rtol=0, atol=1e-12)  # GPAW's order: xy yz z2 xz x2-y2
 
 
+def test_the_count_of_plane_waves_and_its_correction() -> None:
+    """On average over cells the count is the volume of a sphere; too few waves leave the energy too high."""
+    basis, cells = load("basis"), load("cells")
+    atoms, ratios = cells.cell("LFP"), []
+    for strain in np.linspace(-0.02, 0.02, 21):
+        copy = atoms.copy()
+        copy.set_cell(atoms.cell.array * (1 + strain), scale_atoms=True)
+        found, smooth = basis.plane_waves(copy, "mag")
+        ratios.append(found / smooth)
+        assert np.sign(basis.correction(copy, "mag")) == np.sign(found - smooth)
+    assert abs(np.mean(ratios) - 1) < 1e-3
+    assert 1e-4 < np.std(ratios) < 1e-2
+    folded, one = basis.plane_waves(atoms.repeat((1, 1, 2)), "mag"), basis.plane_waves(atoms, "mag")
+    assert_allclose(folded, np.multiply(2, one), rtol=1e-12)
+
+
+def test_the_correction_by_plane_waves_makes_energies_of_strained_cells_smooth() -> None:
+    """Over strains corrected energies agree with GPAW's analytic stress and its Pulay part, raw ones less."""
+    basis = load("basis")
+    frames = {a.info["structure_id"]: a for a in read(LMFP / "strained.extxyz", ":") if a.info["fidelity"] == "mag"}
+    off, raw = [], []
+    for name in sorted({a.info["of"] for a in frames.values()}):
+        still, ends = frames.get(f"{name}_cutoff500"), [frames.get(f"{name}_volume{s}") for s in ("plus", "minus")]
+        if still is None or None in ends:
+            continue
+        volume = still.get_volume()
+        slope = basis.SLOPE["mag"] * still.get_chemical_symbols().count("O")
+        expected = still.info["stress_held"][:3].sum() + 2 * basis.CUTOFF * slope / volume  # trace, eV/Å^3
+        energies, added = [a.get_potential_energy() for a in ends], [a.info["basis_correction"] for a in ends]
+        off.append((energies[0] - energies[1]) / (0.01 * volume) - expected)
+        raw.append(off[-1] - (added[0] - added[1]) / (0.01 * volume))
+    assert np.abs(off).max() < 0.02
+    assert np.square(off).mean() < 0.5 * np.square(raw).mean()
+
+
 def springs(name: str = "L50M50F50P-a") -> Atoms:
     """A cell whose energy and forces are those of a pair potential."""
     atoms = load("cells").cell(name)
