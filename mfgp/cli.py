@@ -16,6 +16,7 @@ from mfgp import __version__, console
 from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
 from mfgp.cli_select import plan, select
+from mfgp.cli_tune import tune
 from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
@@ -308,6 +309,6 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-for command in (doctor, select, plan):
+for command in (tune, doctor, select, plan):
     app.command()(command)
 app.add_typer(campaign, name="campaign")
