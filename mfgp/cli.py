@@ -123,14 +123,14 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
 
 
 def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.evaluation import training_residuals
+    from mfgp.evaluation import training_residuals, transfer_notes
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json()))
-    for notice in _notices(model, settings):
+    for notice in [*_notices(model, settings), *(f"warning: {note}" for note in transfer_notes(model))]:
         console.say(notices, notice, "yellow")
 
 
