@@ -1,6 +1,6 @@
 """Data of the campaign example, out of examples/lmfp: a few labels to start with, and a pool without labels.
 
-    python prepare.py        # writes gfn1.extxyz, mag.extxyz and pool.extxyz beside this file
+python prepare.py        # writes gfn1.extxyz, mag.extxyz and pool.extxyz beside this file
 """
 
 from __future__ import annotations
