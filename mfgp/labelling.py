@@ -76,7 +76,7 @@ class Outcome:
         if self.stress is not None:
             out.info["REF_stress"] = np.array(self.stress)
         if self.magmoms is not None:
-            out.set_array("magmoms", np.array(self.magmoms))
+            out.set_array("REF_magmoms", np.array(self.magmoms))
         return out
 
     def with_seconds(self, wall: float) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign
 from mfgp.campaign_store import Store
 
+ROOT = Path(__file__).parent.parent
 N_POOL = 5
 
 
@@ -270,3 +272,20 @@ def test_mistakes_are_told(folder: Path) -> None:
     (folder / "run" / "campaign.sqlite").write_text("not a database, " * 100)
     with pytest.raises(DataError, match="is not a campaign's database"), Store(folder / "run" / "campaign.sqlite"):
         pass
+
+
+def test_the_documented_configuration_is_complete(tmp_path: Path) -> None:
+    from mfgp import campaign_config as c
+
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "campaign.md").read_text(), flags=re.DOTALL).group(1)  # type: ignore[union-attr]
+    for name in ("fit.yaml", "pool.extxyz", "production.extxyz"):
+        (tmp_path / name).touch()
+    (tmp_path / "campaign.yaml").write_text(text)
+    found = c.load_campaign_config(tmp_path / "campaign.yaml")
+    assert found.levels["mag"].spin.moments == {"Fe": (4.0,), "Mn": (4.0, 5.0)}  # type: ignore[union-attr]
+    for section in (c.CampaignConfig, c.LevelConfig, c.StopConfig, c.BatchConfig, c.WorkersConfig, c.SpinConfig):
+        missing = [name for name in section.model_fields if not re.search(rf"\b{name}\b", text)]
+        assert not missing, section
+    again = tmp_path / "again.yaml"
+    again.write_text(found.to_yaml())
+    assert c.load_campaign_config(again) == found

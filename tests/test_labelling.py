@@ -15,6 +15,7 @@ from conftest import alloy
 
 from mfgp import ConfigError
 from mfgp.campaign_calculators import make_calculator
+from mfgp.frames import frames_from
 from mfgp.labelling import Job, calculate, left_behind, other_spin
 from mfgp.structure_json import structure_of, structure_record
 
@@ -104,3 +105,9 @@ def test_a_calculation_that_still_runs_is_not_started_again(tmp_path: Path) -> N
             calculate(job)
     (directory / "result.json").write_text('{"outcome": "done", ')  # what no atomic write leaves
     assert left_behind(directory) == "gone"
+
+
+def test_moments_are_labels(tmp_path: Path) -> None:
+    found = calculate(job_of(tmp_path, "spin all"))
+    frames = frames_from({"low": [found.atoms(alloy(1), "low")]}, ["low"])
+    np.testing.assert_array_equal(frames.frames[0].magmoms, np.where(alloy(1).numbers == 29, 3.9, 0.0))
