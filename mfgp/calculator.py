@@ -1,8 +1,9 @@
 """ASE calculator of one level of a model.
 
 `results` holds energy, free_energy (equal: the model has no electronic entropy of its own), energies, forces and, in a
-cell, stress, with energy_std, energies_std, forces_std and stress_std beside them. Units eV, Å; stress in ASE's sign and
-Voigt order.
+cell, stress, with energy_std, energies_std, forces_std and stress_std beside them; magmoms and their sum magmom (Bohr
+magnetons) with magmoms_std where the level's training data have moments, with every call under uncertainty="full" and
+otherwise when asked for. Units eV, Å; stress in ASE's sign and Voigt order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 
-from mfgp.prediction import UNCERTAINTIES
+from mfgp.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -53,7 +54,7 @@ class MultiFidelityCalculator(Calculator):
     The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE has it)
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -122,11 +123,22 @@ class MultiFidelityCalculator(Calculator):
             "forces_std": p.forces_std,
             "stress_std": p.stress_std,
         }
+        results |= self._magnetic_moments(p, properties or [])
         self.results = {name: value for name, value in results.items() if value is not None}
         if properties and "stress" in properties and p.stress is None:
             raise PropertyNotImplementedError("a structure without a periodic cell has no stress")
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
+
+    def _magnetic_moments(self, p: Prediction, properties: list[str]) -> dict[str, Any]:
+        """What there is of them; they cost about as much as an energy without its gradient."""
+        magmoms, std = p.magmoms, p.magmoms_std
+        asked = {"magmoms", "magmom"} & set(properties)
+        if asked and not self.predictor.has_moments:
+            raise PropertyNotImplementedError(f"level {self.fidelity} has no magnetic moments in its training data")
+        if asked and magmoms is None:
+            magmoms, std = self.predictor.magnetic_moments(self.atoms)
+        return {} if magmoms is None else {"magmoms": magmoms, "magmoms_std": std, "magmom": float(np.nansum(magmoms))}
 
     def _warn(self, threshold: float) -> None:
         name, unit = ("forces_std", "eV/Å") if self.uncertainty in ("full", "sampled") else ("energies_std", "eV")

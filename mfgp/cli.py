@@ -16,6 +16,7 @@ from mfgp import __version__, console
 from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
 from mfgp.cli_select import plan, select
+from mfgp.cli_tune import tune
 from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
@@ -278,9 +279,9 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     from mfgp.labels import FIDELITY_TAGS
 
     out = atoms.copy()
-    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies}
+    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": p.magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
-    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std}
+    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
     for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
@@ -308,6 +309,6 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-for command in (doctor, select, plan):
+for command in (tune, doctor, select, plan):
     app.command()(command)
 app.add_typer(campaign, name="campaign")

@@ -81,7 +81,7 @@ def check_output(path: Path | None) -> None:
 
 def label_keys(texts: list[str] | None) -> dict[str, str]:
     """{label: name} of the values of --key. ConfigError for what is not LABEL=NAME."""
-    known = ("energy", "forces", "stress", "virial")
+    known = ("energy", "forces", "stress", "virial", "magmoms")
     out = {}
     for text in texts or []:
         label, equals, name = text.partition("=")

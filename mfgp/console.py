@@ -211,13 +211,15 @@ def score_table(evaluation: Evaluation) -> RenderableType:
         rows += [_score_row(f"  on {symbol}", s, 1e3, "meV/Å") for symbol, s in by_species.items()]
     if evaluation.stress is not None:
         rows.append(_score_row("stress", evaluation.stress.scores, 1e3, "meV/Å³"))
+    moments = evaluation.magmoms_by_species().items()
+    rows += [_score_row(f"moment of {symbol}", s, 1.0, "µB") for symbol, s in moments]
     title = f"{evaluation.fidelity}: {evaluation.n_structures} structures, {evaluation.n_atoms} atoms"
     return explained(table(title, columns, rows), _SCORE_NOTE)
 
 
 _SCORE_NOTE = (
     "n: labels; in p %: share of labels inside the p % interval (should be p); std z: of error / std (should be 1); "
-    "CRPS, NLL (nats a label, in eV and Å): lower is better; Spearman: rank correlation of |error| and std"
+    "CRPS, NLL (nats a label, in eV, Å and µB): lower is better; Spearman: rank correlation of |error| and std"
 )
 
 

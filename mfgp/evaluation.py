@@ -78,6 +78,8 @@ class Evaluation:
     forces: Comparison
     stress: Comparison | None
     force_species: NDArray[np.int64]  # [n] atomic number for every force component
+    magmoms: Comparison | None = None  # Bohr magnetons
+    magmom_species: NDArray[np.int64] | None = None  # [n] atomic number for every moment
 
     def forces_by_species(self) -> dict[str, Scores]:
         """Scores of the forces on the atoms of each element, by its symbol."""
@@ -85,6 +87,13 @@ class Evaluation:
             chemical_symbols[z]: self.forces.subset(self.force_species == z).scores
             for z in np.unique(self.force_species).tolist()
         }
+
+    def magmoms_by_species(self) -> dict[str, Scores]:
+        """Scores of the magnetic moments of the atoms of each element, by its symbol; empty without moments."""
+        if self.magmoms is None or self.magmom_species is None:
+            return {}
+        found = np.unique(self.magmom_species).tolist()
+        return {chemical_symbols[z]: self.magmoms.subset(self.magmom_species == z).scores for z in found}
 
     def kinds(self) -> Iterator[tuple[str, str, Comparison]]:
         """(name, unit, comparison) of every kind that has labels."""
@@ -94,7 +103,14 @@ class Evaluation:
         return ("energy", "eV/atom", self.energy), ("forces", "eV/Å", self.forces), ("stress", "eV/Å^3", self.stress)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract of `mfgp evaluate --json`: plain numbers, None for what is undefined or absent."""
+        """The contract of `mfgp evaluate --json`: plain numbers, None for what is undefined or absent.
+
+        Magnetic moments come only where there are labels of them.
+        """
+        moments: dict[str, Any] = {}
+        if self.magmoms is not None:
+            by_species = {symbol: s.to_json() for symbol, s in self.magmoms_by_species().items()}
+            moments = {"magmoms": self.magmoms.scores.to_json(), "magmoms_by_species": by_species}
         return {
             "fidelity": self.fidelity,
             "n_structures": self.n_structures,
@@ -102,6 +118,7 @@ class Evaluation:
             "energy": self.energy.scores.to_json(),
             "forces": self.forces.scores.to_json(),
             "stress": None if self.stress is None else self.stress.scores.to_json(),
+            **moments,
         }
 
 
@@ -242,14 +259,18 @@ def evaluate(
         raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
     for frame in chosen:
         predictor.check_elements(frame.atoms, frame.source)
-    parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": []}
-    species: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": [], "magmoms": []}
+    species: dict[str, list[NDArray[np.int64]]] = {
+        kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
+    }
     for i, frame in enumerate(chosen):
         prediction = predictor(frame.atoms)
         for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)
             if kind == "forces":
-                species.append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
+                species[kind].append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
+            if kind == "magmoms":
+                species[kind].append(frame.atoms.numbers[_known(prediction)].astype(np.int64))
         report("evaluation", i + 1, len(chosen), fidelity)
     joined = {kind: _joined(values) for kind, values in parts.items()}
     return Evaluation(
@@ -259,7 +280,9 @@ def evaluate(
         energy=joined["energy"],
         forces=joined["forces"],
         stress=joined["stress"] if parts["stress"] else None,
-        force_species=np.concatenate(species),
+        force_species=np.concatenate(species["forces"]),
+        magmoms=joined["magmoms"] if parts["magmoms"] else None,
+        magmom_species=np.concatenate(species["magmoms"]),
     )
 
 
@@ -275,7 +298,16 @@ def _compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, C
         out["forces"] = Comparison(*(v[used].reshape(-1) for v in (frame.forces, prediction.forces, std.forces)))
     if frame.stress is not None and prediction.stress is not None and std.stress is not None:
         out["stress"] = Comparison(frame.stress, prediction.stress, std.stress)
+    if frame.magmoms is not None and prediction.magmoms is not None and prediction.magmoms_std is not None:
+        known = _known(prediction)
+        out["magmoms"] = Comparison(*(v[known] for v in (frame.magmoms, prediction.magmoms, prediction.magmoms_std)))
     return out
+
+
+def _known(prediction: Prediction) -> NDArray[np.bool_]:
+    """Atoms whose element has moments in the training data."""
+    assert prediction.magmoms is not None
+    return np.isfinite(prediction.magmoms)
 
 
 def _joined(parts: list[Comparison]) -> Comparison:

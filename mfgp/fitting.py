@@ -23,6 +23,7 @@ from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, cell_volume, labelled_rows
 from mfgp.progress import Report, silent
+from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
 
@@ -110,6 +111,18 @@ def accumulate(
         statistics.add(level, labelled_rows(frame, design, mean, default_sigmas))
         report("labels", i + 1, len(frames), frame.fidelity)
     return statistics
+
+
+def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:
+    """One pass over the frames with magnetic moments."""
+    out, chosen = SiteStatistics(), [f for f in frames if f.magmoms is not None]
+    for i, frame in enumerate(chosen):
+        nb = features.soap.neighborhoods([frame.atoms], device=features.device)
+        q = features.soap.values(nb)
+        level = frames.levels.index(frame.fidelity)
+        out.add(features.basis, level, nb.numbers, q, torch.from_numpy(frame.magmoms).to(q))
+        report("magnetic moments", i + 1, len(chosen), frame.fidelity)
+    return out
 
 
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:

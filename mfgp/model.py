@@ -39,6 +39,7 @@ from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction, Predictor
 from mfgp.progress import Report, bars, silent
+from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge
 from mfgp.training import TrainingResult
 
@@ -75,6 +76,7 @@ class MultiFidelityGP:
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
         self.costs = CostModel()  # of labels, as far as the training frames say
+        self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
 
@@ -111,10 +113,12 @@ class MultiFidelityGP:
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
             noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
             result = fitting.learn(prior, noise, learning, basis, column_std, config, report)
+            moments = fitting.accumulate_sites(training, features, report)
         learned = (columns, column_std, prior, noise, learning.statistics)
         data, seen = training.summary(), frozenset(training.frame_hashes())
         model = cls(config, frames.levels, features, *learned, calculators, data, seen)
         model.training, model.costs = result, CostModel.learn(training)
+        model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
         if config.training.calibrate:
             with bars(progress) as report:
@@ -253,12 +257,15 @@ class MultiFidelityGP:
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
         with bars(progress) as report:
             added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)
+            moments = self.site_statistics.merged(fitting.accumulate_sites(chosen, self.features, report))
         statistics = merge([self.statistics, added])
         summary, seen = chosen.summary(), self.seen | set(chosen.frame_hashes())
         data = {level: {k: n + summary[level][k] for k, n in counts.items()} for level, counts in self.data.items()}
+        sites = fit_sites(moments) if any(f.magmoms is not None for f in chosen) else self.sites
         weights, covariances = self._solution(statistics)  # the last step that can fail
         self.statistics, self.seen, self.data = statistics, seen, data
         self.weights, self.covariances = weights, covariances
+        self.site_statistics, self.sites = moments, sites
         self.costs = self.costs.added(CostModel.learn(chosen))
         return self
 

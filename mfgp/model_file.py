@@ -35,6 +35,7 @@ from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import build_basis
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import Columns
+from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
@@ -52,8 +53,8 @@ def _without_calibration(header: Header) -> Header:
 
 
 def _without_costs(header: Header) -> Header:
-    """Schema 2 kept no costs of labels."""
-    return {**header, "costs": CostModel().to_json()}
+    """Schema 2 kept no costs of labels, and no magnetic moments."""
+    return {**header, "costs": CostModel().to_json(), "sites": []}
 
 
 # header of schema n -> of schema n + 1
@@ -86,6 +87,9 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
         m = model.statistics.moments[level, kind]
         tensors[f"statistics.{level}.{kind}.gram"] = _pack(m.gram)
         tensors[f"statistics.{level}.{kind}.projection"] = m.projection
+    for (level, z), m in model.site_statistics.moments.items():
+        tensors[f"sites.{level}.{z}.gram"] = _pack(m.gram)
+        tensors[f"sites.{level}.{z}.projection"] = m.projection
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     header = _header(model)
     header["hash"] = _hash(header, tensors)
@@ -114,6 +118,10 @@ def _header(model: MultiFidelityGP) -> Header:
         "training": None if model.training is None else asdict(model.training),
         "calibration": None if model.calibration is None else model.calibration.to_json(),
         "costs": model.costs.to_json(),
+        "sites": [
+            [*key, m.square, m.count, model.sites[key].amplitude, model.sites[key].noise]
+            for key, m in sorted(model.site_statistics.moments.items())
+        ],
         "hyperparameters": model.hyperparameters(),
         "n_inducing": model.basis.size,
     }
@@ -212,6 +220,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     if header["calibration"] is not None:
         model.calibration = Calibration.from_json(header["calibration"])
     model.costs = CostModel.from_json(header["costs"])
+    _load_sites(model, header, tensors)
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
@@ -228,6 +237,14 @@ def _statistics(header: Header, tensors: Mapping[str, Tensor], size: int) -> Sta
         for t, kind, square, count in header["statistics"]
     }
     return Statistics(size, moments)
+
+
+def _load_sites(model: MultiFidelityGP, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    for level, z, square, count, amplitude, noise in header["sites"]:
+        projection = tensors[f"sites.{level}.{z}.projection"]
+        m = Moments(_unpack(tensors[f"sites.{level}.{z}.gram"], len(projection)), projection, square, count)
+        model.site_statistics.moments[level, z] = m
+        model.sites[level, z] = site_posterior(m, amplitude, noise)
 
 
 def _soap(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> SOAP:

@@ -31,6 +31,7 @@ from mfgp.kernels import functional_covariance, kernel_slope
 from mfgp.level_shares import LevelShares, Share, share
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import geometry_problems
+from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
     from mfgp.features import Functionals
@@ -47,6 +48,8 @@ class Prediction:
     """Mean and standard deviations at one level. Stress is None for structures without a volume; stds where not asked for.
 
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
+    magmoms [N] Bohr magnetons, where the training data have some at that level (NaN for an element without), the std that
+    of the difference to a new calculation.
     Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean over
     the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the difference
     to a new calculation at that level, and energies_std is scaled as energy_std; otherwise they are the posterior's own,
@@ -64,6 +67,8 @@ class Prediction:
     forces_std: Array | None = None
     stress_std: Array | None = None
     energies_std: Array | None = None
+    magmoms: Array | None = None
+    magmoms_std: Array | None = None
     calibrated: bool = False
     std_by_level: dict[str, Share] | None = None
 
@@ -109,9 +114,28 @@ class Predictor:
             return self._prediction(atoms, extra, self._from_descriptor(atoms, extra, uncertainty))
         functionals = self.model.features.functionals(atoms)
         prediction = self._prediction(atoms, extra, self._from_rows(atoms, extra, functionals))
+        if self.has_moments:
+            magmoms, std = self._moments(atoms.numbers, functionals.local)
+            prediction = replace(prediction, magmoms=magmoms, magmoms_std=std)
         if uncertainty == "full":
             return prediction
         return replace(prediction, std_by_level=self._by_level(atoms, extra, functionals))
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the training data have magnetic moments at this level."""
+        return any(level == self.level for level, _ in self.model.sites)
+
+    def magnetic_moments(self, atoms: Atoms) -> tuple[Array, Array]:
+        """Moments and their standard deviations [N] in Bohr magnetons; NaN for elements without labels at this level."""
+        self.check(atoms)
+        nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
+        return self._moments(atoms.numbers, local_features(self.model.basis, self.model.soap.values(nb), nb.numbers))
+
+    def _moments(self, numbers: NDArray[np.int64], phi: Tensor) -> tuple[Array, Array]:
+        of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
+        mean, std = predict_sites(self.model.basis, self.model.sites, self.level, of_atom, phi)
+        return _numpy(mean), _numpy(std)
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
