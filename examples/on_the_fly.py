@@ -55,7 +55,7 @@ def main(
     rng = np.random.default_rng(0)
     thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
     Stationary(atoms)
-    dynamics = Langevin(atoms, 2 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=rng)
+    dynamics = Langevin(atoms, 2 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=rng, fixcm=False)
     seen: list[Atoms] = []
     otf.attach(dynamics)
     dynamics.attach(lambda: seen.append(atoms.copy()))
