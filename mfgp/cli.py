@@ -16,6 +16,7 @@ from mfgp import __version__, console
 from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
 from mfgp.cli_select import plan, select
+from mfgp.cli_tune import tune
 from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
@@ -122,14 +123,14 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
 
 
 def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.evaluation import training_residuals
+    from mfgp.evaluation import training_residuals, transfer_notes
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json()))
-    for notice in _notices(model, settings):
+    for notice in [*_notices(model, settings), *(f"warning: {note}" for note in transfer_notes(model))]:
         console.say(notices, notice, "yellow")
 
 
@@ -308,6 +309,6 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-for command in (doctor, select, plan):
+for command in (tune, doctor, select, plan):
     app.command()(command)
 app.add_typer(campaign, name="campaign")

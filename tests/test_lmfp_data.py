@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from numpy.testing import assert_allclose
@@ -137,6 +139,86 @@ def test_crystal_field_of_an_octahedron() -> None:
     assert_allclose(np.linalg.eigvalsh(starts.crystal_field(octahedron @ turn.T)), values, rtol=0, atol=1e-12)
     values, vectors = np.linalg.eigh(starts.crystal_field(octahedron * [1.0, 1.0, 1.1]))
     assert_allclose((vectors[[1, 3], :2] ** 2).sum(), 2.0, rtol=0, atol=1e-12)  # GPAW's order: xy yz z2 xz x2-y2
+
+
+def test_the_count_of_plane_waves_and_its_correction() -> None:
+    """On average over cells the count is the volume of a sphere; too few waves leave the energy too high."""
+    basis, cells = load("basis"), load("cells")
+    atoms, ratios = cells.cell("LFP"), []
+    for strain in np.linspace(-0.02, 0.02, 21):
+        copy = atoms.copy()
+        copy.set_cell(atoms.cell.array * (1 + strain), scale_atoms=True)
+        found, smooth = basis.plane_waves(copy, "mag")
+        ratios.append(found / smooth)
+        assert np.sign(basis.correction(copy, "mag")) == np.sign(found - smooth)
+    assert abs(np.mean(ratios) - 1) < 1e-3
+    assert 1e-4 < np.std(ratios) < 1e-2
+    folded, one = basis.plane_waves(atoms.repeat((1, 1, 2)), "mag"), basis.plane_waves(atoms, "mag")
+    assert_allclose(folded, np.multiply(2, one), rtol=1e-12)
+
+
+def test_the_correction_by_plane_waves_makes_energies_of_strained_cells_smooth() -> None:
+    """Over strains corrected energies agree with GPAW's analytic stress and its Pulay part, raw ones less."""
+    basis = load("basis")
+    frames = {a.info["structure_id"]: a for a in read(LMFP / "strained.extxyz", ":") if a.info["fidelity"] == "mag"}
+    off, raw = [], []
+    for name in sorted({a.info["of"] for a in frames.values()}):
+        still, ends = frames.get(f"{name}_cutoff500"), [frames.get(f"{name}_volume{s}") for s in ("plus", "minus")]
+        if still is None or None in ends:
+            continue
+        volume = still.get_volume()
+        slope = basis.SLOPE["mag"] * still.get_chemical_symbols().count("O")
+        expected = still.info["stress_held"][:3].sum() + 2 * basis.CUTOFF * slope / volume  # trace, eV/Å^3
+        energies, added = [a.get_potential_energy() for a in ends], [a.info["basis_correction"] for a in ends]
+        off.append((energies[0] - energies[1]) / (0.01 * volume) - expected)
+        raw.append(off[-1] - (added[0] - added[1]) / (0.01 * volume))
+    assert np.abs(off).max() < 0.02
+    assert np.square(off).mean() < 0.5 * np.square(raw).mean()
+
+
+def springs(name: str = "L50M50F50P-a") -> Atoms:
+    """A cell whose energy and forces are those of a pair potential."""
+    atoms = load("cells").cell(name)
+    atoms.rattle(0.05, seed=0)
+    atoms.info = dict.fromkeys(("variant", "composition", "temperature", "strain", "split"), 0) | {
+        "structure_id": "test0100"
+    }
+    atoms.calc = LennardJones(sigma=1.5, epsilon=0.1, rc=4.0, smooth=True)
+    return atoms
+
+
+def energy_of(copy: Atoms, calculator: LennardJones) -> float:
+    copy.calc = calculator
+    return float(copy.get_potential_energy())
+
+
+def test_differences_over_displaced_copies_are_forces() -> None:
+    atoms = springs()
+    copies = load("displace").displaced(atoms)
+    assert len(copies) == 4
+    for plus, minus in pairwise(copies):
+        if plus.info["step"] > 0:
+            i = plus.info
+            energies = [energy_of(c, atoms.calc) for c in (plus, minus)]
+            found = -(energies[0] - energies[1]) / (2 * i["step"])
+            assert_allclose(found, atoms.get_forces()[i["atom"], i["axis"]], rtol=0, atol=0.03)
+            assert i["of"] == "test0100"
+
+
+def test_differences_over_strained_copies_are_stresses(tmp_path: Path) -> None:
+    atoms = springs()
+    write(tmp_path / "copies.extxyz", load("strain").strained(atoms))
+    copies = {a.info["structure_id"].removeprefix("test0100_"): a for a in read(tmp_path / "copies.extxyz", ":")}
+    stress, volume = atoms.get_stress(), atoms.get_volume()
+    for end in ("", "_held"):
+        for name, expected in (("volume", stress[:3].sum()), ("xx", stress[0])):
+            plus, minus = copies[f"{name}plus{end}"], copies[f"{name}minus{end}"]
+            found = energy_of(plus, atoms.calc) - energy_of(minus, atoms.calc)
+            assert_allclose(found / (2 * plus.info["step"] * volume), expected, rtol=0.01)
+            assert ("basis_cell" in plus.info) == bool(end)
+            if end:
+                assert_allclose(plus.info["basis_cell"], atoms.cell.array, rtol=0, atol=1e-6)
+    assert {copies[f"cutoff{c}"].info["cutoff"] for c in (475, 500, 525)} == {475, 500, 525}
 
 
 def labelled(energy: float, start: str) -> Atoms:

@@ -32,6 +32,7 @@ from mfgp.report import write_figure
 
 Data = dict[str, dict[str, list[Atoms]]]  # level -> split -> structures
 NEAR_DUPLICATE = 0.05  # Å rms
+SAME_BRANCH = 0.005  # eV a cell
 LOST_SPIN = 0.9  # Bohr magnetons below the formal moment
 GRADIENT_TOLERANCE = {"gfn1": 0.005, "nm": 0.02, "mag": 0.04}  # eV/Å; the data card has the noise measured before
 console = stdout()
@@ -190,9 +191,32 @@ def branches(splits: dict[str, list[Atoms]], first: Path) -> Iterator[str]:
     console.print(
         f"electronic branches: {len(tried)} structures from two or more starts, first answer metastable in {len(gaps)} "
         f"({share})"
-        + (f", median {1e3 * np.median(gaps):.0f} meV a cell and {1e3 * np.median(rms):.0f} meV/Å rms" if gaps else "")
+        + (
+            f", median {1e3 * np.median(gaps):.0f} meV a cell (at most {1e3 * max(gaps):.0f}) and "
+            f"{1e3 * np.median(rms):.0f} meV/Å rms (at most {1e3 * max(rms):.0f})"
+            if gaps
+            else ""
+        )
         + f"; {len(without)} structures with Fe2+ from one start only"
     )
+    console.print(starts(tried))
+
+
+def starts(tried: list[Atoms]) -> Table:
+    """Where each start of the SCF cycle ended against the lowest of the others."""
+    gaps: dict[str, list[float]] = {}
+    for a in tried:
+        names, values = a.info["branch_starts"].split(","), np.atleast_1d(a.info["branch_energies"])
+        for k, name in enumerate(names):
+            gaps.setdefault(name, []).append(values[k] - np.delete(values, k).min())
+    table = Table(
+        "start", "n", "lower", "same", "higher", "median gap", title=f"same: within {1e3 * SAME_BRANCH:.0f} meV a cell"
+    )
+    for name, found in gaps.items():
+        gap = np.array(found)
+        sums = (gap < -SAME_BRANCH).sum(), (np.abs(gap) <= SAME_BRANCH).sum(), (gap > SAME_BRANCH).sum()
+        table.add_row(name, str(len(gap)), *map(str, sums), f"{1e3 * np.median(np.abs(gap)):.1f} meV")
+    return table
 
 
 def has_iron_2(atoms: Atoms) -> bool:

@@ -4,10 +4,15 @@
 
 raw/gfn1.extxyz, raw/nm.extxyz, raw/mag_<start>.extxyz  ->  lmfp_<level>.extxyz (training and validation),
 lmfp_<level>_test.extxyz (test, test_ood), lmfp_mag_first.extxyz, lmfp_mag_other_spin.extxyz, failed.jsonl
+raw/differences_<level>.extxyz  ->  finite_differences.extxyz
+raw/strains_mag.extxyz          ->  strained.extxyz
 
 A magnetic label is the start of lowest energy. All energies are kept as `branch_energies` (eV), in the order of
 `branch_starts`, and the cost of all starts is added up. Where the first start (held) was not the lowest by more than
 SAME_BRANCH, its label goes to lmfp_mag_first.extxyz as well: what a single calculation would have given.
+
+All DFT energies at the labels' cutoff are corrected for the number of plane waves of their cell (basis.py);
+`basis_correction` (eV a cell) is what was added.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import numpy as np
 import typer
 from ase import Atoms
 from ase.io import read, write
+from basis import CUTOFF, correction
 from starts import STARTS
 
 SAME_BRANCH = 0.005  # eV a cell; the cycle wanders by as much on soft orbital modes
@@ -40,18 +46,59 @@ def main(
             save(chosen, output / f"lmfp_{level}{suffix}.extxyz{'.xz' if level == 'gfn1' else ''}")
             print(f"{level}{suffix}:", {s: sum(a.info["split"] == s for a in chosen) for s in splits})
     save(first, output / "lmfp_mag_first.extxyz")
-    apart = [a for path in sorted(raw.glob("*.other_spin.extxyz")) for a in read(path, ":")]
+    apart = every(raw, "mag*.other_spin.extxyz")
     save(apart, output / "lmfp_mag_other_spin.extxyz")
+    save(every(raw, "differences_*.extxyz"), output / "finite_differences.extxyz")
+    save(every(raw, "strains_*.extxyz"), output / "strained.extxyz")
     failures = [line for path in sorted(raw.glob("*.failed.jsonl")) for line in path.read_text().splitlines()]
-    lost = sorted({json.loads(line)["structure_id"] for line in failures} - set(levels["mag"]))
     (output / "failed.jsonl").write_text("".join(f"{line}\n" for line in failures))
+    for start in STARTS[1:]:
+        print(against_the_others(start, frames_of(raw / f"mag_{start}.extxyz"), levels["mag"], failures))
+    lost = sorted({json.loads(line)["structure_id"] for line in failures} - set(levels["mag"]))
     print(f"first answers that were replaced: {len(first)}; another spin state: {len(apart)}")
     print(f"calculations that failed: {len(failures)}; structures without a magnetic label for it: {lost}")
+    seconds = [a.info["cpu_seconds"] for a in every(raw, "*.extxyz")]
+    seconds += [json.loads(line).get("cpu_seconds", 0.0) for line in failures]
+    print(f"CPU hours of everything: {sum(seconds) / 3600:.1f}")
+
+
+def every(raw: Path, pattern: str) -> list[Atoms]:
+    """Labels of the files of that name, their energies corrected for the number of plane waves."""
+    frames = [a for path in sorted(raw.glob(pattern)) for a in read(path, ":")]
+    for a in frames:
+        i = a.info
+        if i.get("fidelity") in ("nm", "mag") and "basis_cell" not in i and i.get("cutoff", CUTOFF) == CUTOFF:
+            i["basis_correction"] = round(correction(a, i["fidelity"]), 6)
+            i["energy_sigma0"] = round(i["energy_sigma0"] + i["basis_correction"], 6)
+            a.calc.results["energy"] = a.get_potential_energy() + i["basis_correction"]
+            a.calc.results.pop("free_energy", None)
+    return frames
+
+
+def against_the_others(start: str, found: dict[str, Atoms], chosen: dict[str, Atoms], failures: list[str]) -> str:
+    """Where a start ended, against the lowest of the other starts of the structure."""
+    gaps, forces = [], []
+    for name, a in found.items():
+        starts, energies = chosen[name].info["branch_starts"].split(","), chosen[name].info["branch_energies"]
+        others = [e for s, e in zip(starts, energies, strict=True) if s != start]
+        if others:
+            gaps.append(a.get_potential_energy() - min(others))  # eV a cell
+        if chosen[name].info["start"] != start:
+            forces.append(float(np.sqrt(((a.get_forces() - chosen[name].get_forces()) ** 2).mean())))  # eV/Å
+    gap = np.array(gaps)
+    lost = sum(json.loads(line)["start"] == start for line in failures)
+    text = f"{start}: {len(gap)} with another start; lower {(gap < -SAME_BRANCH).sum()}, same branch "
+    text += f"{(np.abs(gap) <= SAME_BRANCH).sum()}, higher {(gap > SAME_BRANCH).sum()}; {lost} did not converge"
+    if len(gap) and forces:
+        text += f"; energies {1e3 * np.median(np.abs(gap)):.1f} meV a cell apart (median, at most "
+        text += f"{1e3 * np.abs(gap).max():.1f}), forces {1e3 * np.median(forces):.1f} meV/Å rms from the label's "
+        text += f"(median, at most {1e3 * max(forces):.1f})"
+    return text
 
 
 def frames_of(path: Path) -> dict[str, Atoms]:
     """Frames by structure_id, sorted by it."""
-    frames = {a.info["structure_id"]: a for a in read(path, ":")} if path.exists() else {}
+    frames = {a.info["structure_id"]: a for a in every(path.parent, path.name)}
     return dict(sorted(frames.items()))
 
 

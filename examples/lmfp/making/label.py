@@ -41,6 +41,8 @@ ABOUT = (
     "atom",
     "axis",
     "step",
+    "cutoff",
+    "basis_cell",
 )
 
 
@@ -101,7 +103,7 @@ def label(atoms: Atoms, level: str, start: str, attempt: int) -> Atoms:
     atoms = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell.array, pbc=True, info=dict(atoms.info))
     about = {k: atoms.info[k] for k in ABOUT if k in atoms.info}
     atoms.info = {}
-    atoms.calc = calculator(level, atoms, start, attempt)
+    atoms.calc = calculator(level, atoms, start, attempt, about)
     results = {
         "energy": float(atoms.get_potential_energy(force_consistent=level != "gfn1")),
         "forces": np.array(atoms.get_forces()),
@@ -112,6 +114,8 @@ def label(atoms: Atoms, level: str, start: str, attempt: int) -> Atoms:
     else:
         about["energy_sigma0"] = round(float(atoms.get_potential_energy()), 6)
         about["scf_iterations"] = int(atoms.calc.get_number_of_iterations())
+        if "cutoff" in about:  # a strained copy: GPAW's stress, that of held plane waves (strain.py)
+            about["stress_held"] = np.array(atoms.get_stress())
     if level == "mag":
         results["magmoms"] = np.array(atoms.get_magnetic_moments())
         about["total_magmom"] = round(float(atoms.get_magnetic_moment()), 4)

@@ -11,6 +11,7 @@ the phase, along c for two cells along c.
 from __future__ import annotations
 
 import numpy as np
+import planewaves
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from cells import formal_moments, starting_moments, states_of_moments
@@ -24,28 +25,35 @@ BANDS = {"nm": 88, "mag": 96}
 LEVELS = ("gfn1", "nm", "mag")  # cheapest first
 
 
-def calculator(level: str, atoms: Atoms, start: str, attempt: int, log: str | None = None) -> Calculator:
-    """The calculator of a level for a structure; `start` matters to mag only, see starts.py. attempt 1, 2, ..."""
+def calculator(level: str, atoms: Atoms, start: str, attempt: int, about: dict | None = None) -> Calculator:
+    """The calculator of a level for a structure; `start` matters to mag only, see starts.py. attempt 1, 2, ...
+
+    about: the structure's info, of which `cutoff` (eV) and `basis_cell` (Å, see strain.py) count, at nm and mag.
+    """
     if level == "gfn1":
         from tblite.ase import TBLite
 
         return TBLite(method="GFN1-xTB", verbosity=0)
-    return gpaw_calculator(level, atoms, start, attempt, log)
+    return gpaw_calculator(level, atoms, start, attempt, about or {})
 
 
-def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, log: str | None) -> Calculator:
+def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, about: dict) -> Calculator:
     from gpaw import GPAW, PW, FermiDirac
     from gpaw.mixer import Mixer, MixerSum
 
     cells = round(atoms.cell.lengths()[2] / 4.75)  # formula cells along c
+    cutoff = float(about.get("cutoff", CUTOFF))
+    planewaves.release()
+    if "basis_cell" in about:
+        planewaves.hold(np.reshape(about["basis_cell"], (3, 3)), cutoff)
     settings = {
-        "mode": PW(CUTOFF),
+        "mode": PW(cutoff),
         "xc": "PBE",
         "gpts": (GRID[0], GRID[1], GRID[2] * cells),
         "setups": SETUPS[level],
         "nbands": BANDS[level] * cells,
         "occupations": FermiDirac(SMEARING[level]),
-        "txt": log,
+        "txt": None,
         "convergence": {"density": 1e-4 if level == "nm" else 5e-5, "energy": 5e-4, "eigenstates": 1e-5},
     }
     if level == "nm":
