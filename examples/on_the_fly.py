@@ -43,7 +43,10 @@ def main(
     chosen = np.random.default_rng(0).permutation(len(gfn1))
     frames = read_frames({"gfn1": [gfn1[i] for i in chosen[:n_start]]})
     config = FitConfig(preset="oxide", model={"n_inducing": n_inducing})
-    model, first = (MultiFidelityGP.fit(frames, config) for _ in range(2))
+    first = MultiFidelityGP.fit(frames, config)
+    out.mkdir(parents=True, exist_ok=True)
+    first.save(out / "first.mfgp")
+    model = MultiFidelityGP.load(out / "first.mfgp")  # this one learns
     tight_binding = TBLite(method="GFN1-xTB", verbosity=0)
     otf = OnTheFly(model, {"gfn1": tight_binding}, threshold, directory=out)
 
@@ -52,7 +55,7 @@ def main(
     rng = np.random.default_rng(0)
     thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
     Stationary(atoms)
-    dynamics = Langevin(atoms, 2 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=rng)
+    dynamics = Langevin(atoms, 2 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=rng, fixcm=False)
     seen: list[Atoms] = []
     otf.attach(dynamics)
     dynamics.attach(lambda: seen.append(atoms.copy()))
