@@ -33,8 +33,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where log, labels and plot go.")] = Path("out/on_the_fly"),
     steps: Annotated[int, typer.Option(help="Steps of 2 fs.")] = 200,
     temperature: Annotated[float, typer.Option(help="In K.")] = 600.0,
-    threshold: Annotated[float, typer.Option(help="Largest std of a force component, eV/Å.")] = 0.5,
-    n_start: Annotated[int, typer.Option(help="Structures of the first model.")] = 8,
+    threshold: Annotated[float, typer.Option(help="Largest std of a force component, eV/Å.")] = 0.6,
+    n_start: Annotated[int, typer.Option(help="Structures of the first model.")] = 20,
     n_inducing: Annotated[int, typer.Option(help="Inducing points.")] = 400,
     n_test: Annotated[int, typer.Option(help="Frames of the run that are calculated at the end.")] = 10,
 ) -> None:

@@ -9,7 +9,8 @@ After each step the largest standard deviation in the calculator's results is co
 structure is labelled, at the level of largest gain per cost (selection), the model's error on the label is written down, the
 model is updated and the calculator refreshed; the dynamics go on from the same positions, with the new forces. (The energy
 surface changes at a call, so total energy is conserved between calls only.) If no label brings the std below the threshold,
-it is not tried again for `patience` steps: the threshold is lower than the data can reach.
+it is not tried again for `patience` steps, unless the std rises by another tenth: the threshold is lower than the data can
+reach.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from mfgp.model import MultiFidelityGP
 from mfgp.selection import select
 
 Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
+RISE = 1.1  # of the std after a label that did not help enough: from there on another is tried
 DEVIATIONS = {"full": "forces_std", "sampled": "forces_std", "energies": "energies_std"}
 
 
@@ -99,7 +101,7 @@ class OnTheFly:
         self.log: list[dict[str, Any]] = []  # one row for each step that was looked at
         self.calls: list[dict[str, Any]] = []  # one for each calculation
         self.labels: list[Atoms] = []
-        self._wait_until, self._warned = 0, False
+        self._wait_until, self._ceiling, self._warned = 0, np.inf, False
 
     def attach(self, dynamics: Attachable, interval: int = 1) -> None:
         """Look at every `interval`-th step of an ASE dynamics or optimiser."""
@@ -118,12 +120,14 @@ class OnTheFly:
             "called": [],
         }
         self.log.append(row)
-        unsure = std > self.threshold and step >= self._wait_until
+        unsure = std > self.threshold and (step >= self._wait_until or std > self._ceiling)
         if unsure and (self.max_calls is None or len(self.calls) < self.max_calls):
             row["called"] = self._learn(atoms.copy(), step)
             row["std_after"] = self.std()
             if row["std_after"] > self.threshold:
                 self._wait_until = step + self.patience
+                learned = bool(row["called"]) and self.calls[-1]["outcome"] == "done"
+                self._ceiling = RISE * row["std_after"] if learned else np.inf
                 self._warn(row["std_after"])
         self._write("log.jsonl", row, sync=bool(row["called"]))
 

@@ -131,3 +131,16 @@ def test_mistakes_are_told(own: MultiFidelityGP) -> None:
         OnTheFly(own, {"best": EMT()}, 0.1)
     with pytest.raises(ConfigError, match="nothing computed yet"):
         OnTheFly(own, {"low": EMT()}, 0.1)()
+
+
+def test_while_it_looks_away_a_rising_std_is_still_seen(own: MultiFidelityGP) -> None:
+    otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", patience=1000)
+    atoms = alloy(402, rattle=0.02)
+    atoms.calc = otf.calculator
+    with pytest.warns(UserWarning, match="labels do not make the model surer"):
+        for rattle in (0.02, 0.02, 0.35):
+            atoms.positions = alloy(402, rattle=rattle).positions
+            atoms.get_forces()
+            otf()
+    assert otf.log[2]["std"] > 1.1 * otf.log[0]["std_after"]
+    assert [c["step"] for c in otf.calls] == [0, 2]
