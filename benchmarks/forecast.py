@@ -16,7 +16,7 @@ import typer
 from common import machine, write_result
 from rich.console import Console
 from rich.table import Table
-from selection import LEVELS, Problem, RecordedCosts, build, start
+from selection import LEVELS, Problem, build, start
 
 from mfgp.plan import std_at, within
 from mfgp.progress import bars
@@ -59,9 +59,10 @@ def forecast(problem: Problem, seed: int, counts: dict[str, int], budgets: list[
         model,
         list(problem.structures.values()),
         LEVELS[-1],
-        RecordedCosts(problem.hours),
         budget_hours=budgets[-1],
-        taken=[(names.index(s), level) for s, level in first if s in problem.structures],
+        taken=[
+            (i, t) for i, s in enumerate(names) for t in LEVELS if (s, t) in set(first) or (s, t) not in problem.frames
+        ],
         targets=targets,
     )
     out: dict[str, list[float]] = {"forecast_std": [], "std": [], "rmse": []}

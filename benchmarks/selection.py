@@ -8,12 +8,15 @@ spends the same hours (recorded CPU seconds of every calculation) in batches, an
 is fitted to what it has. Strategies:
 
     joint              mfgp.selection: gain in the variance of mag forces over the pool per hour, both levels
+    joint, mag only    the same, buying mag labels alone
     random, x % mag    random structures, a fixed share of the hours for mag
     mag, largest std   the mag structures of largest mean force std
     mag, D-optimal     greedy largest log det of the information of mag labels alone, as in MTP and ACE
 
-The rivals that only buy mag labels keep the nm labels of the start. All models share descriptor and inducing points, which
-are chosen from the structures of the pool without labels.
+Nobody knows what a calculation will cost: joint selection expects what its model has learned from the labels bought so
+far, as `mfgp select` does; what was recorded is paid. A calculation that the rest of the budget does not pay for is passed
+over by every strategy. The rivals that only buy mag labels keep the nm labels of the start. All models share descriptor and
+inducing points, which are chosen from the structures of the pool without labels.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from rich.table import Table
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales
 from mfgp.config import load_config
-from mfgp.costs import CostModel, cost_seconds
+from mfgp.costs import cost_seconds
 from mfgp.datasets import load_lmfp
 from mfgp.features import Features
 from mfgp.frames import Frame
@@ -47,19 +50,6 @@ LEVELS = ("nm", "mag")
 START = {"nm": 10, "mag": 4}
 MIXES = (0.25, 0.5, 0.75, 1.0)  # shares of the hours that random choices spend on mag
 Pick = tuple[str, str]  # structure_id, level
-
-
-class RecordedCosts(CostModel):
-    """What every calculation took."""
-
-    def __init__(self, hours: dict[Pick, float]) -> None:
-        object.__setattr__(self, "recorded", hours)
-
-    def hours(self, level: str, atoms: Atoms) -> float:
-        return self.recorded.get((atoms.info["structure_id"], level), np.inf)  # type: ignore[attr-defined]
-
-    def missing(self, levels: Any) -> list[str]:
-        return []
 
 
 @dataclass
@@ -106,21 +96,34 @@ class Campaign:
 Strategy = Callable[[Campaign, float], None]  # buys until all that was spent reaches the hours
 
 
-def joint(c: Campaign, until: float) -> None:
-    """What `mfgp select` does."""
-    names = list(c.problem.structures)
-    taken = [(names.index(s), level) for s, level in c.labelled if s in c.problem.structures]
-    found = select(
-        c.model,
-        list(c.problem.structures.values()),
-        LEVELS[-1],
-        RecordedCosts(c.problem.hours),
-        budget_hours=until - sum(c.spent.values()),
-        taken=taken,
-        seed=int(c.rng.integers(2**31)),
-    )
-    for choice in found.choices:
-        c.buy((names[choice.index], choice.level))
+def joint(levels: Sequence[str]) -> Strategy:
+    """What `mfgp select` does, until nothing that it chooses can be paid."""
+
+    def strategy(c: Campaign, until: float) -> None:
+        names = list(c.problem.structures)
+        have = set(c.labelled)
+        left = until - sum(c.spent.values())
+        found = select(
+            c.model,
+            list(c.problem.structures.values()),
+            LEVELS[-1],
+            budget_hours=2 * left,  # some will cost more than expected, some less
+            levels=levels,
+            taken=[
+                (i, t) for i, s in enumerate(names) for t in LEVELS if (s, t) in have or (s, t) not in c.problem.frames
+            ],
+            seed=int(c.rng.integers(2**31)),
+        )
+        ranked(c, until, [(names[choice.index], choice.level) for choice in found.choices])
+
+    return strategy
+
+
+def ranked(c: Campaign, until: float, order: Sequence[Pick]) -> None:
+    """Buy in order what the budget pays for."""
+    for pick in order:
+        if sum(c.spent.values()) + c.problem.hours[pick] <= until:
+            c.buy(pick)
 
 
 def random_mix(share: float) -> Strategy:
@@ -128,22 +131,13 @@ def random_mix(share: float) -> Strategy:
         while True:
             total = sum(c.spent.values())
             level = "mag" if c.spent["mag"] <= share * total else "nm"
-            left = c.left(level) or c.left("nm" if level == "mag" else "mag")
+            paid = {t: [p for p in c.left(t) if total + c.problem.hours[p] <= until] for t in LEVELS}
+            left = paid[level] or (paid["nm" if level == "mag" else "mag"] if share < 1 else [])
             if not left:
                 return
-            pick = left[c.rng.integers(len(left))]
-            if total + c.problem.hours[pick] > until:
-                return
-            c.buy(pick)
+            c.buy(left[c.rng.integers(len(left))])
 
     return strategy
-
-
-def ranked(c: Campaign, until: float, order: Sequence[Pick]) -> None:
-    for pick in order:
-        if sum(c.spent.values()) + c.problem.hours[pick] > until:
-            return
-        c.buy(pick)
 
 
 def largest_std(c: Campaign, until: float) -> None:
@@ -172,14 +166,14 @@ def d_optimal(c: Campaign, until: float) -> None:
     while left:
         value = [float(information_factor(covariance, rows(p), 0).diagonal().log().sum()) for p in left]
         pick = left.pop(int(np.argmax(value)))
-        if sum(c.spent.values()) + c.problem.hours[pick] > until:
-            return
-        c.buy(pick)
-        condition(covariance, rows(pick), 0)
+        if sum(c.spent.values()) + c.problem.hours[pick] <= until:
+            c.buy(pick)
+            condition(covariance, rows(pick), 0)
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "joint": joint,
+    "joint": joint(LEVELS),
+    "joint, mag only": joint(LEVELS[1:]),
     **{f"random, {round(100 * share)} % mag": random_mix(share) for share in MIXES},
     "mag, largest std": largest_std,
     "mag, D-optimal": d_optimal,

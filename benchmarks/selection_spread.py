@@ -1,9 +1,9 @@
-"""How much the choice of magnetic structures can matter on LMFP: the spread of random choices of equal cost.
+"""How much the choice of magnetic structures can matter on LMFP: the spread of random choices for the same hours.
 
     python benchmarks/selection_spread.py [--split validation] [--hours 0.28] [--draws 40]
 
 From one start (benchmarks/selection.py) random magnetic structures are bought for the same hours, many times; the standard
-deviation of the error over the draws, and the best of them, bound what any strategy can gain by choosing among these
+deviation of the error over the draws, and the best of them, indicate what a strategy can gain by choosing among these
 structures. The rank correlation of the error with the forecast standard deviation (of `predict`, over the pool) says how
 much of that the model's own variance sees.
 """

@@ -23,7 +23,27 @@ from ase import Atoms
 from torch import Tensor
 
 from mfgp.directional import directional_rows
+from mfgp.hyperparameters import LEARNED_KINDS
+from mfgp.model import MultiFidelityGP
 from mfgp.prediction import Predictor
+
+
+def label_noises(model: MultiFidelityGP) -> Tensor:
+    """Noise of the labels that a calculation at each level gives, [T, 3]: energies, forces, virials; infinite for none.
+
+    What a level gives is what its training frames have. Kinds whose labels all carry a sigma of their own have no learned
+    noise; they are taken with the initial one of the configuration.
+    """
+    training = model.config.training
+    initial = (training.noise_energy, training.noise_force, training.noise_virial)
+    out = model.noise.noise.detach().clone()
+    for t, level in enumerate(model.levels):
+        for k, (kind, count) in enumerate(zip(LEARNED_KINDS, ("energies", "forces", "stresses"), strict=True)):
+            if not model.data[level].get(count):
+                out[t, k] = torch.inf
+            elif (t, kind) not in model.statistics.moments:
+                out[t, k] = initial[k]
+    return out
 
 
 @dataclass
@@ -67,7 +87,7 @@ class Candidates:
             force_gain.append(forces @ projected[u])
             energy_gain.append(energy @ projected[u])
         return Candidates(
-            torch.tensor(index),
+            torch.tensor(index, device=energy.device),
             energy.new_tensor(sizes),
             energy.new_tensor(hours),
             forces,
@@ -88,7 +108,7 @@ class Candidates:
         return Candidates(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Candidates)))
 
     def estimated_gains(self, noise: Tensor) -> Tensor:
-        """Estimated fall of the target's variance, [P, L]. noise [L, 2]: eV per sqrt(atom) of energies, eV/Å of forces."""
+        """Estimated fall of the target's variance, [P, L]. noise [L, >= 2]: energies (eV per sqrt(atom)), forces (eV/Å)."""
         n = self.sizes[:, None]
         energy, force = noise[:, 0] ** 2 * n, noise[:, 1] ** 2  # [P, L], [L]
         of_forces = (

@@ -274,12 +274,14 @@ def _check_apart(output: Path, structures: Path) -> None:
 
 def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     """A copy with the prediction on its calculator, standard deviations in info and arrays."""
+    import numpy as np
     from ase.calculators.singlepoint import SinglePointCalculator
 
     from mfgp.labels import FIDELITY_TAGS
 
     out = atoms.copy()
-    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": p.magmoms}
+    magmoms = p.magmoms if p.magmoms is not None and np.isfinite(p.magmoms).all() else None  # NaN is no label
+    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
     arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
     for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now

@@ -85,7 +85,7 @@ def question(
     known = fitted.costs.with_given(given)
     for level in fitted.levels:
         if not known.missing([level]):
-            how = "given" if level in given else f"learned from {known.sums[level][0]:.0f} training frames"
+            how = "given" if level in known.given else f"learned from {known.sums[level][0]:.0f} training frames"
             console.say(
                 notices, f"cost of {level}: {known.hours(level, structures[0]):.3g} hours a calculation ({how})"
             )

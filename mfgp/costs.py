@@ -2,8 +2,9 @@
 
     log hours = a_t + p (log N - <log N>_t) + noise of variance s_t^2,      p ~ N(2, 1),  one exponent for all levels
 
-The expected cost is that of a log-normal, exp(mean + s_t^2 / 2). Frames give `cpu_seconds` where they have it, else
-`wall_seconds`. Only sums are kept, so costs of new labels are added to those of old ones.
+The expected cost is that of a log-normal, exp(mean + s_t^2 / 2), with s_t drawn towards SPREAD as by PSEUDO labels, never
+above MAX_SPREAD: one odd label must not make a level look a thousand times as dear. Frames give `cpu_seconds` where they
+have it, else `wall_seconds`. Only sums are kept, so costs of new labels are added to those of old ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mfgp.frames import Frame
 
 EXPONENT, EXPONENT_STD = 2.0, 1.0  # plane-wave DFT grows as N^2 to N^3, tight binding as N to N^3
 MIN_SPREAD = 0.1  # of log hours: fewer labels than that say nothing surer
+SPREAD, PSEUDO, MAX_SPREAD = 0.3, 4.0, 1.0  # of log hours
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CostModel:
         sums: dict[str, np.ndarray] = {}
         for frame in frames:
             seconds = cost_seconds(frame)
-            if seconds and not frame.isolated_atom:
+            if seconds and math.isfinite(seconds) and not frame.isolated_atom:
                 x, y = math.log(len(frame.atoms)), math.log(seconds / 3600.0)
                 own = sums.setdefault(frame.fidelity, np.zeros(6))
                 own += (1.0, x, x * x, y, x * y, y * y)
@@ -89,7 +91,8 @@ class CostModel:
         n, x, _, y = self.sums[level][:4]
         p = self.exponent()
         xx, xy, yy = _centred(self.sums[level])
-        variance = max(yy - 2 * p * xy + p * p * xx, 0.0) / max(n - 1.0, 1.0)
+        scatter = max(yy - 2 * p * xy + p * p * xx, 0.0) + PSEUDO * SPREAD**2
+        variance = min(scatter / (n - 1.0 + PSEUDO), MAX_SPREAD**2)
         return math.exp(y / n + p * (math.log(len(atoms)) - x / n) + 0.5 * variance)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ enters or leaves the cutoff in between has weight zero there. Its error is of or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ from mfgp.kernels import kernel_curvature, kernel_slope
 from mfgp.observations import whiten
 
 EPS = 1e-3  # Å per unit of v
+BATCH_ATOMS = 450  # expanded at a time
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,18 @@ class DirectionalRows:
     prior: (
         Tensor | None
     )  # [structure, 1+k, S] prior variances of energy and forces at unit amplitude, by central species
+
+
+def batches(structures: Sequence[Atoms], max_atoms: int = BATCH_ATOMS) -> Iterator[range]:
+    """Consecutive structures with about max_atoms atoms together, or single ones: places in the sequence."""
+    start, atoms = 0, 0
+    for i, structure in enumerate(structures):
+        if i > start and atoms + len(structure) > max_atoms:
+            yield range(start, i)
+            start, atoms = i, 0
+        atoms += len(structure)
+    if start < len(structures):
+        yield range(start, len(structures))
 
 
 def directional_rows(

@@ -264,6 +264,8 @@ def _frame_hash(frame: Frame) -> str:
             )
         ),
     )
+    if frame.magmoms is not None:  # without them the hash is that of files from before there were any
+        parts = (*parts, np.asarray(frame.magmoms, dtype="<f8") + 0.0)
     for part in parts:
         digest.update(str(part.shape).encode() + part.tobytes())
     return digest.hexdigest()

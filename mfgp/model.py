@@ -240,7 +240,7 @@ class MultiFidelityGP:
     def update(
         self, new_frames: FrameSet | Mapping[str, Sequence[Atoms]] | Sequence[Atoms], *, progress: bool = False
     ) -> MultiFidelityGP:
-        """Add labelled frames at fixed hyperparameters and inducing points; in place, returns the model.
+        """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
         model already holds, and held-out ones, are skipped with a warning. Raises DataError for elements or levels

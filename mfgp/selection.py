@@ -17,22 +17,23 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mfgp.candidates import Candidates
+from mfgp.candidates import Candidates, label_noises
 from mfgp.costs import CostModel
+from mfgp.directional import batches
 from mfgp.errors import ConfigError, DataError
 from mfgp.gains import condition, gain
 from mfgp.leave_one_out import CrossLevel
 from mfgp.model import MultiFidelityGP
+from mfgp.observations import cell_volume
 from mfgp.prediction import Predictor
 from mfgp.progress import Report, silent
 from mfgp.targets import Target, build_target
 
-BATCH = 16  # structures expanded at a time
 ROWS = 12000  # random directions in all: as many for each structure as that allows, within DIRECTIONS
 DIRECTIONS = (2, 8)
 KEEP = 6000  # structures that are followed
 EXACT = 4  # candidates of each level whose exact gain is computed at each choice
-CACHED = 256  # structures whose rows are kept
+CACHE_BYTES = 5e8  # of rows that are kept
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,13 @@ def select(
     """
     if budget_hours is None and n is None:
         raise ConfigError("no limit: give budget_hours or n.")
-    predictor, names, costs = model.predictor(target), tuple(levels or model.levels), costs or model.costs
+    if budget_hours is not None and not 0 <= budget_hours < np.inf:
+        raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
+    predictor, costs = model.predictor(target), costs or model.costs
+    names = tuple(dict.fromkeys(levels or model.levels))
     check(predictor, pool, names, costs)
+    for number, atoms in enumerate(targets or ()):
+        predictor.check_elements(atoms, f"structure {number} of the targets")
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
     hours = np.array([[costs.hours(name, atoms) for name in names] for atoms in pool])
     for index, name in taken:
@@ -105,7 +111,7 @@ def select(
     while len(choices) < limit and (best := search.best(left)) is not None:
         choices.append(search.take(*best, rank=len(choices) + 1))
         left -= choices[-1].hours
-        done = (len(choices), limit) if budget_hours is None else (round(100 * (1 - left / budget_hours)), 100)
+        done = (len(choices), limit) if not budget_hours else (round(100 * (1 - left / budget_hours)), 100)
         report("selection", *done, f"std {choices[-1].std_after:.4g}")
     return Selection(tuple(choices), std_before, predictor.fidelity)
 
@@ -145,14 +151,14 @@ class Search:
         self.covariance = CrossLevel.of(model.posterior()).covariance  # [T, T, M', M']
         self.projected = self.covariance[:, target.level] @ target.rows.T  # [T, M', b] X_u = C_ut R^T
         self.variances = (target.rows * self.projected[target.level].T).sum(1)  # [b] of the target's rows
-        self.noise = model.noise.noise.detach()  # [T, kind]
+        self.noise = label_noises(model)  # [T, kind], infinite for labels that a level does not give
         self.rows: dict[int, Tensor] = {}  # design [1+3N+6, M'] of structures whose gain was compared exactly
         k, rng = int(np.clip(ROWS // len(pool), *DIRECTIONS)), np.random.default_rng(seed)
         parts: list[Candidates] = []
-        for start in range(0, len(pool), BATCH):
-            index = range(start, min(start + BATCH, len(pool)))
+        for index in batches(pool):
             batch, state = [pool[i] for i in index], (self.covariance, self.projected)
-            parts.append(Candidates.of(predictor, batch, index, hours[start : index.stop], self.levels, state, k, rng))
+            costs = hours[index.start : index.stop]
+            parts.append(Candidates.of(predictor, batch, index, costs, self.levels, state, k, rng))
             if sum(len(p.index) for p in parts) > 2 * KEEP:
                 parts = [self._best_of(Candidates.joined(parts))]
             report("pool", index.stop, len(pool), "")
@@ -203,17 +209,15 @@ class Search:
         """Rows A [r, M'] of the labels that a calculation gives, in units of their noise."""
         model, atoms = self.predictor.model, self.pool[index]
         if index not in self.rows:
-            if len(self.rows) >= CACHED:
-                self.rows.pop(next(iter(self.rows)))
             design = torch.cat([model.features.rows(atoms), self.predictor.columns_of(atoms)], dim=1)
+            while self.rows and 8.0 * (design.numel() + sum(r.numel() for r in self.rows.values())) > CACHE_BYTES:
+                self.rows.pop(next(iter(self.rows)))
             self.rows[index] = design
         design, n = self.rows[index], len(atoms)
         energy, force, virial = self.noise[level].tolist()
         parts = [design[:1] / (energy * n**0.5), design[1:-6] / force]
-        if (
-            (level, "virial") in model.statistics.moments
-            and atoms.cell.rank == 3
-            and bool(design[-6:].isfinite().all())
-        ):
+        given = [np.isfinite(energy), np.isfinite(force)]
+        if np.isfinite(virial) and cell_volume(atoms) > 0 and bool(design[-6:].isfinite().all()):
             parts.append(design[-6:] / (virial * n**0.5))
-        return torch.cat(parts)
+            given.append(True)
+        return torch.cat([part for part, there in zip(parts, given, strict=True) if there])

@@ -2,10 +2,11 @@
 
     J = w_F <Var[F_a]> + w_E <Var[E/N]>,       <.> over structures, atoms and components
 
-as Var = factor * a^T C a + rest. Only the first part falls when data are added; it is a sum over rows R of R C R^T, one
-random direction of each structure for its forces (directional.py), scaled by the root of the calibration factor of each
-atom's species, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels' noise, as
-the calibration has them) is a number. So sqrt of J is what `predict` says of the target structures, root mean square.
+(<> of forces: the mean over structures of the mean over their atoms and components) as Var = factor * a^T C a + rest. Only
+the first part falls when data are added; it is a sum over rows R of R C R^T, random directions of each structure for its
+forces (directional.py; one of each of many structures, several of a few), scaled by the root of the calibration factor of
+each atom's species, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels'
+noise, as the calibration has them) is a number. So sqrt of J is what `predict` says of the targets, root mean square.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mfgp.calibration import Scale
-from mfgp.directional import directional_rows
+from mfgp.directional import BATCH_ATOMS, batches, directional_rows
 from mfgp.errors import ConfigError
 from mfgp.model import MultiFidelityGP
 from mfgp.prediction import Predictor, residual_variance
@@ -27,7 +28,7 @@ from mfgp.progress import Report, silent
 
 PROPERTIES = ("forces", "energy")
 SAMPLE = 256  # target structures at most, drawn with the seed; their mean then has a relative error of a few per cent
-BATCH = 16  # structures at a time
+DIRECTIONS = 32  # of one structure at most
 RAW = Scale(noise=0.0)  # of a model without a calibration: the posterior's own variance
 
 
@@ -67,13 +68,14 @@ def build_target(
     chosen = [structures[i] for i in sorted(rng.permutation(len(structures))[:SAMPLE])]
     found: dict[str, list[Tensor]] = {name: [] for name in weights}
     rest: dict[str, list[float]] = {name: [] for name in weights}
-    for start in range(0, len(chosen), BATCH):
-        batch = chosen[start : start + BATCH]
-        for name, (rows, constant) in _batch(predictor, batch, rng).items():
+    k = min(-(-SAMPLE // len(chosen)), DIRECTIONS)
+    for places in batches(chosen, BATCH_ATOMS // k):
+        batch = [chosen[i] for i in places]
+        for name, (rows, constant) in _batch(predictor, batch, k, rng).items():
             if name in weights:
                 found[name].append(rows)
                 rest[name] += constant
-        report("target", start + len(batch), len(chosen), "")
+        report("target", places.stop, len(chosen), "")
     parts, scaled, at = {}, [], 0
     for name, weight in weights.items():
         rows = torch.cat(found[name])
@@ -84,29 +86,30 @@ def build_target(
 
 
 def _batch(
-    predictor: Predictor, batch: Sequence[Atoms], rng: np.random.Generator
+    predictor: Predictor, batch: Sequence[Atoms], k: int, rng: np.random.Generator
 ) -> dict[str, tuple[Tensor, list[float]]]:
-    """Rows [structure, M'] and the constant part of the variance of each structure, by property."""
+    """Rows [row, M'] (k of each structure for its forces) and the constant part of each one's variance, by property."""
     model, level = predictor.model, predictor.level
     forces, energy = _scales(model, level)
     per_atom = [[forces[int(z)] for z in atoms.numbers] for atoms in batch]
     roots = np.concatenate([[(s.weights**0.5, s.residual**0.5) for s in scales] for scales in per_atom])  # [atom, 2]
-    v = torch.from_numpy(rng.standard_normal((len(roots), 3, 2)) * roots[:, None, :])
+    v = torch.from_numpy(rng.standard_normal((len(roots), 3, 2 * k)) * roots.repeat(k, axis=1)[:, None, :])
     rows = directional_rows(model.features, batch, v, with_prior=True)
     assert rows.prior is not None
     sizes = [len(atoms) for atoms in batch]
     n = rows.energy.new_tensor(sizes)
-    of_force = residual_variance(model, level, rows.forces[:, 1], rows.prior[:, 2]) / (3 * n)
+    left = [residual_variance(model, level, rows.forces[:, i], rows.prior[:, 1 + i]) for i in range(k, 2 * k)]
+    of_force = torch.stack(left).mean(0) / (3 * n)
     of_energy = energy.residual * residual_variance(model, level, rows.energy, rows.prior[:, 0]) / n**2
     noise = model.label_noise(level)
     of_force += noise[1] ** 2 * n.new_tensor([np.mean([s.noise for s in scales]) for scales in per_atom])
     of_energy += energy.noise * noise[0] ** 2 / n
     columns = [predictor.columns_of(atoms) for atoms in batch]  # of each [1+3N+6, column]
-    moved = [c[1:-6].T @ d[:, :, 0].reshape(-1).to(c) for c, d in zip(columns, v.split(sizes), strict=True)]
-    force_rows = torch.cat([rows.forces[:, 0], torch.stack(moved)], dim=1) / (3 * n[:, None]) ** 0.5
+    moved = [d[:, :, :k].flatten(0, 1).T.to(c) @ c[1:-6] for c, d in zip(columns, v.split(sizes), strict=True)]
+    force_rows = torch.cat([rows.forces[:, :k], torch.stack(moved)], dim=2) / (3 * n[:, None, None]) ** 0.5
     energy_rows = torch.cat([rows.energy, torch.stack([c[0] for c in columns])], dim=1) / n[:, None]
     return {
-        "forces": (force_rows, of_force.tolist()),
+        "forces": (force_rows.flatten(0, 1), of_force.tolist()),
         "energy": (energy_rows * energy.weights**0.5, of_energy.tolist()),
     }
 

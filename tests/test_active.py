@@ -137,7 +137,7 @@ def test_while_it_looks_away_a_rising_std_is_still_seen(own: MultiFidelityGP) ->
     otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", patience=1000)
     atoms = alloy(402, rattle=0.02)
     atoms.calc = otf.calculator
-    with pytest.warns(UserWarning, match="labels do not make the model surer"):
+    with pytest.warns(UserWarning, match="labels do not make the model surer"):  # noqa: PT031
         for rattle in (0.02, 0.02, 0.35):
             atoms.positions = alloy(402, rattle=rattle).positions
             atoms.get_forces()

@@ -14,7 +14,7 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from scipy.stats import spearmanr
 
-from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, selection
+from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, directional, read_frames, selection
 from mfgp.costs import CostModel
 from mfgp.directional import directional_rows
 from mfgp.gains import condition, gain
@@ -213,7 +213,7 @@ def test_large_pools_are_pruned(model: MultiFidelityGP, pool: list[Atoms], monke
     whole = search(model, pool)
     best = set(whole._rates(whole.candidates).max(1).values.argsort(descending=True)[:6].tolist())
     monkeypatch.setattr(selection, "KEEP", 6)
-    monkeypatch.setattr(selection, "BATCH", 5)
+    monkeypatch.setattr(selection, "batches", lambda structures: directional.batches(structures, 20))
     monkeypatch.setattr(selection, "DIRECTIONS", (64, 64))
     assert len(best & set(search(model, pool).candidates.index.tolist())) >= 4
 
@@ -237,3 +237,48 @@ def test_wrong_input(model: MultiFidelityGP, pool: list[Atoms]) -> None:
         select(model, [], "high", COSTS, n=1)
     with pytest.raises(DataError, match=r"structure 0 of the pool.*has not seen Al"):
         select(model, [Atoms("Al", cell=[3, 3, 3], pbc=True)], "high", COSTS, n=1)
+
+
+def test_a_level_teaches_what_it_has_labels_of(two_levels: FrameSet, config: FitConfig, pool: list[Atoms]) -> None:
+    """A high level of energies alone (a coupled-cluster case) is not credited with forces, nor a low one without stress."""
+    frames = []
+    for f in two_levels.training():
+        atoms = label(f.atoms, f.fidelity)
+        for name in ("REF_forces",) if f.fidelity == "high" else ():
+            del atoms.arrays[name]
+        del atoms.info["REF_stress"]
+        frames.append(atoms)
+    energies = MultiFidelityGP.fit(read_frames(frames, levels=["low", "high"]), config, progress=False)
+    s = search(energies, pool)
+    assert len(s.labelled(0, 0)) == 1 + 3 * 4
+    assert len(s.labelled(0, 1)) == 1
+    estimates = s.candidates.estimated_gains(s.noise)
+    exact = [gain(s.covariance, s.labelled(i, 1), 1, s.projected[1]) for i in range(len(pool))]
+    assert_allclose(estimates[:, 1], exact, rtol=1e-6)  # of one row the estimate is exact
+
+
+def test_few_targets_are_looked_at_along_several_directions(model: MultiFidelityGP) -> None:
+    """The target of one structure hardly depends on the seed."""
+    found = deviations(model, CALM[:1], {"forces": 1.0})["forces"]
+    agrees_in_the_mean(found, exact_variance(model, CALM[:1], "high"))
+    assert found.std() < 0.25 * found.mean()
+
+
+def test_wrong_targets_budgets_and_levels(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+    with pytest.raises(DataError, match=r"structure 0 of the targets.*has not seen Al"):
+        select(model, pool, "high", COSTS, n=1, targets=[Atoms("Al", cell=[3, 3, 3], pbc=True)])
+    with pytest.raises(ConfigError, match="give a number of hours"):
+        select(model, pool, "high", COSTS, budget_hours=float("inf"))
+    batch = select(model, pool[:2], "high", COSTS, n=9, levels=["high", "high"])
+    assert sorted((c.index, c.level) for c in batch.choices) == [(0, "high"), (1, "high")]
+
+
+def test_the_rows_that_are_kept_are_bounded(
+    model: MultiFidelityGP, pool: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = 8.0 * 19 * (model.basis.size + 2)
+    monkeypatch.setattr(selection, "CACHE_BYTES", 3.5 * one)
+    s = search(model, pool)
+    for i in range(10):
+        s.labelled(i, 1)
+    assert len(s.rows) == 3
