@@ -20,7 +20,7 @@ from rich.table import Table
 from mfgp import FitConfig, FrameSet, read_frames
 from mfgp.evaluation import evaluate
 from mfgp.features import Features
-from mfgp.learning_curve import learning_curve
+from mfgp.learning_curve import Point, learning_curve
 from mfgp.progress import bars
 
 LEVELS = ("gfn1", "pbe")
@@ -42,28 +42,13 @@ def main(
     """Fit the joint, PBE-only and Delta-learning models at every size."""
     chosen = dict(s.split("=") for s in settings or [])
     config = configuration(n_inducing, chosen)
-    atoms = {level: [data / f"isolated_atoms_{level}.extxyz", data / f"train_300K_{level}.extxyz"] for level in LEVELS}
-    training = read_frames(atoms)
-    if folds:
-        training, held_out = split(training)
-    else:
-        held_out = read_frames({"gfn1": data / "test_300K_gfn1.extxyz", "pbe": data / "test_300K_pbe.extxyz"})
-        held_out = FrameSet(LEVELS, tuple(held_out.of("pbe")[: n_test or None]))
+    training, held_out = split(read_training(data)) if folds else (read_training(data), read_test(data, n_test))
     start, cpu = time.perf_counter(), time.process_time()
     with bars() as report:
         features = Features.build(training, config, report, keep_rows=True)
         numbers = [int(s) for s in sizes.split(",")]
         points = learning_curve(training, held_out, config, numbers, features=features, report=report)
-    rows = [
-        {
-            "n_pbe": p.n_top,
-            "model": p.variant,
-            **p.evaluation.to_json(),
-            "fit_cpu_seconds": p.cpu_seconds,
-            "hyperparameters": p.model.hyperparameters(),
-        }
-        for p in points
-    ]
+    rows = [row(p) for p in points]
     hot: dict[str, Any] | None = None
     if not folds:
         best = [p for p in points if p.variant == "joint"][-1]
@@ -99,6 +84,30 @@ def configuration(n_inducing: int, chosen: dict[str, str]) -> FitConfig:
             "max_energy_ratio": float(chosen.get("ratio", 0.1)),
         },
     )
+
+
+def read_training(data: Path) -> FrameSet:
+    """500 molecules and the isolated atoms at both levels."""
+    return read_frames(
+        {level: [data / f"isolated_atoms_{level}.extxyz", data / f"train_300K_{level}.extxyz"] for level in LEVELS}
+    )
+
+
+def read_test(data: Path, n: int) -> FrameSet:
+    """The first n held-out PBE molecules at 300 K, or all for 0."""
+    held_out = read_frames({level: data / f"test_300K_{level}.extxyz" for level in LEVELS})
+    return FrameSet(LEVELS, tuple(held_out.of("pbe")[: n or None]))
+
+
+def row(point: Point) -> dict[str, Any]:
+    """One fit in the result file."""
+    return {
+        "n_pbe": point.n_top,
+        "model": point.variant,
+        **point.evaluation.to_json(),
+        "fit_cpu_seconds": point.cpu_seconds,
+        "hyperparameters": point.model.hyperparameters(),
+    }
 
 
 def split(training: FrameSet) -> tuple[FrameSet, FrameSet]:

@@ -103,8 +103,23 @@ def summary(variant: str, n: int, points: list[Point]) -> dict[str, Any]:
         "force_z_std": float(np.mean([f.z_std for f in forces])),
         "force_nll": float(np.mean([f.nll for f in forces])),
         "force_mae_by_seed": mae.tolist(),
+        "magmom": magmoms(points),
         "rho": float(np.mean(rho)) if rho else None,
         "fit_cpu_seconds": float(np.mean([p.cpu_seconds for p in points])),
+    }
+
+
+def magmoms(points: list[Point]) -> dict[str, dict[str, float]]:
+    """Mean absolute error (Bohr magnetons) and coverage of the moments of iron and manganese, means over seeds."""
+    found = [p.evaluation.magmoms_by_species() for p in points]
+    return {
+        symbol: {
+            "mae": float(np.mean([f[symbol].mae for f in found])),
+            "coverage95": float(np.mean([f[symbol].coverage95 for f in found])),
+            "n": found[0][symbol].n,
+        }
+        for symbol in ("Fe", "Mn")
+        if all(symbol in f for f in found)
     }
 
 
@@ -121,6 +136,7 @@ def table(rows: list[dict[str, Any]], n_test: int) -> Table:
         "95 % E",
         "95 % F",
         "rho",
+        "moments of Fe, Mn: MAE µB",
     ):
         out.add_column(column, justify="left" if column == "model" else "right")
     for r in rows:
@@ -135,6 +151,7 @@ def table(rows: list[dict[str, Any]], n_test: int) -> Table:
             f"{100 * r['energy_coverage95']:.0f}",
             f"{100 * r['force_coverage95']:.1f}",
             "" if r["rho"] is None else f"{r['rho']:.2f}",
+            ", ".join(f"{m['mae']:.3f}" for m in r["magmom"].values()),
         )
     return out
 

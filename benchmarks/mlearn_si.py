@@ -33,6 +33,7 @@ from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
 from mfgp.fitting import build_columns, learn, make_prior
 from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import select_inducing
+from mfgp.objectives import TrainingData
 from mfgp.observations import labelled_rows, whiten
 from mfgp.statistics import Statistics
 
@@ -109,15 +110,13 @@ def fit_mfgp(work: Path, config: Path, overrides: list[str], held_out: list[Atom
     return {**out, "settings": load_config(config, overrides).model_dump(mode="json", exclude={"fidelities"})}
 
 
-def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict[str, Any]:
-    """`gap_fit` as a command, and its scores; no isolated atom is in the set, so e0 is the mean energy."""
-    from quippy.potential import Potential
-
+def gap_command(settings: dict[str, str]) -> list[str | Path]:
+    """`gap_fit` from train.extxyz to gap.xml; no isolated atom is in the set, so e0 is the mean energy."""
     soap = (
         f"soap l_max=6 n_max=8 atom_sigma={settings['sigma']} zeta=4 cutoff=5.0 cutoff_transition_width=1.0 "
         f"n_sparse=1000 sparse_method=cur_points covariance_type=dot_product delta={settings['delta']}"
     )
-    command = [
+    return [
         Path(sys.executable).with_name("gap_fit"),
         "at_file=train.extxyz",
         "energy_parameter_name=REF_energy",
@@ -130,7 +129,13 @@ def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict
         "gp_file=gap.xml",
         f"gap={{{soap}}}",
     ]
-    usage = run_measured(command, work, threads=1)
+
+
+def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict[str, Any]:
+    """`gap_fit` as a command, and its scores."""
+    from quippy.potential import Potential
+
+    usage = run_measured(gap_command(settings), work, threads=1)
     potential = Potential(param_filename=str(work / "gap.xml"))
 
     def energy_and_forces(atoms: Atoms) -> tuple[float, np.ndarray]:
@@ -220,7 +225,7 @@ def profile_learning(frames: FrameSet, features: Features, config: FitConfig) ->
             spent[stage] += seconds
     prior, noise = make_prior(frames.levels, basis, config.model.rho), LevelNoise(1, noises)
     with timed() as learning:
-        learn(prior, noise, statistics, basis, column_std, config)
+        learn(prior, noise, TrainingData(statistics), basis, column_std, config)
     with timed() as solving, torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
         joint = posterior(statistics, d, noise.inverse_variances(statistics.observed()))

@@ -1,45 +1,54 @@
 """Whose standard deviations can be trusted: calibrated and raw, against a committee and a constant, in and out of range.
 
     python benchmarks/uncertainty.py lmfp
+    python benchmarks/uncertainty.py lmfp_gfn1                 # stress too, which the other levels have no labels of
     python benchmarks/uncertainty.py acac --data PATH
-    python benchmarks/uncertainty.py mlearn_si --data PATH
+    python benchmarks/uncertainty.py mlearn_si --data PATH     # gap_variance.py scores GAP's own on the same structures
 
-Every method sees the same training structures, descriptor and inducing points. The committee (eight models, each fitted to
-half of the structures, the prediction their mean) and the constants are given the same help as the model: one factor by
-property and species from structures that were left out (the committee's out-of-bag members; leave-one-out errors for the
-constant). Errors are those of each method's own prediction. `sampled` takes the forces' standard deviations from eight draws
-of the weights, as molecular dynamics would, on at most SAMPLED structures.
+Every method sees the same training structures, descriptor and inducing points. The rivals (rivals.py) are given the same
+help as the model: factors from structures that were left out. Errors are those of each method's own prediction. `sampled`
+takes the standard deviations of forces and stress from eight draws of the weights, as molecular dynamics would, on at most
+SAMPLED structures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from common import machine, timed, write_result
 from rich.console import Console
 from rich.table import Table
+from rivals import (
+    Labels,
+    Member,
+    committee,
+    committee_factors,
+    committee_labels,
+    constant,
+    labels,
+    residuals,
+    sampled,
+    scaled,
+)
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.evaluation import Comparison, evaluate
-from mfgp.features import Features, structure_key
-from mfgp.frames import Frame
+from mfgp.features import Features
 from mfgp.progress import bars
 
-MEMBERS = 8
 DRAWS, SAMPLED = 8, 100
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
 
 
 class Data(str, Enum):
     lmfp = "lmfp"
+    lmfp_gfn1 = "lmfp_gfn1"
     acac = "acac"
     mlearn_si = "mlearn_si"
 
@@ -51,16 +60,6 @@ class Case:
     training: FrameSet
     tests: dict[str, FrameSet]
     config: FitConfig
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Predictions beside labels of a test set: energies per atom and force components, with the species of these."""
-
-    energy: Comparison
-    forces: Comparison
-    species: np.ndarray
-    sizes: np.ndarray  # [n] atoms of each structure with an energy
 
 
 def main(
@@ -82,21 +81,10 @@ def main(
         members = committee(case.training, raw, features)
     rows: list[dict[str, Any]] = []
     for level in case.training.levels:
-        left_out = residuals(model, case.training, level)
-        factors = committee_factors(members, case.training.of(level))
         for test, frames in case.tests.items():
-            if not frames.of(level):
-                continue
-            good, plain = (labels(model, frames, level, calibrated) for calibrated in (True, False))
-            methods = {
-                "calibrated": good,
-                "posterior": plain,
-                "constant (left-out error)": constant(good, left_out),
-                "committee": scaled(committee_labels(members, frames, level), factors),
-                f"sampled, {DRAWS} draws": sampled(model, frames.of(level)[:SAMPLED], level),
-            }
-            for method, found in methods.items():
-                rows.append(row(level, test, method, found))
+            if frames.of(level):
+                found = methods(model, members, case.training, frames, level)
+                rows.extend(row(level, test, method, each) for method, each in found.items())
     Console(width=150).print(table(rows))
     assert model.calibration is not None
     write_result(
@@ -113,8 +101,22 @@ def main(
     )
 
 
+def methods(
+    model: MultiFidelityGP, members: Sequence[Member], training: FrameSet, frames: FrameSet, level: str
+) -> dict[str, Labels]:
+    """What every method that shares the descriptor says of a test set at a level."""
+    good, plain = (labels(model, frames, level, calibrated) for calibrated in (True, False))
+    return {
+        "calibrated": good,
+        "posterior": plain,
+        "constant (left-out error)": constant(good, residuals(model, training, level)),
+        "committee": scaled(committee_labels(members, frames, level), committee_factors(members, training.of(level))),
+        f"sampled, {DRAWS} draws": sampled(model, frames.of(level)[:SAMPLED], level, DRAWS),
+    }
+
+
 def cases() -> dict[str, Callable[[Path | None, int, int], Case]]:
-    return {"lmfp": lmfp, "acac": acac, "mlearn_si": mlearn_si}
+    return {"lmfp": lmfp, "lmfp_gfn1": lmfp_gfn1, "acac": acac, "mlearn_si": mlearn_si}
 
 
 def lmfp(_: Path | None, n_inducing: int, n_top: int) -> Case:
@@ -125,6 +127,15 @@ def lmfp(_: Path | None, n_inducing: int, n_top: int) -> Case:
     training["mag"] = training["mag"][: n_top or None]
     tests = {split: read_frames({level: load_lmfp(level, split) for level in levels}) for split in ("test", "test_ood")}
     return Case(read_frames(training), tests, config)
+
+
+def lmfp_gfn1(_: Path | None, n_inducing: int, n_top: int) -> Case:
+    """The tight-binding level by itself, the one that has labels of the stress."""
+    config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
+    training = read_frames({"gfn1": load_lmfp("gfn1", "train")[: n_top or None]})
+    return Case(
+        training, {split: read_frames({"gfn1": load_lmfp("gfn1", split)}) for split in ("test", "test_ood")}, config
+    )
 
 
 def acac(data: Path | None, n_inducing: int, n_top: int) -> Case:
@@ -170,124 +181,19 @@ def replace_training(config: FitConfig, **values: Any) -> FitConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=values)})
 
 
-def labels(model: MultiFidelityGP, frames: FrameSet, level: str, calibrated: bool) -> Labels:
-    found = evaluate(model, frames, level, calibrated=calibrated)
-    sizes = np.array([len(f.atoms) for f in frames.of(level) if f.energy is not None])
-    return Labels(found.energy, found.forces, found.force_species, sizes)
-
-
-def sampled(model: MultiFidelityGP, frames: Sequence[Frame], level: str) -> Labels:
-    """Calibrated standard deviations of forces from draws of the weights (those of energies are exact)."""
-    predictor = model.predictor(level, draws=DRAWS)
-    found = [(f, predictor(f.atoms, "sampled")) for f in frames if f.energy is not None and f.forces is not None]
-    n = np.array([len(f.atoms) for f, _ in found])
-    energy = np.array([(f.energy, p.energy, p.energy_std) for f, p in found]).T / n
-    forces = np.concatenate([np.stack([f.forces, p.forces, p.forces_std]).reshape(3, -1) for f, p in found], axis=1)
-    species = np.concatenate([np.repeat(f.atoms.numbers, 3) for f, _ in found])
-    return Labels(Comparison(*energy), Comparison(*forces), species, n)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model of the committee and the structures that it was fitted to."""
-
-    model: MultiFidelityGP
-    seen: frozenset[bytes]
-
-
-def committee(training: FrameSet, config: FitConfig, features: Features) -> list[Member]:
-    """Eight models, each fitted to a random half of the structures (isolated atoms always)."""
-    keys = list(dict.fromkeys(structure_key(f.atoms) for f in training if not f.isolated_atom))
-    members = []
-    with bars() as report:
-        for k in range(MEMBERS):
-            half = np.random.default_rng([0, k]).permutation(len(keys))[: len(keys) // 2]
-            chosen = frozenset(keys[i] for i in half)
-            part = tuple(f for f in training if f.isolated_atom or structure_key(f.atoms) in chosen)
-            subset = FrameSet(training.levels, part)
-            members.append(Member(MultiFidelityGP.fit(subset, config, features=features, progress=False), chosen))
-            report("committee", k + 1, MEMBERS, "")
-    return members
-
-
-def committee_labels(members: Sequence[Member], frames: FrameSet, level: str) -> Labels:
-    """Mean of the members and their standard deviation."""
-    found = [labels(m.model, frames, level, calibrated=False) for m in members]
-
-    def mean(kind: str) -> Comparison:
-        each = np.stack([getattr(f, kind).predicted for f in found])
-        return Comparison(getattr(found[0], kind).label, each.mean(0), each.std(0, ddof=1))
-
-    return replace(found[0], energy=mean("energy"), forces=mean("forces"))
-
-
-def committee_factors(members: Sequence[Member], frames: Sequence[Frame]) -> dict[int, float]:
-    """Ratio of error to spread over the members that have not seen a structure: 0 energies, else species of forces."""
-    error: dict[int, list[float]] = {}
-    for frame in frames:
-        unseen = [m for m in members if structure_key(frame.atoms) not in m.seen]
-        if len(unseen) < 3 or frame.isolated_atom or frame.energy is None or frame.forces is None:
-            continue
-        found = [m.model.predict(frame.atoms, frame.fidelity, calibrated=False, uncertainty="none") for m in unseen]
-        energies, forces = np.array([p.energy for p in found]), np.stack([p.forces for p in found])
-        error.setdefault(0, []).append((energies.mean() - frame.energy) ** 2 / energies.var(ddof=1))
-        ratio = (forces.mean(0) - frame.forces) ** 2 / forces.var(0, ddof=1)
-        for z in np.unique(frame.atoms.numbers).tolist():
-            error.setdefault(z, []).extend(ratio[frame.atoms.numbers == z].ravel().tolist())
-    return {z: trimmed_scale(np.array(values)) for z, values in error.items()}
-
-
-def trimmed_scale(squares: np.ndarray) -> float:
-    """Factor that brings 95 % of the standardised errors inside the 95 % interval."""
-    return float(np.quantile(np.sqrt(squares), 0.95)) / 1.959964
-
-
-def scaled(found: Labels, factors: dict[int, float]) -> Labels:
-    """Standard deviations times the factor of the energies, or of the species that a force acts on."""
-    by_species = np.array([factors.get(int(z), 1.0) for z in found.species])
-    return replace(
-        found,
-        energy=replace(found.energy, std=found.energy.std * factors.get(0, 1.0)),
-        forces=replace(found.forces, std=found.forces.std * by_species),
-    )
-
-
-def residuals(model: MultiFidelityGP, training: FrameSet, level: str) -> dict[int, float]:
-    """Root mean square of the left-out errors: 0 energies (eV per sqrt(atom)), else forces on a species (eV/Å)."""
-    from mfgp.model import CALIBRATION_STRUCTURES, spread
-
-    sample = spread(training, CALIBRATION_STRUCTURES, model.config.seed)
-    parts = [p for p in model.leave_one_out(sample) if p.frame.fidelity == level]
-    out = {0: float(np.sqrt(np.concatenate([p.error**2 for p in parts if p.kind == "energy"]).mean()))}
-    for z in model.basis.species:
-        squares = [p.error[p.species == z] ** 2 for p in parts if p.kind == "forces"]
-        out[z] = float(np.sqrt(np.concatenate(squares).mean())) if squares else 1.0
-    return out
-
-
-def constant(found: Labels, rms: dict[int, float]) -> Labels:
-    """The same predictions with one standard deviation for all energies, and one for the forces on each species."""
-    energy = rms[0] / np.sqrt(found.sizes)
-    forces = np.array([rms[int(z)] for z in found.species])
-    return replace(found, energy=replace(found.energy, std=energy), forces=replace(found.forces, std=forces))
-
-
 def row(level: str, test: str, method: str, found: Labels) -> dict[str, Any]:
-    return {
-        "level": level,
-        "test": test,
-        "method": method,
-        "energy": found.energy.scores.to_json(),
-        "forces": found.forces.scores.to_json(),
-    }
+    scores = {kind: compared.scores.to_json() for kind, compared in found.kinds().items()}
+    return {"level": level, "test": test, "method": method, **scores}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    out = Table(title="energy per atom (meV) | force components (meV/Å)")
+    out = Table(title="energy per atom (meV) | force components (meV/Å) | stress components (meV/Å^3)")
     for column in ("level", "test", "method", "property", "n", "RMSE", *COLUMNS):
         out.add_column(column, justify="left" if column in ("level", "test", "method", "property") else "right")
     for r in rows:
-        for kind in ("energy", "forces"):
+        for kind in ("energy", "forces", "stress"):
+            if kind not in r:
+                continue
             s = r[kind]
             cells = ["–" if s[c] is None else f"{s[c]:.3g}" for c in COLUMNS]
             out.add_row(r["level"], r["test"], r["method"], kind, str(s["n"]), f"{1e3 * s['rmse']:.3g}", *cells)

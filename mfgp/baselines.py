@@ -18,30 +18,22 @@ import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, Calculator, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator, Calculator
 from ase.calculators.emt import EMT
 from numpy.typing import NDArray
 
 from mfgp.config import BaselineConfig, Setting
 from mfgp.errors import ConfigError, DataError
+from mfgp.single_point import SinglePoint, compute_labels, structure_hash
 from mfgp.zbl import ZBLCalculator
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class BaselineLabels:
-    """What a baseline says of a structure: energy eV, forces [N, 3] eV/Å, stress [6] eV/Å^3 or None (ASE's sign)."""
-
-    energy: float
-    forces: Array
-    stress: Array | None
 
 
 class Baseline:
@@ -67,11 +59,11 @@ class Baseline:
         self.calculator = calculator
         self.settings = dict(settings or {})
         self.vacuum = vacuum
-        self._cache: OrderedDict[str, BaselineLabels] = OrderedDict()
+        self._cache: OrderedDict[str, SinglePoint] = OrderedDict()
         self._cache_size = cache_size
         self._directory = None if cache_dir is None else Path(cache_dir) / f"{name}-{_settings_hash(self.settings)}"
 
-    def labels(self, atoms: Atoms) -> BaselineLabels:
+    def labels(self, atoms: Atoms) -> SinglePoint:
         """Labels of `atoms`, computed once for each geometry; info, constraints, charges and moments play no part.
 
         Raises DataError when the calculator fails on the structure or returns something that is not finite.
@@ -90,7 +82,7 @@ class Baseline:
             self._cache.popitem(last=False)
         return labels
 
-    def _compute(self, atoms: Atoms) -> BaselineLabels:
+    def _compute(self, atoms: Atoms) -> SinglePoint:
         bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         boxed = self.vacuum is not None and not bare.pbc.all()
         if boxed:
@@ -112,28 +104,6 @@ class Baseline:
                     "baseline out."
                 )
         return labels
-
-
-def compute_labels(calculator: BaseCalculator, atoms: Atoms) -> BaselineLabels:
-    """Labels from one calculation: the free energy where the calculator has one, so that forces belong to it."""
-    has_free_energy = "free_energy" in calculator.implemented_properties
-    energy = float(calculator.get_property("free_energy" if has_free_energy else "energy", atoms))
-    forces = np.array(calculator.get_property("forces", atoms), dtype=np.float64)
-    stress = None
-    if atoms.cell.rank == 3 and atoms.pbc.any() and "stress" in calculator.implemented_properties:
-        with contextlib.suppress(PropertyNotImplementedError):
-            stress = _voigt(np.array(calculator.get_property("stress", atoms), dtype=np.float64))
-    return BaselineLabels(energy, forces, stress)
-
-
-def structure_hash(atoms: Atoms) -> str:
-    """sha256 (hex) of numbers, positions, cell and pbc."""
-    digest = hashlib.sha256()
-    for array in (atoms.numbers.astype("<i8"), atoms.pbc.astype("<i8")):
-        digest.update(array.tobytes())
-    for array in (atoms.positions, atoms.cell.array):
-        digest.update((np.asarray(array, dtype="<f8") + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
-    return digest.hexdigest()
 
 
 def make_baselines(
@@ -226,19 +196,11 @@ _REGISTRY: dict[str, Callable[..., Calculator]] = {"chgnet": _chgnet, "emt": _em
 _VACUUM = {"chgnet": 15.0}  # Å; beyond its cutoff of 6 Å, so a box is as good as open space
 
 
-def _voigt(stress: Array) -> Array:
-    """[6] or [3, 3] -> [6] in ASE's Voigt order."""
-    if stress.shape == (6,):
-        return stress
-    full = 0.5 * (stress.reshape(3, 3) + stress.reshape(3, 3).T)
-    return full[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-
-
 def _settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _save(path: Path, labels: BaselineLabels) -> None:
+def _save(path: Path, labels: SinglePoint) -> None:
     """Write an npz under another name and move it into place, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -252,11 +214,11 @@ def _save(path: Path, labels: BaselineLabels) -> None:
         raise
 
 
-def _load(path: Path) -> BaselineLabels | None:
+def _load(path: Path) -> SinglePoint | None:
     """Labels of a cache file; None when it is absent or damaged, and then they are computed again."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             stress = data["stress"]
-            return BaselineLabels(float(data["energy"]), data["forces"], stress if stress.size else None)
+            return SinglePoint(float(data["energy"]), data["forces"], stress if stress.size else None)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

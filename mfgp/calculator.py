@@ -1,8 +1,9 @@
 """ASE calculator of one level of a model.
 
 `results` holds energy, free_energy (equal: the model has no electronic entropy of its own), energies, forces and, in a
-cell, stress, with energy_std, energies_std, forces_std and stress_std beside them. Units eV, Å; stress in ASE's sign and
-Voigt order.
+cell, stress, with energy_std, energies_std, forces_std and stress_std beside them; magmoms and their sum magmom (Bohr
+magnetons) with magmoms_std where the level's training data have moments, with every call under uncertainty="full" and
+otherwise when asked for. Units eV, Å; stress in ASE's sign and Voigt order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 
-from mfgp.prediction import UNCERTAINTIES
+from mfgp.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 
 class UncertaintyWarning(UserWarning):
     """The model says that it does not know this structure."""
+
+
+def stress_note(model: MultiFidelityGP) -> str | None:
+    """What to know of stresses where no training label is one; None where some are.
+
+    The stress is still the strain derivative of the predicted energy, so it is defined, and so is its standard deviation;
+    but no label of its kind was ever compared with it.
+    """
+    if any(counts.get("stresses") for counts in model.data.values()):
+        return None
+    return (
+        "no level of this model has stress labels; stresses are derived from what energies and forces have taught it "
+        "(the strain derivative of the energy): look at stress_std before you rely on them"
+    )
 
 
 class MultiFidelityCalculator(Calculator):
@@ -35,9 +50,11 @@ class MultiFidelityCalculator(Calculator):
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
+
+    The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE has it)
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -56,16 +73,35 @@ class MultiFidelityCalculator(Calculator):
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
-        self.predictor = model.predictor(
-            fidelity, calibrated=calibrated, draws=draws if uncertainty == "sampled" else 0, seed=seed
-        )
+        self.model = model
+        self._options: dict[str, Any] = {
+            "fidelity": fidelity,
+            "calibrated": calibrated,
+            "draws": draws if uncertainty == "sampled" else 0,
+            "seed": seed,
+        }
+        self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
+        self._stress_note = stress_note(model)  # None when there is nothing to say, or it has been said
+
+    def refresh(self) -> None:
+        """Take over what the model has learned since (`MultiFidelityGP.update`); what was computed before is forgotten."""
+        self.predictor = self.model.predictor(**self._options)
+        self.reset()
 
     @property
     def fidelity(self) -> str:
         """The level that is predicted."""
         return self.predictor.fidelity
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """As ASE has it: what a user asks for comes through here, also where it is computed already."""
+        value = super().get_property(name, atoms, allow_calculation)
+        if name == "stress" and allow_calculation and self._stress_note is not None:
+            note, self._stress_note = self._stress_note, None
+            warnings.warn(note, UserWarning, stacklevel=4)
+        return value
 
     def calculate(
         self,
@@ -87,11 +123,22 @@ class MultiFidelityCalculator(Calculator):
             "forces_std": p.forces_std,
             "stress_std": p.stress_std,
         }
+        results |= self._magnetic_moments(p, properties or [])
         self.results = {name: value for name, value in results.items() if value is not None}
         if properties and "stress" in properties and p.stress is None:
             raise PropertyNotImplementedError("a structure without a periodic cell has no stress")
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
+
+    def _magnetic_moments(self, p: Prediction, properties: list[str]) -> dict[str, Any]:
+        """What there is of them; they cost about as much as an energy without its gradient."""
+        magmoms, std = p.magmoms, p.magmoms_std
+        asked = {"magmoms", "magmom"} & set(properties)
+        if asked and not self.predictor.has_moments:
+            raise PropertyNotImplementedError(f"level {self.fidelity} has no magnetic moments in its training data")
+        if asked and magmoms is None:
+            magmoms, std = self.predictor.magnetic_moments(self.atoms)
+        return {} if magmoms is None else {"magmoms": magmoms, "magmoms_std": std, "magmom": float(np.nansum(magmoms))}
 
     def _warn(self, threshold: float) -> None:
         name, unit = ("forces_std", "eV/Å") if self.uncertainty in ("full", "sampled") else ("energies_std", "eV")

@@ -13,14 +13,18 @@ import typer
 from rich.console import Console
 
 from mfgp import __version__, console
+from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
-from mfgp.command_line import Fidelity, ModelPath, RawStd, check_output, friendly, write_json
+from mfgp.cli_select import plan, select
+from mfgp.cli_tune import tune
+from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from mfgp.config import FitConfig
+    from mfgp.evaluation import Evaluation
     from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
@@ -61,12 +65,16 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. model.zeta=3")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check data and settings, estimate, and stop")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="read the labels with so many processes on this machine", min=1)
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="or with the workers of a running dask scheduler")
+    ] = None,
 ) -> None:
     """Fit a model to the levels and data that CONFIG.yaml names. An existing MODEL is replaced only at the end."""
     with friendly() as notices:
         from mfgp.config import load_config
-        from mfgp.estimate import available_memory, estimate
-        from mfgp.features import resolve_device
         from mfgp.frames import read_frames
 
         if output is None and not dry_run:
@@ -78,34 +86,52 @@ def fit(
         frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
-        cost = estimate(frames, settings)
-        console.say(out, console.estimate_line(cost))
-        if settings.baselines:
-            names = ", ".join(baseline.name for baseline in settings.baselines)
-            console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
-        available = available_memory(resolve_device(settings.device))
-        if available is not None and cost.memory_bytes > available:
-            free = console.human_bytes(available)
-            text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
-            console.say(notices, text, "yellow")
+        _say_estimate(frames, settings, out, notices)
         if output is not None and not dry_run:
-            _fit_and_save(frames, settings, output, out, notices)
+            model = _fitted(frames, settings, workers, scheduler)
+            model.save(output)
+            _say_results(model, settings, out, notices)
+            console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
-def _fit_and_save(frames: FrameSet, settings: FitConfig, output: Path, out: Console, notices: Console) -> None:
-    from mfgp.evaluation import training_residuals
+def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
+    from mfgp.estimate import available_memory, estimate
+    from mfgp.features import resolve_device
+
+    cost = estimate(frames, settings)
+    console.say(out, console.estimate_line(cost))
+    if settings.baselines:
+        names = ", ".join(baseline.name for baseline in settings.baselines)
+        console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
+    available = available_memory(resolve_device(settings.device))
+    if available is not None and cost.memory_bytes > available:
+        free = console.human_bytes(available)
+        text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
+        console.say(notices, text, "yellow")
+
+
+def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, scheduler: str | None) -> MultiFidelityGP:
+    """A fit in this process, or with its pass over the labels on many."""
     from mfgp.model import MultiFidelityGP
 
-    model = MultiFidelityGP.fit(frames, settings)
-    model.save(output)
+    if workers is None and scheduler is None:
+        return MultiFidelityGP.fit(frames, settings)
+    from mfgp.distributed import DistributedPass, client_of
+
+    with client_of(workers, scheduler) as client:
+        return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
+
+
+def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
+    from mfgp.evaluation import training_residuals, transfer_notes
+
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json()))
-    for notice in _notices(model, settings):
+    for notice in [*_notices(model, settings), *(f"warning: {note}" for note in transfer_notes(model))]:
         console.say(notices, notice, "yellow")
-    console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
 def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
@@ -134,37 +160,66 @@ def evaluate(
     fidelity: Fidelity = None,
     json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the scores as JSON")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write plots (PNG) here")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="only frames of this split, e.g. test_ood")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="NAME", help="what frames of the level are tagged with, if not F")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="frames that are not held out, too")] = False,
+    keys: Keys = None,
     raw_std: RawStd = False,
 ) -> None:
     """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
 
     Takes the labelled frames of DATA whose level is F or that name none; of those the held-out ones (split test... or
-    val...), if there are any.
+    val...), if there are any. Labels have the names that the model was fitted with, unless --key says otherwise.
     """
     with friendly() as notices:
         from mfgp import evaluation
-        from mfgp.frames import read_frames
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
 
         check_output(json_path)
+        if split is not None and everything:
+            raise ConfigError("--split and --all contradict each other; give one of them.")
         fitted = MultiFidelityGP.load(model)
         level = fitted.levels[fitted.level(fidelity)]
-        frames = read_frames({level: data}, keys=fitted.config.keys)
-        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything)
+        frames = _read_labelled(data, level, fitted, label_keys(keys))
+        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything, split=split, tag=tag)
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
         console.say(notices, f"{note}; standard deviations: {which}")
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
-        console.stdout().print(console.score_table(result))
-        if json_path is not None:
-            write_json(result.to_json(), json_path)
-        if plots is not None:
-            from mfgp.report import write_plots
+        if result.stress is not None:
+            _say_stress(fitted, notices)
+        _report(result, json_path, plots, notices)
 
-            for path in write_plots(result, plots):
-                console.say(notices, f"wrote {path}")
+
+def _report(result: Evaluation, json_path: Path | None, plots: Path | None, notices: Console) -> None:
+    """Show the scores, and write them and plots where that was asked for."""
+    console.stdout().print(console.score_table(result))
+    if json_path is not None:
+        write_json(result.to_json(), json_path)
+    if plots is not None:
+        from mfgp.report import write_plots
+
+        for path in write_plots(result, plots):
+            console.say(notices, f"wrote {path}")
+
+
+def _read_labelled(data: Path, level: str, model: MultiFidelityGP, names: dict[str, str]) -> FrameSet:
+    """The frames of a file as of one level, their labels under the model's keys, or under those of the command line."""
+    from mfgp.frames import LabelKeys, read_frames
+
+    return read_frames({level: data}, keys=LabelKeys(**{**model.config.keys.model_dump(), **names}))
+
+
+def _say_stress(model: MultiFidelityGP, notices: Console) -> None:
+    from mfgp.calculator import stress_note
+
+    if (note := stress_note(model)) is not None:
+        console.say(notices, f"note: {note}.", "yellow")
 
 
 @app.command()
@@ -192,9 +247,7 @@ def predict(
         from mfgp.progress import bars
         from mfgp.reading import read_structures
 
-        check_output(output)
-        if output.exists() and structures.exists() and output.samefile(structures):
-            raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
+        _check_apart(output, structures)
         fitted = MultiFidelityGP.load(model)
         predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
@@ -207,7 +260,16 @@ def predict(
                 report("prediction", i + 1, len(frames), predictor.fidelity)
         with replacing(output) as temporary:
             write(temporary, predicted, format="extxyz")
+        if any("stress" in atoms.calc.results for atoms in predicted):
+            _say_stress(fitted, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
+
+
+def _check_apart(output: Path, structures: Path) -> None:
+    """DataError where predictions cannot be written, or would replace their input."""
+    check_output(output)
+    if output.exists() and structures.exists() and output.samefile(structures):
+        raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
 
 
 def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
@@ -217,9 +279,9 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     from mfgp.labels import FIDELITY_TAGS
 
     out = atoms.copy()
-    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies}
+    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": p.magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
-    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std}
+    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
     for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
@@ -247,4 +309,6 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-app.command()(doctor)
+for command in (tune, doctor, select, plan):
+    app.command()(command)
+app.add_typer(campaign, name="campaign")

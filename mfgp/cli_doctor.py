@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,11 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.command_line import friendly
+from mfgp.command_line import Keys, check_output, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mfgp.doctor_report import Finding
+    from mfgp.doctor_report import Finding, Report
     from mfgp.frames import FrameSet
 
 
@@ -25,12 +26,13 @@ def doctor(
         list[str] | None,
         typer.Option("--fidelity", "-f", help="level of each file, in order; by default its frames' tag or its name"),
     ] = None,
-    keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
-    ] = None,
+    keys: Keys = None,
     model: Annotated[
         Path | None,
         typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="write all findings, with every frame, as JSON")
     ] = None,
 ) -> None:
     """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
@@ -41,23 +43,32 @@ def doctor(
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
 
-        names = dict(_label_key(text) for text in keys or [])
+        check_output(json_path)
         sources, levels = _levels_of_files(data, fidelity or [])
-        frames = read_frames(sources, keys=LabelKeys(**names), levels=levels)
+        frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
         report = examine(frames)
+        suspects = None
         if model is not None:
-            report = report.with_findings(_contradicted(model, frames, notices))
-        out = console.stdout()
-        out.print(console.data_table(frames.summary(), frames.levels))
-        if report.correlations:
-            out.print(console.correlation_table(report.correlations))
-        for line, style in console.finding_lines(report):
-            console.say(out, line, style)
+            findings, suspects = _contradicted(model, frames, notices)
+            report = report.with_findings(findings)
+        _show(report, frames.levels)
+        if json_path is not None:
+            write_json({**report.to_json(), "labels": suspects}, json_path)
         if not report.ok:
             raise typer.Exit(1)
 
 
-def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Finding]:
+def _show(report: Report, levels: Sequence[str]) -> None:
+    out = console.stdout()
+    out.print(console.data_table(report.summary, levels))
+    if report.correlations:
+        out.print(console.correlation_table(report.correlations))
+    for line, style in console.finding_lines(report):
+        console.say(out, line, style)
+
+
+def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Findings about labels that disagree with all others, and these labels."""
     from mfgp.doctor_fit import fit_checks, label_scores
     from mfgp.model import MultiFidelityGP
     from mfgp.progress import bars
@@ -68,15 +79,8 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> list[Findi
             "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
         )
     with bars(console=notices) as report:
-        return fit_checks(label_scores(MultiFidelityGP.load(model), training, report), training)
-
-
-def _label_key(text: str) -> tuple[str, str]:
-    label, equals, name = text.partition("=")
-    known = ("energy", "forces", "stress", "virial")
-    if label not in known or not equals or not name:
-        raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
-    return label, name
+        scores = label_scores(MultiFidelityGP.load(model), training, report)
+    return fit_checks(scores, training), [s.to_json() for s in scores if s.suspect]
 
 
 def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.errors import DataError, MfgpError
+from mfgp.errors import ConfigError, DataError, MfgpError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
 RawStd = Annotated[
@@ -26,6 +26,9 @@ RawStd = Annotated[
 ]
 Fidelity = Annotated[
     str | None, typer.Option("--fidelity", "-f", help="level of theory; the highest of the model by default")
+]
+Keys = Annotated[
+    list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="name of a label, e.g. energy=dft_energy")
 ]
 
 
@@ -74,6 +77,18 @@ def check_output(path: Path | None) -> None:
         raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
+
+
+def label_keys(texts: list[str] | None) -> dict[str, str]:
+    """{label: name} of the values of --key. ConfigError for what is not LABEL=NAME."""
+    known = ("energy", "forces", "stress", "virial", "magmoms")
+    out = {}
+    for text in texts or []:
+        label, equals, name = text.partition("=")
+        if label not in known or not equals or not name:
+            raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
+        out[label] = name
+    return out
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ase.data import chemical_symbols
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -47,40 +48,35 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return out
 
 
+def explained(table: Table, note: str) -> Group:
+    """A table with a note under it that explains its words."""
+    return Group(table, Text(note, style="dim"))
+
+
 def data_table(summary: Mapping[str, Mapping[str, int]], levels: Sequence[str]) -> Table:
     """What every level brings, of `FrameSet.summary` or of a model's header."""
     names = ["frames", "atoms", "energies", "forces", "stresses"]
     if any(counts.get("held_out") for counts in summary.values()):
         names.append("held_out")
     rows = [(level, *(str(summary[level].get(name, 0)) for name in names)) for level in levels]
-    columns = ["level", *(name.replace("held_out", "for testing") for name in names)]
-    return table("data (cheapest level first; labels count frames)", columns, rows)
+    columns = ["level", *(name.replace("held_out", "held out") for name in names)]
+    return table("data, cheapest level first (labels: in how many frames)", columns, rows)
 
 
-def hyperparameter_tables(values: Mapping[str, Any], levels: Sequence[str]) -> list[Table]:
+def hyperparameter_tables(values: Mapping[str, Any], levels: Sequence[str]) -> list[RenderableType]:
     """Tables of `MultiFidelityGP.hyperparameters()`: amplitudes and noises, rho, e0, coefficients of baselines.
 
     levels: cheapest first; a model file does not keep the order of its dictionaries.
     """
-    columns = (
-        "level",
-        "amplitude s (eV)",
-        "energy noise (meV/√atom)",
-        "force noise (meV/Å)",
-        "virial noise (meV/√atom)",
-    )
+    kinds = [k for k in _KINDS if any(k in values["noise"][level] for level in levels)]
+    columns = ("level", "amplitude s (eV)", *(_KINDS[k] for k in kinds))
     rows = [
-        (level, f"{values['outputscale'][level] ** 0.5:.4g}", *(_milli(values["noise"][level].get(k)) for k in _KINDS))
+        (level, f"{values['outputscale'][level] ** 0.5:.4g}", *(_milli(values["noise"][level].get(k)) for k in kinds))
         for level in levels
     ]
-    out = [table("hyperparameters", columns, rows)]
+    out: list[RenderableType] = [explained(table("hyperparameters", columns, rows), _NOISE_NOTE)]
     if values["rho"]:
-        symbols = _by_number(values["rho"][0])
-        rows = [
-            (f"{levels[t]} → {levels[t + 1]}", *(f"{rho[s]:.3f}" for s in symbols))
-            for t, rho in enumerate(values["rho"])
-        ]
-        out.append(table("rho by central species", ("step", *symbols), rows))
+        out.append(_rho_table(values["rho"], levels))
     out.append(_by_level("e0 (eV)", values["e0"], levels, _by_number(values["e0"][levels[0]]), ".4f"))
     baselines = values.get("baselines", {})
     if any(baselines.values()):
@@ -88,7 +84,29 @@ def hyperparameter_tables(values: Mapping[str, Any], levels: Sequence[str]) -> l
     return out
 
 
-_KINDS = ("energy", "forces", "virial")
+_KINDS = {
+    "energy": "energy noise (meV/√atom)",
+    "forces": "force noise (meV/Å)",
+    "virial": "virial noise (meV/√atom)",
+}
+_NOISE_NOTE = (
+    "amplitude: of what a level adds to the one below; noise: what of the labels the model takes for noise, its own misfit "
+    "included (of a total energy of N atoms: √N times it)"
+)
+
+
+def _rho_table(rho: Sequence[Mapping[str, float]], levels: Sequence[str]) -> Table:
+    """How much of a level the next one takes over; one column where it is the same for all elements."""
+    symbols = _by_number(rho[0])
+    scalar = all(len(set(step.values())) == 1 for step in rho)
+    steps = [f"{low} → {high}" for low, high in pairwise(levels)]
+    rows = [
+        (name, *(f"{step[s]:.3f}" for s in (symbols[:1] if scalar else symbols)))
+        for name, step in zip(steps, rho, strict=True)
+    ]
+    if scalar:
+        return table("rho, one for all elements", ("step", "rho"), rows)
+    return table("rho by central species", ("step", *symbols), rows)
 
 
 def _by_level(
@@ -103,21 +121,29 @@ def _by_number(symbols: Iterable[str]) -> list[str]:
 
 
 def _milli(value: float | None) -> str:
-    return "–" if value is None else f"{1e3 * value:.3g}"
+    return "–" if value is None else _short(1e3 * value)
 
 
-def residual_table(residuals: Iterable[Residual]) -> Table:
+def _short(value: float) -> str:
+    """Three digits, and no exponent for thousands."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def residual_table(residuals: Iterable[Residual]) -> RenderableType:
     """Labels, what the model leaves of them on its training data, and the noise it learned, in the same unit."""
     columns = ("level", "labels", "rows", "rms about e0", "rms residual", "noise", "unit")
     rows = []
     for r in residuals:
         scale, unit = (1.0, "σ") if r.kind == "given" else (1e3, "meV/Å" if r.kind == "forces" else "meV/√atom")
         kind = "with own sigma" if r.kind == "given" else r.kind
-        rows.append((r.level, kind, str(r.count), *(f"{scale * v:.3g}" for v in (r.labels, r.residual, r.noise)), unit))
-    return table("training residuals", columns, rows)
+        rows.append((r.level, kind, str(r.count), *(_short(scale * v) for v in (r.labels, r.residual, r.noise)), unit))
+    note = (
+        "root mean squares of the training labels: about e0 (and baselines) alone, and of what the model leaves of them"
+    )
+    return explained(table("training residuals", columns, rows), note)
 
 
-def calibration_table(calibration: Mapping[str, Any]) -> Table:
+def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
     """Factors of the standard deviations by property, and what they do to the 95 % interval of left-out labels."""
     columns = ("level", "labels", "structures", "weights x", "residual x", "noise x", "in 95 % before", "after")
     rows = []
@@ -126,7 +152,13 @@ def calibration_table(calibration: Mapping[str, Any]) -> Table:
         factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("weights", "residual", "noise"))
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
-    return table("calibration, structures left out one by one", columns, rows)
+    return explained(table("calibration, structures left out one by one", columns, rows), _CALIBRATION_NOTE)
+
+
+_CALIBRATION_NOTE = (
+    "x: factors of the three parts of a standard deviation (posterior of the weights; what the inducing points do not "
+    "carry; label noise); in 95 %: share of left-out labels inside the 95 % interval, before and after these factors"
+)
 
 
 def estimate_line(estimate: Estimate) -> str:
@@ -153,7 +185,7 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def score_table(evaluation: Evaluation) -> Table:
+def score_table(evaluation: Evaluation) -> RenderableType:
     """Scores of energies, forces and stress, and of the forces on each element."""
     columns = (
         "",
@@ -179,14 +211,22 @@ def score_table(evaluation: Evaluation) -> Table:
         rows += [_score_row(f"  on {symbol}", s, 1e3, "meV/Å") for symbol, s in by_species.items()]
     if evaluation.stress is not None:
         rows.append(_score_row("stress", evaluation.stress.scores, 1e3, "meV/Å³"))
+    moments = evaluation.magmoms_by_species().items()
+    rows += [_score_row(f"moment of {symbol}", s, 1.0, "µB") for symbol, s in moments]
     title = f"{evaluation.fidelity}: {evaluation.n_structures} structures, {evaluation.n_atoms} atoms"
-    return table(title, columns, rows)
+    return explained(table(title, columns, rows), _SCORE_NOTE)
+
+
+_SCORE_NOTE = (
+    "n: labels; in p %: share of labels inside the p % interval (should be p); std z: of error / std (should be 1); "
+    "CRPS, NLL (nats a label, in eV, Å and µB): lower is better; Spearman: rank correlation of |error| and std"
+)
 
 
 def _score_row(name: str, s: Scores, scale: float, unit: str) -> tuple[str, ...]:
     if s.n == 0:
         return (name, "0", *["–"] * 11)
-    lengths = (f"{scale * v:.3g}" for v in (s.mae, s.rmse, s.crps, s.sharpness))
+    lengths = (_short(scale * v) for v in (s.mae, s.rmse, s.crps, s.sharpness))
     shares = (f"{100 * v:.1f} %" for v in (s.coverage50, s.coverage80, s.coverage95))
     rest = ("–" if math.isnan(v) else f"{v:.2f}" for v in (s.z_std, s.nll, s.spearman))
     return (name, str(s.n), *lengths, unit, *shares, *rest)
@@ -206,7 +246,8 @@ def header_lines(header: Mapping[str, Any]) -> list[str]:
     learned = (
         "as configured"
         if training is None
-        else f"{config['training'].get('objective', 'evidence')} {training['evidence']:.1f} nats"
+        else f"hyperparameters that maximise the {config['training'].get('objective', 'evidence')}, "
+        f"{training['evidence']:.1f} nats"
     )
     return [
         f"levels       {' → '.join(header['levels'])} (cheapest first)",

@@ -1,7 +1,8 @@
 """What may be wrong with labelled data, before a fit is spent on it.
 
 `examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
-structures and counts are here, those of labels in `doctor_labels`, of levels against each other in `doctor_levels`.
+structures and counts are here, those of labels in `doctor_labels`, of elemental references in `doctor_composition`, and of
+levels against each other in `doctor_levels`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from ase.data import chemical_symbols
 
+from mfgp.doctor_composition import reference_checks
 from mfgp.doctor_labels import energy_checks, force_checks, stress_checks
 from mfgp.doctor_levels import level_checks
-from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, composition, examples
+from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import unused_label_keys
 
@@ -24,10 +25,10 @@ _SAME_FORCE = 1e-3  # eV/Å
 
 def examine(frames: FrameSet) -> Report:
     """Check labelled frames and say what may be wrong with them, errors first. Raises nothing about the data."""
-    findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames)]
+    findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames), *reference_checks(frames)]
     for level in frames.levels:
         own = frames.of(level)
-        for check in (_unlabelled, _tags, _duplicates, _references, energy_checks, force_checks, stress_checks):
+        for check in (_unlabelled, _tags, _duplicates, energy_checks, force_checks, stress_checks):
             findings.extend(check(level, own))
     between, correlations = level_checks(frames)
     findings.extend(between)
@@ -113,33 +114,3 @@ def _differ(one: Frame, other: Frame) -> bool:
         return False
     used = one.force_mask & other.force_mask
     return bool((np.abs(one.forces - other.forces)[used] > _SAME_FORCE).any())
-
-
-def _references(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Which elemental references e0 the energies of a level determine, and which isolated atoms are missing."""
-    energies = [frame for frame in frames if frame.energy is not None and not frame.held_out]
-    if not energies:
-        message = f"fidelity {level!r}: no training energies; its energies are known up to a constant for each element."
-        return [about("warning", "composition", message + " Add energies, or isolated atoms.")]
-    numbers = sorted({int(z) for frame in frames for z in frame.atoms.numbers})
-    counts = composition(energies, numbers)
-    fractions = counts / counts.sum(axis=1, keepdims=True)  # [frame, element]
-    _, singular, rows = np.linalg.svd(fractions, full_matrices=True)
-    rank = int((singular > 1e-6 * singular[0]).sum())
-    loose = (rows[rank:] ** 2).sum(axis=0) > 1e-6  # [element], touched by the null space
-    findings = []
-    if rank < len(numbers):
-        names = ", ".join(chemical_symbols[z] for z, free in zip(numbers, loose, strict=True) if free)
-        message = f"fidelity {level!r}: the compositions of {len(energies)} energies determine {rank} combinations of "
-        message += f"{len(numbers)} elemental references; {names} cannot be separated. Energies of other compositions "
-        message += "will rest on the prior: add isolated atoms or other compositions."
-        findings.append(about("warning", "composition", message))
-    alone = {int(frame.atoms.numbers[0]) for frame in energies if frame.isolated_atom}
-    missing = ", ".join(chemical_symbols[z] for z in numbers if z not in alone)
-    if missing:
-        message = (
-            f"fidelity {level!r}: no isolated atom of {missing}; e0 of these elements is fitted to the structures. "
-        )
-        message += "Add single-atom frames (config_type=IsolatedAtom) if dissociation or new compositions matter."
-        findings.append(about("info", "isolated atoms", message))
-    return findings

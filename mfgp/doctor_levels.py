@@ -1,4 +1,4 @@
-"""Checks of levels against each other: units, and what the lower one says about the forces of the higher one."""
+"""Checks of levels against each other: cost, units, and what the lower one says about the forces of the higher one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mfgp.doctor_report import Array, Correlation, Finding, Severity, about, examples, shared_structures
-from mfgp.frames import Frame, FrameSet
+from mfgp.frames import Frame, FrameSet, as_seconds
 
 Pairs = Sequence[tuple[Frame, Frame]]
 
@@ -27,6 +27,7 @@ def level_checks(frames: FrameSet) -> tuple[list[Finding], tuple[Correlation, ..
     findings: list[Finding] = []
     found: list[Correlation] = []
     for low, high in zip(frames.levels[:-1], frames.levels[1:], strict=True):
+        findings.extend(_cost_order(frames, low, high))
         pairs = shared_structures(frames, low, high)
         if not pairs:
             message = f"fidelities {low!r} and {high!r} share no structure: how their forces relate is not checkable; "
@@ -42,6 +43,36 @@ def level_checks(frames: FrameSet) -> tuple[list[Finding], tuple[Correlation, ..
         findings.extend(_energy_units(low, high, pairs))
         findings.extend(_weak(correlation) for correlation in own if correlation.r < _WEAK and correlation.n_atoms > 5)
     return findings, tuple(found)
+
+
+def _cost_order(frames: FrameSet, low: str, high: str) -> list[Finding]:
+    """Whether labels of the level that is given as the higher one were cheaper, by what the frames say they took."""
+    for key, unit in (
+        ("cpu_seconds", "CPU seconds"),
+        ("wall_seconds", "seconds"),
+    ):  # CPU time depends less on the machine
+        cost = [_seconds_per_atom(frames.of(level), key) for level in (low, high)]  # [frame] each
+        if len(cost[0]) and len(cost[1]):
+            below, above = (float(values.mean()) for values in cost)
+            if above >= below:
+                return []
+            message = f"a label of {high!r} took {above:.2g} {unit} an atom on average, one of {low!r} {below:.2g} "
+            message += (
+                f"({len(cost[1])} and {len(cost[0])} frames), but {high!r} is given as the higher level; levels go "
+            )
+            message += "from the cheapest to the best: check the order (of the files, of `fidelities:`, of levels=)."
+            return [about("warning", "order of levels", message)]
+    return []
+
+
+def _seconds_per_atom(frames: Sequence[Frame], key: str) -> Array:
+    """What labels cost, of frames that say so, [frame] seconds per atom."""
+    costs = []
+    for frame in frames:
+        seconds = frame.wall_seconds if key == "wall_seconds" else as_seconds(frame.atoms.info.get(key))
+        if seconds is not None and not frame.isolated_atom:
+            costs.append(seconds / len(frame.atoms))
+    return np.array(costs)
 
 
 def force_correlations(low: str, high: str, pairs: Pairs) -> list[Correlation]:

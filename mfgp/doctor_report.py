@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +18,8 @@ Array = NDArray[np.float64]
 Severity: TypeAlias = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
-_SHOWN = 3
+_SHOWN = 8
+SEE_ALL = "mfgp doctor --json OUT lists all"
 _MATCH_DECIMALS = 4  # positions and cells that agree to 1e-4 Å are the same structure
 
 
@@ -63,6 +64,14 @@ class Report:
         everything = sorted((*self.findings, *more), key=lambda finding: SEVERITIES.index(finding.severity))
         return replace(self, findings=tuple(everything))
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and text; every finding with all of its frames."""
+        return {
+            "data": self.summary,
+            "correlations": [asdict(c) for c in self.correlations],
+            "findings": [{**asdict(f), "frames": list(f.frames)} for f in self.findings],
+        }
+
     @property
     def ok(self) -> bool:
         """Whether there is no error among the findings."""
@@ -70,9 +79,20 @@ class Report:
 
 
 def examples(frames: Sequence[Frame]) -> str:
-    """'nm.extxyz frame 3 (Li4Fe4P4O16), nm.extxyz frame 7 (Li4P4O16) and 2 more'."""
+    """'nm.extxyz frame 3 (Li4Fe4P4O16), nm.extxyz frame 7 (Li4P4O16)', of many the first few, and how to see all."""
     shown = ", ".join(f"{frame.source} ({frame.atoms.symbols})" for frame in frames[:_SHOWN])
-    return shown if len(frames) <= _SHOWN else f"{shown} and {len(frames) - _SHOWN} more"
+    return shown if len(frames) <= _SHOWN else f"{shown} and {len(frames) - _SHOWN} more ({SEE_ALL})"
+
+
+def enumerated(words: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def of_levels(levels: Sequence[str]) -> str:
+    """ "fidelity 'nm'", "fidelities 'nm' and 'mag'"."""
+    return f"{'fidelity' if len(levels) == 1 else 'fidelities'} {enumerated(repr(level) for level in levels)}"
 
 
 def about(severity: Severity, check: str, message: str, frames: Sequence[Frame] = ()) -> Finding:

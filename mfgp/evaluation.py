@@ -12,7 +12,8 @@ level and kind, or the label's own sigma), per observation of N atoms in V:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mfgp.prediction import Prediction
 
 Array = NDArray[np.float64]
+NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is said to be noise
+NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Evaluation:
     forces: Comparison
     stress: Comparison | None
     force_species: NDArray[np.int64]  # [n] atomic number for every force component
+    magmoms: Comparison | None = None  # Bohr magnetons
+    magmom_species: NDArray[np.int64] | None = None  # [n] atomic number for every moment
 
     def forces_by_species(self) -> dict[str, Scores]:
         """Scores of the forces on the atoms of each element, by its symbol."""
@@ -84,6 +89,13 @@ class Evaluation:
             chemical_symbols[z]: self.forces.subset(self.force_species == z).scores
             for z in np.unique(self.force_species).tolist()
         }
+
+    def magmoms_by_species(self) -> dict[str, Scores]:
+        """Scores of the magnetic moments of the atoms of each element, by its symbol; empty without moments."""
+        if self.magmoms is None or self.magmom_species is None:
+            return {}
+        found = np.unique(self.magmom_species).tolist()
+        return {chemical_symbols[z]: self.magmoms.subset(self.magmom_species == z).scores for z in found}
 
     def kinds(self) -> Iterator[tuple[str, str, Comparison]]:
         """(name, unit, comparison) of every kind that has labels."""
@@ -93,7 +105,14 @@ class Evaluation:
         return ("energy", "eV/atom", self.energy), ("forces", "eV/Å", self.forces), ("stress", "eV/Å^3", self.stress)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract of `mfgp evaluate --json`: plain numbers, None for what is undefined or absent."""
+        """The contract of `mfgp evaluate --json`: plain numbers, None for what is undefined or absent.
+
+        Magnetic moments come only where there are labels of them.
+        """
+        moments: dict[str, Any] = {}
+        if self.magmoms is not None:
+            by_species = {symbol: s.to_json() for symbol, s in self.magmoms_by_species().items()}
+            moments = {"magmoms": self.magmoms.scores.to_json(), "magmoms_by_species": by_species}
         return {
             "fidelity": self.fidelity,
             "n_structures": self.n_structures,
@@ -101,6 +120,7 @@ class Evaluation:
             "energy": self.energy.scores.to_json(),
             "forces": self.forces.scores.to_json(),
             "stress": None if self.stress is None else self.stress.scores.to_json(),
+            **moments,
         }
 
 
@@ -152,31 +172,67 @@ def _calibrated_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction
 
 
 def frames_to_score(
-    frames: FrameSet, fidelity: str, levels: Sequence[str], everything: bool = False
+    frames: FrameSet,
+    fidelity: str,
+    levels: Sequence[str],
+    everything: bool = False,
+    *,
+    split: str | None = None,
+    tag: str | None = None,
 ) -> tuple[list[Frame], str]:
     """The labelled frames of a file to score at a level, and a sentence that says which they are.
 
-    Frames whose own tag names another of `levels` are left out. Where frames carry split marks the held-out ones
-    are taken when there are any, all others are left out; `everything` takes all. Raises DataError when none is left.
+    Frames whose own tag names another level are left out, whether it is one of `levels` or not; frames without a tag are
+    taken for that level, and those whose tag is `tag`. Where frames carry split marks the held-out ones are taken when
+    there are any, all others are left out; `everything` takes all, `split` those of one split. Raises DataError, naming
+    the tags, splits and levels there are, when none is left.
     """
-    others = set(levels) - {fidelity}
-    own = [f for f in frames if level_tag(f.atoms) not in others]
+    own = [f for f in frames if level_tag(f.atoms) in (None, fidelity, tag)]
+    if not own:
+        raise DataError(
+            f"no frame of level {fidelity!r} to evaluate: the {len(frames)} frames are tagged with "
+            f"{_tags(frames)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
+            f"is only another name of {fidelity!r}, say so with --tag."
+        )
     labelled = [f for f in own if f.labelled]
     if not labelled:
-        found = "without labels" if own else "tagged with other levels"
         raise DataError(
-            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own or frames)} frames are {found}."
+            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own)} frames are without labels."
         )
-    test = [f for f in labelled if f.held_out]
-    chosen = test if test and not everything else labelled
+    chosen, what, rest = _of_split(labelled, split) if split is not None else _held_out(labelled, everything)
+    others = [f for f in frames if level_tag(f.atoms) not in (None, fidelity, tag)]
     left_out = {
-        f"{len(frames) - len(own)} of other levels": len(frames) - len(own),
+        f"{len(others)} of other levels ({_tags(others)})": len(others),
         f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
-        f"{len(labelled) - len(chosen)} not held out (--all takes them)": len(labelled) - len(chosen),
+        f"{len(labelled) - len(chosen)} {rest}": len(labelled) - len(chosen),
     }
     notes = [text for text, count in left_out.items() if count]
-    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
     return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
+
+
+def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str, str]:
+    """The held-out frames if there are any, what they are, and what the others are."""
+    test = [f for f in labelled if f.held_out]
+    chosen = test if test and not everything else labelled
+    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
+    return chosen, what, "not held out (--all takes them)"
+
+
+def _of_split(labelled: list[Frame], split: str) -> tuple[list[Frame], str, str]:
+    chosen = [f for f in labelled if f.split == split]
+    if not chosen:
+        found = Counter("no split" if f.split is None else f.split for f in labelled)
+        raise DataError(f"no labelled frame of split {split!r}; found {_counted(found)}.")
+    return chosen, f"frames of split {split}", "of other splits"
+
+
+def _tags(frames: Iterable[Frame]) -> str:
+    return _counted(Counter(str(level_tag(f.atoms)) for f in frames))
+
+
+def _counted(counts: Counter[str]) -> str:
+    """'gfn1 (28 frames), nm (3 frames)'."""
+    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts.items())
 
 
 def level_tag(atoms: Atoms) -> str | None:
@@ -205,14 +261,18 @@ def evaluate(
         raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
     for frame in chosen:
         predictor.check_elements(frame.atoms, frame.source)
-    parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": []}
-    species: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": [], "magmoms": []}
+    species: dict[str, list[NDArray[np.int64]]] = {
+        kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
+    }
     for i, frame in enumerate(chosen):
         prediction = predictor(frame.atoms)
         for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)
             if kind == "forces":
-                species.append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
+                species[kind].append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
+            if kind == "magmoms":
+                species[kind].append(frame.atoms.numbers[_known(prediction)].astype(np.int64))
         report("evaluation", i + 1, len(chosen), fidelity)
     joined = {kind: _joined(values) for kind, values in parts.items()}
     return Evaluation(
@@ -222,7 +282,9 @@ def evaluate(
         energy=joined["energy"],
         forces=joined["forces"],
         stress=joined["stress"] if parts["stress"] else None,
-        force_species=np.concatenate(species),
+        force_species=np.concatenate(species["forces"]),
+        magmoms=joined["magmoms"] if parts["magmoms"] else None,
+        magmom_species=np.concatenate(species["magmoms"]),
     )
 
 
@@ -238,7 +300,16 @@ def _compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, C
         out["forces"] = Comparison(*(v[used].reshape(-1) for v in (frame.forces, prediction.forces, std.forces)))
     if frame.stress is not None and prediction.stress is not None and std.stress is not None:
         out["stress"] = Comparison(frame.stress, prediction.stress, std.stress)
+    if frame.magmoms is not None and prediction.magmoms is not None and prediction.magmoms_std is not None:
+        known = _known(prediction)
+        out["magmoms"] = Comparison(*(v[known] for v in (frame.magmoms, prediction.magmoms, prediction.magmoms_std)))
     return out
+
+
+def _known(prediction: Prediction) -> NDArray[np.bool_]:
+    """Atoms whose element has moments in the training data."""
+    assert prediction.magmoms is not None
+    return np.isfinite(prediction.magmoms)
 
 
 def _joined(parts: list[Comparison]) -> Comparison:
@@ -271,3 +342,22 @@ def training_residuals(model: MultiFidelityGP) -> list[Residual]:
         rms = [math.sqrt(max(v, 0.0) / m.count) for v in (m.square, left)]
         out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], float(model.noise.of((t, kind)))))
     return out
+
+
+def transfer_notes(model: MultiFidelityGP) -> list[str]:
+    """Signs that a level does not help those above it: forces that the model takes for noise, or a rho near zero.
+
+    Such a level does no harm either (its noise or rho lets the fit ignore it); the notes say to look at its data.
+    """
+    notes = []
+    for found in training_residuals(model):
+        if found.kind == "forces" and found.residual > NOT_EXPLAINED * found.labels:
+            notes.append(
+                f"level {found.level}: the model explains next to nothing of its forces (residual "
+                f"{1e3 * found.residual:.0f} of {1e3 * found.labels:.0f} meV/Å): do its labels belong to its structures?"
+            )
+    for t, rho in enumerate(model.prior.rho.abs().max(1).values.tolist()):
+        if rho < NO_TRANSFER:
+            low, high = model.levels[t : t + 2]
+            notes.append(f"rho of {low} -> {high} is {rho:.2f}: {low} says next to nothing about {high}.")
+    return notes

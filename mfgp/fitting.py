@@ -7,6 +7,8 @@ statistics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,9 +23,13 @@ from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, cell_volume, labelled_rows
 from mfgp.progress import Report, silent
+from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
 
+DataPass = Callable[
+    [FrameSet, Features, Columns, list[Baseline], tuple[float, float], Report], Statistics
+]  # `accumulate`
 E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
 E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
 
@@ -107,6 +113,18 @@ def accumulate(
     return statistics
 
 
+def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:
+    """One pass over the frames with magnetic moments."""
+    out, chosen = SiteStatistics(), [f for f in frames if f.magmoms is not None]
+    for i, frame in enumerate(chosen):
+        nb = features.soap.neighborhoods([frame.atoms], device=features.device)
+        q = features.soap.values(nb)
+        level = frames.levels.index(frame.fidelity)
+        out.add(features.basis, level, nb.numbers, q, torch.from_numpy(frame.magmoms).to(q))
+        report("magnetic moments", i + 1, len(chosen), frame.fidelity)
+    return out
+
+
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
     """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in none."""
     keys = {id(f): structure_key(f.atoms) for f in frames}
@@ -142,6 +160,7 @@ def training_data(
     baselines: list[Baseline],
     config: FitConfig,
     report: Report = silent,
+    data_pass: DataPass = accumulate,
 ) -> TrainingData:
     """Statistics of the frames, and what the objective of the configuration needs beside them."""
     sigmas = (config.training.noise_energy, config.training.noise_force)
@@ -150,9 +169,9 @@ def training_data(
         if len(parts) < 2:
             raise ConfigError("training.objective: cv needs at least two structures; set objective: evidence.")
         atoms = FrameSet(frames.levels, tuple(f for f in frames if f.isolated_atom))
-        fixed, *folds = (accumulate(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
+        fixed, *folds = (data_pass(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
         return TrainingData(merge([fixed, *folds]), tuple(folds))
-    statistics = accumulate(frames, features, columns, baselines, sigmas, report)
+    statistics = data_pass(frames, features, columns, baselines, sigmas, report)
     if config.training.objective == "vfe":
         return TrainingData(statistics, traces=prior_traces(frames, features, sigmas, report))
     return TrainingData(statistics)
@@ -182,23 +201,13 @@ def learn(
     training = config.training
     if not training.optimise:
         return None
-    species_index = basis.species_index()
-    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
 
     def stage(m: int, part: TrainingData, iterations: int) -> TrainingResult:
-        objective = part.objective(noise, prior)
-        name = f"{objective.title}, M = {m}"
+        index = basis.species_index()[basis.rank < m]
+        ratio = training.max_energy_ratio
+        return _maximise(prior, noise, part, index, column_std, iterations, ratio, report)
 
-        def on_step(count: int, value: float) -> None:
-            report(name, min(count, iterations), iterations, f"{value:.1f} nats")
-
-        index = species_index[basis.rank < m]
-        result = maximise_evidence(
-            objective, part.statistics, index, column_std, iterations, training.max_energy_ratio, on_step
-        )
-        report(name, iterations, iterations, f"{result.evidence:.1f} nats")
-        return result
-
+    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
     only_evidence = TrainingData(data.statistics)
     if prefix < basis.size:
         first = torch.nonzero(basis.rank < prefix).squeeze(1)
@@ -209,3 +218,27 @@ def learn(
     elif training.objective != "evidence":
         stage(basis.size, only_evidence, training.max_iterations)
     return stage(basis.size, data, training.max_iterations)
+
+
+def _maximise(
+    prior: AutoregressiveGP,
+    noise: LevelNoise,
+    data: TrainingData,
+    species_index: Tensor,
+    column_std: Tensor,
+    iterations: int,
+    max_energy_ratio: float,
+    report: Report,
+) -> TrainingResult:
+    """Maximise the objective of `data` over the inducing points of `species_index` [m], with a progress bar."""
+    objective = data.objective(noise, prior)
+    name = f"{objective.title}, M = {len(species_index)}"
+
+    def on_step(count: int, value: float) -> None:
+        report(name, min(count, iterations), iterations, f"{value:.1f} nats")
+
+    result = maximise_evidence(
+        objective, data.statistics, species_index, column_std, iterations, max_energy_ratio, on_step
+    )
+    report(name, iterations, iterations, f"{result.evidence:.1f} nats")
+    return result

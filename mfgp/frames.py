@@ -28,7 +28,8 @@ class Frame:
     """One structure with its labels at one level.
 
     energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV per sqrt(atom);
-    force_sigma eV/Å. `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
+    force_sigma eV/Å; magmoms [N] Bohr magnetons (a label beside the others: alone it is none).
+    `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
     """
 
     atoms: Atoms
@@ -43,6 +44,7 @@ class Frame:
     isolated_atom: bool
     split: str | None
     wall_seconds: float | None
+    magmoms: Array | None = None
 
     @property
     def held_out(self) -> bool:
@@ -156,6 +158,8 @@ def to_atoms(frame: Frame) -> Atoms:
         atoms.info.setdefault("config_type", "IsolatedAtom")
     if frame.forces is not None:
         atoms.set_array(keys.forces, frame.forces.copy())
+    if frame.magmoms is not None:
+        atoms.set_array(keys.magmoms, frame.magmoms.copy())
     if not frame.force_mask.all():
         atoms.set_array("force_mask", frame.force_mask.astype(int))
     return atoms
@@ -189,13 +193,14 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         force_sigma=labels.force_sigma,
         isolated_atom=isolated or (len(atoms) == 1 and not atoms.pbc.any()),
         split=None if info.get("split") is None else str(info["split"]),
-        wall_seconds=_seconds(info.get("wall_seconds")),
+        wall_seconds=as_seconds(info.get("wall_seconds")),
+        magmoms=labels.magmoms,
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
 
 
-def _seconds(raw: Any) -> float | None:
-    """wall_seconds as a number; anything else is no cost at all, since it is no label."""
+def as_seconds(raw: Any) -> float | None:
+    """A cost as a number; anything else is no cost at all, since it is no label."""
     if isinstance(raw, (int, float, np.integer, np.floating)) and not isinstance(raw, bool) and raw >= 0:
         return float(raw)
     return None

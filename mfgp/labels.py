@@ -24,12 +24,18 @@ Array = NDArray[np.float64]
 
 FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
-_CALCULATOR_KEYS = {"energy": ("free_energy", "energy"), "forces": ("forces",), "stress": ("stress",), "virial": ()}
+_CALCULATOR_KEYS = {
+    "energy": ("free_energy", "energy"),
+    "forces": ("forces",),
+    "stress": ("stress",),
+    "virial": (),
+    "magmoms": ("magmoms",),
+}
 _LABEL_WORDS = ("energy", "force", "stress", "virial")
 
 
 class LabelKeys(BaseModel):
-    """Names of the labels in extxyz `info` (energy, stress, virial) and `arrays` (forces)."""
+    """Names of the labels in extxyz `info` (energy, stress, virial) and `arrays` (forces, magmoms)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +43,7 @@ class LabelKeys(BaseModel):
     forces: str = Field(default="REF_forces", min_length=1)
     stress: str = Field(default="REF_stress", min_length=1)
     virial: str = Field(default="REF_virial", min_length=1)
+    magmoms: str = Field(default="REF_magmoms", min_length=1)
 
     def custom(self) -> dict[str, str]:
         """The keys that differ from the defaults: label -> key."""
@@ -48,14 +55,15 @@ class LabelKeys(BaseModel):
 class Labels:
     """Labels of one structure as found, with what is wrong with them.
 
-    energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; sigmas in eV per sqrt(atom)
-    and eV/Å.
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; magmoms [N] Bohr magnetons; sigmas
+    in eV per sqrt(atom) and eV/Å.
     """
 
     energy: float | None
     forces: Array | None
     force_mask: NDArray[np.bool_]
     stress: Array | None
+    magmoms: Array | None
     energy_sigma: float | None
     force_sigma: float | None
     problems: tuple[str, ...]
@@ -73,8 +81,9 @@ def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     energy = _scalar("energy", found["energy"], problems)
     forces = _forces(found["forces"], mask, problems)
     stress = _stress(found["stress"], found["virial"], atoms, problems)
+    magmoms = _magmoms(found["magmoms"], len(atoms), problems)
     sigmas = [_sigma(name, atoms.info.get(name), problems) for name in SIGMAS]
-    return Labels(energy, forces, mask, stress, sigmas[0], sigmas[1], tuple(problems))
+    return Labels(energy, forces, mask, stress, magmoms, sigmas[0], sigmas[1], tuple(problems))
 
 
 def key_present(atoms: Atoms, key: str) -> bool:
@@ -194,6 +203,20 @@ def _forces(raw: Any, mask: NDArray[np.bool_], problems: list[str]) -> Array | N
         problems.append(
             f"{_kind(array[bad])} force on atoms {_some(bad)}; remove the frame, or mask those atoms with force_mask=0"
         )
+        return None
+    return array
+
+
+def _magmoms(raw: Any, n: int, problems: list[str]) -> Array | None:
+    """Collinear moments [N]; those of a non-collinear calculation [N, 3] are not used."""
+    array = None if raw is None else _numbers("magmoms", raw, problems)
+    if array is None or array.shape == (n, 3):
+        return None
+    if array.shape != (n,):
+        problems.append(f"magmoms have shape {array.shape}, expected ({n},); correct the file or the key")
+        return None
+    if not np.isfinite(array).all():
+        problems.append(f"{_kind(array)} magmoms; remove the frame or the label")
         return None
     return array
 

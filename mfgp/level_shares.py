@@ -8,7 +8,7 @@ The covariance of each term with the whole adds up to the variance. For a functi
 
 Data at level t alone determine the sum better than its terms, which are then anticorrelated; a share that comes out negative
 counts as zero, and the rest are scaled to add up to the variance. With a calibration both parts carry its factors, and the
-part of the labels is a share too, named `noise`.
+part of the labels is a share too, named `noise`. Predictions carry the shares as `std_by_level`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.autoregressive import mixing_matrix
-from mfgp.observations import cell_volume
-from mfgp.prediction import nystrom_residual
 
 if TYPE_CHECKING:
+    from mfgp.calibration import Calibration
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
@@ -42,49 +40,41 @@ class Share:
 
 
 class LevelShares:
-    """Shares at one level of a model; make one with `MultiFidelityGP.level_shares`, call it with a structure."""
+    """The terms of one level of a model: what they have in common with the whole, and their own prior variances."""
 
-    def __init__(self, model: MultiFidelityGP, level: int, calibrated: bool = True) -> None:
-        self.predictor = model.predictor(model.levels[level], calibrated=calibrated)
-        self.model, self.level = model, level
+    def __init__(self, model: MultiFidelityGP, level: int) -> None:
         joint = model.posterior()
         inverse = joint.inverse()
         terms = [joint.term_covariance(inverse, level, u, level) for u in range(level + 1)]
+        self.level, self.names = level, model.levels[: level + 1]
         self.covariances = torch.stack(terms)  # [u, M', M'] eV^2
         scale = model.prior.scale.detach()
         w = mixing_matrix(model.prior.rho.detach())[level, : level + 1]  # [u, S]
         self.variances = w**2 * scale[: level + 1, None] ** 2  # [u, S] eV^2
+        self.noise = model.label_noise(level)  # [3]
 
-    def __call__(self, atoms: Atoms) -> dict[str, Share]:
-        """Shares of the levels up to this one by name, and of the label noise (`noise`) where the model is calibrated."""
-        self.predictor.check(atoms)
-        f = self.model.features.functionals(atoms)
-        rows = torch.cat([f.phi, self.predictor.columns_of(atoms)], dim=1)
-        explained = torch.stack([(f.phi[:, c] ** 2).sum(1) for _, c in self.model.basis.blocks()], dim=1)
-        residual = nystrom_residual(f.prior, explained)  # [row, S]
+    def variances_by_name(
+        self, rows: Tensor, residual: Tensor, numbers: NDArray[np.int64], calibration: Calibration | None
+    ) -> dict[str, Tensor]:
+        """Shares of the variances of energy, forces and virial, [1+3N+6] each, by level and, calibrated, `noise`.
+
+        rows [1+3N+6, M']; residual [1+3N+6, S]: what the inducing points do not carry at unit amplitude; numbers [N].
+        """
         weights = torch.stack([((rows @ c) * rows).sum(1) for c in self.covariances])  # [u, row]
         residuals = self.variances @ residual.T  # [u, row]
-        names = list(self.model.levels[: self.level + 1])
-        tiny = torch.finfo(rows.dtype).tiny
         positive = weights.clamp(min=0.0)
+        tiny = torch.finfo(rows.dtype).tiny
         weights = positive * (weights.sum(0).clamp(min=0.0) / positive.sum(0).clamp(min=tiny))
-        calibration = self.predictor.calibration
         if calibration is None:
-            shares = weights + residuals
-        else:
-            noise, none = self.model.label_noise(self.level), torch.zeros(3, dtype=rows.dtype)
-            zero = torch.zeros_like(weights[0])
-            parts = [
-                calibration.variances(self.level, w, r, atoms.numbers, none)
-                for w, r in zip(weights, residuals, strict=True)
-            ]
-            parts.append(calibration.variances(self.level, zero, zero, atoms.numbers, noise))
-            shares = torch.stack(parts)
-            names.append("noise")
-        volume = cell_volume(atoms) if bool(torch.isfinite(rows).all()) else 0.0  # a baseline without stress: no stress
-        return {name: _share(part.sqrt(), volume) for name, part in zip(names, shares, strict=True)}
+            return dict(zip(self.names, weights + residuals, strict=True))
+        none = torch.zeros_like(self.noise)
+        pairs = zip(self.names, weights, residuals, strict=True)
+        out = {name: calibration.variances(self.level, w, r, numbers, none) for name, w, r in pairs}
+        out["noise"] = calibration.noise_variances(self.level, numbers, self.noise).to(rows)
+        return out
 
 
-def _share(std: Tensor, volume: float) -> Share:
-    values = std.cpu().numpy()
-    return Share(float(values[0]), values[1:-6].reshape(-1, 3), values[-6:] / volume if volume else None)
+def share(variance: Tensor, volume: float) -> Share:
+    """Standard deviations of one share from its variances of energy, forces and virial [1+3N+6]; volume 0: no stress."""
+    std = variance.sqrt().cpu().numpy()
+    return Share(float(std[0]), std[1:-6].reshape(-1, 3), std[-6:] / volume if volume else None)

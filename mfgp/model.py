@@ -30,6 +30,7 @@ from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.calibration import Calibration, fit_calibration
 from mfgp.config import FitConfig
+from mfgp.costs import CostModel
 from mfgp.errors import DataError
 from mfgp.features import Features, structure_key
 from mfgp.frames import FrameSet, frames_from
@@ -38,12 +39,12 @@ from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction, Predictor
 from mfgp.progress import Report, bars, silent
+from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge
 from mfgp.training import TrainingResult
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
-    from mfgp.level_shares import LevelShares
 
 TrainingSummary = dict[str, dict[str, int]]
 CALIBRATION_STRUCTURES = 64  # of each level
@@ -74,6 +75,8 @@ class MultiFidelityGP:
         self.baselines, self.data, self.seen = baselines, data, seen
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
+        self.costs = CostModel()  # of labels, as far as the training frames say
+        self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
 
@@ -85,17 +88,17 @@ class MultiFidelityGP:
         *,
         baselines: Mapping[str, Any] | None = None,
         features: Features | None = None,
+        data_pass: fitting.DataPass = fitting.accumulate,
         progress: bool = True,
     ) -> MultiFidelityGP:
         """Fit a model to labelled frames (those that info['split'] holds out are left out).
 
         frames: from `read_frames`, levels cheapest first. baselines: ASE calculators by the names that the configuration
         gives them, for those that are not in the registry. features: descriptor and inducing points chosen beforehand, to
-        share them between fits; by default they are chosen from the training structures. Raises DataError or ConfigError
-        for input that cannot be used, NumericalError where float64 does not carry the problem.
+        share them between fits; by default they are chosen from the training structures. data_pass: what sums up the data,
+        in this process or on many (`mfgp.distributed.DistributedPass`). Raises DataError or ConfigError for input that
+        cannot be used, NumericalError where float64 does not carry the problem.
         """
-        if not isinstance(frames, FrameSet):
-            raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
         config = config or FitConfig()
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
@@ -106,16 +109,16 @@ class MultiFidelityGP:
             basis, device = features.basis, features.device
             columns, column_std = fitting.build_columns(training, basis.species, config, calculators)
             columns, column_std = columns.to(device), column_std.to(device)
-            learning = fitting.training_data(training, features, columns, calculators, config, report)
-            statistics = learning.statistics
+            learning = fitting.training_data(training, features, columns, calculators, config, report, data_pass)
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
             noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
             result = fitting.learn(prior, noise, learning, basis, column_std, config, report)
+            moments = fitting.accumulate_sites(training, features, report)
+        learned = (columns, column_std, prior, noise, learning.statistics)
         data, seen = training.summary(), frozenset(training.frame_hashes())
-        model = cls(
-            config, frames.levels, features, columns, column_std, prior, noise, statistics, calculators, data, seen
-        )
-        model.training = result
+        model = cls(config, frames.levels, features, *learned, calculators, data, seen)
+        model.training, model.costs = result, CostModel.learn(training)
+        model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
         if config.training.calibrate:
             with bars(progress) as report:
@@ -186,19 +189,19 @@ class MultiFidelityGP:
         return self.levels.index(fidelity)
 
     def predictor(
-        self, fidelity: str | None = None, *, calibrated: bool = True, draws: int = 0, seed: int = 0
+        self,
+        fidelity: str | None = None,
+        *,
+        calibrated: bool = True,
+        draws: int = 0,
+        seed: int = 0,
+        by_level: bool = False,
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
-        draws: of the weights, for uncertainty="sampled".
+        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed)
-
-    def level_shares(self, fidelity: str | None = None, *, calibrated: bool = True) -> LevelShares:
-        """How much each level's discrepancy contributes to the standard deviations at a level; call it with structures."""
-        from mfgp.level_shares import LevelShares
-
-        return LevelShares(self, self.level(fidelity), calibrated)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level)
 
     def predict(
         self,
@@ -210,11 +213,12 @@ class MultiFidelityGP:
     ) -> Prediction | list[Prediction]:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
-        uncertainty: `full`, `energies` (total and local energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
+        uncertainty: `full`, `by_level` (the same, and split over the levels in `std_by_level`), `energies` (total and local
+        energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
         calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
         Raises DataError for an element or a level that the model has not seen.
         """
-        predictor = self.predictor(fidelity, calibrated=calibrated)
+        predictor = self.predictor(fidelity, calibrated=calibrated, by_level=uncertainty == "by_level")
         if isinstance(atoms, Atoms):
             return predictor(atoms, uncertainty)
         wrong = type(atoms).__name__ if isinstance(atoms, str) or not isinstance(atoms, Sequence) else ""
@@ -253,12 +257,16 @@ class MultiFidelityGP:
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
         with bars(progress) as report:
             added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)
+            moments = self.site_statistics.merged(fitting.accumulate_sites(chosen, self.features, report))
         statistics = merge([self.statistics, added])
         summary, seen = chosen.summary(), self.seen | set(chosen.frame_hashes())
         data = {level: {k: n + summary[level][k] for k, n in counts.items()} for level, counts in self.data.items()}
+        sites = fit_sites(moments) if any(f.magmoms is not None for f in chosen) else self.sites
         weights, covariances = self._solution(statistics)  # the last step that can fail
         self.statistics, self.seen, self.data = statistics, seen, data
         self.weights, self.covariances = weights, covariances
+        self.site_statistics, self.sites = moments, sites
+        self.costs = self.costs.added(CostModel.learn(chosen))
         return self
 
     def check_elements(self, frames: FrameSet) -> None:
@@ -311,7 +319,9 @@ class MultiFidelityGP:
 
 
 def trainable(frames: FrameSet) -> FrameSet:
-    """The frames to train on. Raises DataError when there is none at all, or none at some level."""
+    """The frames to train on. Raises DataError for what is no FrameSet, when there is none at all, or none at some level."""
+    if not isinstance(frames, FrameSet):
+        raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
     training = frames.training()
     if not len(training):
         raise DataError("no frame to train on: there is none, or every frame is held out (info['split']).")

@@ -26,6 +26,7 @@ from mfgp import __version__
 from mfgp.baselines import make_baselines
 from mfgp.calibration import Calibration
 from mfgp.config import FitConfig
+from mfgp.costs import CostModel
 from mfgp.errors import ModelFileError
 from mfgp.features import Features, resolve_device
 from mfgp.files import replacing
@@ -34,11 +35,14 @@ from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import build_basis
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import Columns
+from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 2
+SCHEMA = 3
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
+
+_EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
 
 Header = dict[str, Any]
 
@@ -48,7 +52,13 @@ def _without_calibration(header: Header) -> Header:
     return {**header, "calibration": None}
 
 
-UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration}  # header of schema n -> of schema n + 1
+def _without_costs(header: Header) -> Header:
+    """Schema 2 kept no costs of labels, and no magnetic moments."""
+    return {**header, "costs": CostModel().to_json(), "sites": []}
+
+
+# header of schema n -> of schema n + 1
+UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
@@ -77,6 +87,9 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
         m = model.statistics.moments[level, kind]
         tensors[f"statistics.{level}.{kind}.gram"] = _pack(m.gram)
         tensors[f"statistics.{level}.{kind}.projection"] = m.projection
+    for (level, z), m in model.site_statistics.moments.items():
+        tensors[f"sites.{level}.{z}.gram"] = _pack(m.gram)
+        tensors[f"sites.{level}.{z}.projection"] = m.projection
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     header = _header(model)
     header["hash"] = _hash(header, tensors)
@@ -104,6 +117,11 @@ def _header(model: MultiFidelityGP) -> Header:
         "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
         "training": None if model.training is None else asdict(model.training),
         "calibration": None if model.calibration is None else model.calibration.to_json(),
+        "costs": model.costs.to_json(),
+        "sites": [
+            [*key, m.square, m.count, model.sites[key].amplitude, model.sites[key].noise]
+            for key, m in sorted(model.site_statistics.moments.items())
+        ],
         "hyperparameters": model.hyperparameters(),
         "n_inducing": model.basis.size,
     }
@@ -127,9 +145,11 @@ def _stored_header(path: Path) -> Header:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get("mfgp")
     except (SafetensorError, OSError, ValueError) as error:
+        if (found := _foreign(path)) is not None:
+            raise ModelFileError(f"{path} is no model file: found {found}; {_EXPECTED}.") from error
         raise ModelFileError(f"{path} is not a complete model file ({error}); copy it again or fit again.") from error
     if raw is None:
-        raise ModelFileError(f"{path} is a safetensors file, but not one that mfgp wrote (no `mfgp` header).")
+        raise ModelFileError(f"{path} is no model file: found safetensors without the header of mfgp; {_EXPECTED}.")
     try:
         header = json.loads(raw)
         schema = header["schema"]
@@ -141,6 +161,24 @@ def _stored_header(path: Path) -> Header:
             f"reads schemas up to {SCHEMA}. Upgrade mfgp to read it."
         )
     return header
+
+
+def _foreign(path: Path) -> str | None:
+    """What a file is that does not even begin like safetensors (8 bytes of length, then JSON); None for one that does."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if len(start) > 8 and start[8:9] == b"{":
+        return None
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK"):
+        return "a zip archive (a torch checkpoint, perhaps)"
+    if start.startswith(b"\x80"):
+        return "a pickle"
+    line = start.split(b"\n")[0][:40]
+    if all(32 <= byte < 127 or byte in b"\t\r" or byte > 127 for byte in line):
+        return f"a text file that begins with {line.decode(errors='replace').strip()!r}"
+    return "bytes that are no safetensors"
 
 
 def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiFidelityGP:
@@ -181,6 +219,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.training = None if header["training"] is None else TrainingResult(**header["training"])
     if header["calibration"] is not None:
         model.calibration = Calibration.from_json(header["calibration"])
+    model.costs = CostModel.from_json(header["costs"])
+    _load_sites(model, header, tensors)
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
@@ -197,6 +237,14 @@ def _statistics(header: Header, tensors: Mapping[str, Tensor], size: int) -> Sta
         for t, kind, square, count in header["statistics"]
     }
     return Statistics(size, moments)
+
+
+def _load_sites(model: MultiFidelityGP, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    for level, z, square, count, amplitude, noise in header["sites"]:
+        projection = tensors[f"sites.{level}.{z}.projection"]
+        m = Moments(_unpack(tensors[f"sites.{level}.{z}.gram"], len(projection)), projection, square, count)
+        model.site_statistics.moments[level, z] = m
+        model.sites[level, z] = site_posterior(m, amplitude, noise)
 
 
 def _soap(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> SOAP:

@@ -20,12 +20,12 @@ from ase import Atoms
 from torch import Tensor
 
 from descriptors import SOAP, Jacobian, Neighborhoods
-from mfgp.baselines import BaselineLabels
 from mfgp.errors import DataError
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope, n_functionals
 from mfgp.rows import InducingForms, raw_rows
+from mfgp.single_point import SinglePoint
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
 ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
@@ -124,7 +124,7 @@ class Columns:
         """Number of atoms of each species, [species]."""
         return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
 
-    def rows(self, numbers: np.ndarray, labels: list[BaselineLabels], volume: float) -> Tensor:
+    def rows(self, numbers: np.ndarray, labels: list[SinglePoint], volume: float) -> Tensor:
         """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional.
 
         Virials of a baseline without stress are NaN where there is a volume: unknown, not zero.

@@ -5,13 +5,14 @@ Means:       e_i = k(q_i, Z) alpha_z + e0[z_i],   alpha = L^-T w;   dE/dq_i = ze
 Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; scaled to left-out errors where the model is
              calibrated (calibration). `sampled` draws weights from N(w, C) and takes the spread of the forces and virials
              that the draws give by the reverse pass: K draws cost K means, with a relative error of 1 / sqrt(2 K); what
-             the inducing points do not carry is left out.
+             the inducing points do not carry is left out. `by_level` splits Var over the levels' discrepancies
+             (level_shares).
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,15 +28,18 @@ from descriptors import Expansion, Neighborhoods, jacobian
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance, kernel_slope
+from mfgp.level_shares import LevelShares, Share, share
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import geometry_problems
+from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
+    from mfgp.features import Functionals
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
-UNCERTAINTIES = ("full", "sampled", "energies", "none")
+UNCERTAINTIES = ("full", "sampled", "energies", "none")  # of a calculator; a predictor has `by_level` too
 RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
 
@@ -44,10 +48,14 @@ class Prediction:
     """Mean and standard deviations at one level. Stress is None for structures without a volume; stds where not asked for.
 
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
+    magmoms [N] Bohr magnetons, where the training data have some at that level (NaN for an element without), the std that
+    of the difference to a new calculation.
     Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean over
     the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the difference
     to a new calculation at that level, and energies_std is scaled as energy_std; otherwise they are the posterior's own,
     label noise aside.
+    std_by_level: energy_std, forces_std and stress_std of each level's discrepancy delta up to this level by name, cheapest
+    first, and of the label noise as `noise` where calibrated; their squares add up to those of the stds above.
     """
 
     fidelity: str
@@ -59,14 +67,23 @@ class Prediction:
     forces_std: Array | None = None
     stress_std: Array | None = None
     energies_std: Array | None = None
+    magmoms: Array | None = None
+    magmoms_std: Array | None = None
     calibrated: bool = False
+    std_by_level: dict[str, Share] | None = None
 
 
 class Predictor:
     """One level of a model, with what repeated predictions share."""
 
     def __init__(
-        self, model: MultiFidelityGP, level: int, calibrated: bool = True, draws: int = 0, seed: int = 0
+        self,
+        model: MultiFidelityGP,
+        level: int,
+        calibrated: bool = True,
+        draws: int = 0,
+        seed: int = 0,
+        by_level: bool = False,
     ) -> None:
         self.model, self.level = model, level
         self.calibration = model.calibration if calibrated else None
@@ -78,27 +95,47 @@ class Predictor:
         self.reference = mean_inducing_features(model.basis)  # [S, M]
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
+        self.shares = LevelShares(model, level) if by_level else None
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
-        if uncertainty not in UNCERTAINTIES:
-            raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
+        known = (*UNCERTAINTIES, "by_level")
+        if uncertainty not in known:
+            raise ValueError(f"uncertainty must be one of {', '.join(known)}, not {uncertainty!r}")
+        if uncertainty == "sampled" and not len(self.draws):
+            raise ValueError("uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8)")
+        if uncertainty == "by_level" and self.shares is None:
+            raise ValueError(
+                "uncertainty='by_level' needs a predictor that splits: model.predictor(fidelity, by_level=True)"
+            )
         self.check(atoms)
         extra = self.columns_of(atoms)
+        if uncertainty in ("sampled", "energies", "none"):
+            return self._prediction(atoms, extra, self._from_descriptor(atoms, extra, uncertainty))
+        functionals = self.model.features.functionals(atoms)
+        prediction = self._prediction(atoms, extra, self._from_rows(atoms, extra, functionals))
+        if self.has_moments:
+            magmoms, std = self._moments(atoms.numbers, functionals.local)
+            prediction = replace(prediction, magmoms=magmoms, magmoms_std=std)
         if uncertainty == "full":
-            values = self._from_rows(atoms, extra)
-        else:
-            if uncertainty == "sampled" and not len(self.draws):
-                raise ValueError("uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8)")
-            nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
-            expansion = self.model.soap.expand(nb)
-            values = self._from_gradient(nb, expansion, self.alpha)
-            if uncertainty != "none":
-                deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
-                if uncertainty == "sampled":
-                    deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
-                values |= deviations
-        return self._prediction(atoms, extra, values)
+            return prediction
+        return replace(prediction, std_by_level=self._by_level(atoms, extra, functionals))
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the training data have magnetic moments at this level."""
+        return any(level == self.level for level, _ in self.model.sites)
+
+    def magnetic_moments(self, atoms: Atoms) -> tuple[Array, Array]:
+        """Moments and their standard deviations [N] in Bohr magnetons; NaN for elements without labels at this level."""
+        self.check(atoms)
+        nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
+        return self._moments(atoms.numbers, local_features(self.model.basis, self.model.soap.values(nb), nb.numbers))
+
+    def _moments(self, numbers: NDArray[np.int64], phi: Tensor) -> tuple[Array, Array]:
+        of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
+        mean, std = predict_sites(self.model.basis, self.model.sites, self.level, of_atom, phi)
+        return _numpy(mean), _numpy(std)
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
@@ -108,9 +145,7 @@ class Predictor:
     def _prediction(self, atoms: Atoms, extra: Tensor, values: Values) -> Prediction:
         """Add the columns to the GP part, and turn virials into stresses."""
         offset = extra @ self.weights[self.model.basis.size :] + self.model.columns.mean(extra, self.level)
-        volume = (
-            cell_volume(atoms) if bool(torch.isfinite(extra).all()) else 0.0
-        )  # a baseline without stress: no stress
+        volume = stress_volume(atoms, extra)
         mean, std, local_std = values["mean"] + offset, values.get("std"), values.get("local_std")
         full = std is not None and len(std) > 1
         return Prediction(
@@ -165,6 +200,18 @@ class Predictor:
                 "Fit again with training structures that contain it."
             )
 
+    def _from_descriptor(self, atoms: Atoms, extra: Tensor, uncertainty: str) -> Values:
+        """Means by the reverse pass, and what of the standard deviations needs no rows."""
+        nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
+        expansion = self.model.soap.expand(nb)
+        values = self._from_gradient(nb, expansion, self.alpha)
+        if uncertainty == "none":
+            return values
+        deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
+        if uncertainty == "sampled":
+            deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
+        return values | deviations
+
     def _from_gradient(self, nb: Neighborhoods, expansion: Expansion, alpha: list[Tensor]) -> Values:
         """The GP part for dual weights alpha by the reverse pass: energy, forces, virial [1+3N+6], local energies [N]."""
         basis, n = self.model.basis, len(nb.numbers)
@@ -194,10 +241,17 @@ class Predictor:
         out[0] = energy[0]
         return out
 
-    def _from_rows(self, atoms: Atoms, extra: Tensor) -> Values:
+    def _by_level(self, atoms: Atoms, extra: Tensor, f: Functionals) -> dict[str, Share]:
+        """Standard deviations of the levels' discrepancies, and of the noise where calibrated."""
+        assert self.shares is not None
+        residual = unexplained(self.model.basis, f.phi, f.prior)
+        rows, volume = torch.cat([f.phi, extra], dim=1), stress_volume(atoms, extra)
+        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration)
+        return {name: share(part, volume) for name, part in parts.items()}
+
+    def _from_rows(self, atoms: Atoms, extra: Tensor, f: Functionals) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
-        basis, f = self.model.basis, self.model.features.functionals(atoms)
-        weights = self.weights[: basis.size]
+        weights = self.weights[: self.model.basis.size]
         return {
             "mean": f.phi @ weights,
             "local": f.local @ weights,
@@ -270,8 +324,13 @@ def residual_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Te
 
     phi [row, M], prior [row, S] at unit amplitude.
     """
-    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in model.basis.blocks()], dim=1)
-    return nystrom_residual(prior, explained) @ model.prior.local_variances()[level].detach()
+    return unexplained(model.basis, phi, prior) @ model.prior.local_variances()[level].detach()
+
+
+def unexplained(basis: InducingBasis, phi: Tensor, prior: Tensor) -> Tensor:
+    """prior [row, S] at unit amplitude less |Phi|^2 by central species, phi [row, M]: [row, S], at least zero."""
+    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in basis.blocks()], dim=1)
+    return nystrom_residual(prior, explained)
 
 
 def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
@@ -306,6 +365,11 @@ def mean_inducing_features(basis: InducingBasis) -> Tensor:
     for index, columns in basis.blocks():
         out[index, columns] = basis.factors[index].mean(0)
     return out
+
+
+def stress_volume(atoms: Atoms, extra: Tensor) -> float:
+    """Volume of the cell in Å^3; 0 where there is no stress: no cell, or a baseline without (NaN in its columns)."""
+    return cell_volume(atoms) if bool(torch.isfinite(extra).all()) else 0.0
 
 
 def voigt(tensor: Tensor) -> Tensor:

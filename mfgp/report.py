@@ -43,12 +43,13 @@ def parity(evaluation: Evaluation) -> Figure:
         else:
             style = {"color": COLORS[name], "markersize": 3.5, "elinewidth": 0.7, "alpha": 0.75}
             ax.errorbar(data.label, data.predicted, yerr=data.std, fmt="o", **style)  # type: ignore[arg-type]
-        ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=name)
+        ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=f"{name}, {evaluation.fidelity}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.set(xlabel=f"label ({_shown(unit)})", ylabel=f"predicted, {evaluation.fidelity} ({_shown(unit)})")
-        s = data.scores
-        _note(ax, f"MAE {_number(s.mae)}\nRMSE {_number(s.rmse)}\nn = {s.n}")
+        s, shown = data.scores, _shown(f"m{unit}")
+        bars = "" if len(data.label) > SCATTER_LIMIT else "\nbars: one std"
+        _note(ax, f"MAE {_number(1e3 * s.mae)} {shown}\nRMSE {_number(1e3 * s.rmse)} {shown}\nn = {s.n}{bars}")
     return figure
 
 
@@ -60,12 +61,12 @@ def calibration(evaluation: Evaluation) -> Figure:
     ax.plot([0, 1], [0, 1], color="0.35", linewidth=0.9)
     for name, _, data in _some_kinds(evaluation):
         s = data.scores
-        label = f"{name}: {100 * s.coverage95:.1f} % in 95 %, std z {s.z_std:.2f}"
+        label = f"{name}: {100 * s.coverage95:.1f} % in 95 %, n = {s.n}"
         ax.plot(expected, coverage(data, expected), color=COLORS[name], linewidth=1.8, label=label)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"calibration, {evaluation.fidelity}")
-    ax.set(xlabel="expected share of labels", ylabel="observed share of labels")
-    ax.annotate("under-confident", (0.04, 0.94), color="0.45", fontsize=8)
-    ax.annotate("over-confident", (0.96, 0.30), color="0.45", fontsize=8, ha="right")
+    ax.set(xlabel="share of labels expected inside an interval", ylabel="share of labels found inside it")
+    ax.annotate("std too wide\n(under-confident)", (0.04, 0.90), color="0.45", fontsize=8)
+    ax.annotate("std too narrow\n(over-confident)", (0.96, 0.28), color="0.45", fontsize=8, ha="right")
     ax.legend(loc="lower right", fontsize=7.5, frameon=False)
     return figure
 
@@ -80,7 +81,8 @@ def coverage(data: Comparison, expected: Array) -> Array:
 def error_against_std(evaluation: Evaluation) -> Figure:
     """|error| against the predicted std of every kind, and the RMSE in bins of equal counts, which should equal the std."""
     figure, axes = _panels(evaluation)
-    for ax, (name, unit, data) in zip(axes, evaluation.kinds(), strict=True):
+    for ax, (name, unit, in_units) in zip(axes, evaluation.kinds(), strict=True):
+        data = Comparison(*(1e3 * v for v in (in_units.label, in_units.predicted, in_units.std)))  # milli
         error = np.abs(data.error)
         floor = FLOOR * float(np.median(data.std))
         x, y = np.log10(data.std), np.log10(np.maximum(error, floor))
@@ -88,15 +90,15 @@ def error_against_std(evaluation: Evaluation) -> Figure:
             _density(ax, x, y, (*_padded(x), float(np.log10(floor)), _padded(y)[1]), figure)
         else:
             ax.plot(x, y, "o", color=COLORS[name], markersize=3, alpha=0.45, markeredgewidth=0)
-        std, rmse = binned_rmse(data, min(BINS, max(1, len(x) // 10)))
-        ax.plot(
-            np.log10(std), np.log10(np.maximum(rmse, floor)), "k-o", markersize=4, linewidth=1.2, label="RMSE in bins"
-        )
+        bins = min(BINS, max(1, len(x) // 10))
+        std, rmse = binned_rmse(data, bins)
+        where = "RMSE of all" if bins == 1 else f"RMSE in {bins} bins of equal counts"
+        ax.plot(np.log10(std), np.log10(np.maximum(rmse, floor)), "k-o", markersize=4, linewidth=1.2, label=where)
         low, high = _padded(x)
         bottom, top = float(np.log10(floor)), max(_padded(y)[1], high)
-        ax.plot([low, high], [low, high], color="0.35", linewidth=0.9, label="RMSE = std")
-        ax.set(xlim=(low, high), ylim=(bottom, top), title=name)
-        ax.set(xlabel=f"predicted std ({_shown(unit)})", ylabel=f"|error| ({_shown(unit)})")
+        ax.plot([low, high], [low, high], color="0.35", linewidth=0.9, label="RMSE = std (right)")
+        ax.set(xlim=(low, high), ylim=(bottom, top), title=f"{name}, {evaluation.fidelity} (n = {len(x)})")
+        ax.set(xlabel=f"predicted std ({_shown(f'm{unit}')})", ylabel=f"|error| ({_shown(f'm{unit}')})")
         ax.set_xticks(*_log_ticks(low, high))
         ax.set_yticks(*_log_ticks(bottom, top))
         ax.legend(loc="lower right", fontsize=7.5, framealpha=0.85, edgecolor="none")
@@ -220,4 +222,4 @@ def _note(ax: Axes, text: str) -> None:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -38,6 +38,11 @@ class Moments:
         self.square += sign * float(y @ y)
         self.count += sign * len(y)
 
+    def plus(self, other: Moments) -> Moments:
+        """Those of both sets of data."""
+        projection, square = self.projection + other.projection, self.square + other.square
+        return Moments(self.gram + other.gram, projection, square, self.count + other.count)
+
     def subset(self, index: Tensor) -> Moments:
         """The statistics of the model with only the parameters `index`."""
         return Moments(self.gram[index][:, index], self.projection[index], self.square, self.count)

@@ -15,9 +15,10 @@ from ase.constraints import FixAtoms
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from mfgp.baselines import Baseline, known_baselines, make_baselines, make_calculator, structure_hash
+from mfgp.baselines import Baseline, known_baselines, make_baselines, make_calculator
 from mfgp.config import BaselineConfig
 from mfgp.errors import ConfigError, DataError
+from mfgp.single_point import structure_hash
 from mfgp.zbl import ZBLCalculator, pair_repulsion, screening, switch
 
 STEP = 1e-4  # Å, or strain

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ase import Atoms
 from numpy.testing import assert_allclose
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 import mfgp
@@ -82,7 +83,7 @@ def test_help_is_quick_and_complete():
 
 def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
     result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp")
-    for text in ("estimate:", "GFLOP/s", "rho by central species", "low → high", "e0 (eV)", "training residuals"):
+    for text in ("estimate:", "GFLOP/s", "rho, one for all elements", "low → high", "e0 (eV)", "training residuals"):
         assert text in result.stdout
     fitted = MultiFidelityGP.load(tmp_path / "m.mfgp")
     atoms = ase.io.read(folder / "high.extxyz")
@@ -158,10 +159,10 @@ def test_an_interrupted_fit_keeps_the_old_model(folder: Path, tmp_path: Path, mo
     out = tmp_path / "m.mfgp"
     out.write_bytes(b"the old model")
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mfgp.fitting.accumulate", interrupted)
+    monkeypatch.setattr("mfgp.fitting.training_data", interrupted)
     assert "interrupted" in refused("fit", folder / "config.yaml", "-o", out, code=130)
     assert out.read_bytes() == b"the old model"
     assert leftovers(tmp_path) == []
@@ -227,7 +228,11 @@ def test_calibrated_and_raw_standard_deviations(folder: Path, tmp_path: Path):
     """A fit shows its calibration, `info` too; --raw-std gives the posterior's own deviations and the same means."""
     fitted = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.calibrate=true")
     assert "calibration" in fitted.stdout
-    assert "forces on Cu" in ok("info", tmp_path / "m.mfgp").stdout
+    told = ok("info", tmp_path / "m.mfgp").stdout
+    assert "forces on Cu" in told
+    for out in (fitted.stdout, told):  # the words of the tables are explained under them
+        assert "factors of the three parts of a standard deviation" in out
+        assert "share of left-out labels inside the 95 % interval" in out.replace("\n", " ")
     results = []
     for flags in ((), ("--raw-std",)):
         ok("evaluate", tmp_path / "m.mfgp", folder / "high.extxyz", "--json", tmp_path / "s.json", *flags)
@@ -266,6 +271,7 @@ def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: 
     result = ok("evaluate", model_file, folder / "high.extxyz", "--fidelity", "high", "--json", out, "--plots", plots)
     assert "4 held-out frames at level high; left out 5 not held out (--all takes them)" in result.stderr
     assert "high: 4 structures, 16 atoms" in result.stdout
+    assert "in p %: share of labels inside the p % interval" in result.stdout
     scores = json.loads(out.read_text())
     assert set(scores) == {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
     assert scores["fidelity"] == "high"
@@ -285,11 +291,60 @@ def test_evaluate_takes_all_or_another_level(model_file: Path, folder: Path, tmp
     assert "12 labelled frames at level low" in result.stderr
 
 
+def test_evaluate_reads_other_keys_and_one_split(model_file: Path, folder: Path, tmp_path: Path):
+    frames = ase.io.read(folder / "high.extxyz", ":")
+    ok("evaluate", model_file, folder / "high.extxyz", "--json", tmp_path / "expected.json")
+    for atoms in frames:
+        atoms.info["dft_energy"] = atoms.info.pop("REF_energy")
+        atoms.arrays["dft_forces"] = atoms.arrays.pop("REF_forces")
+        del atoms.info["fidelity"]
+    ase.io.write(tmp_path / "vasp.extxyz", frames)
+    names = ("--key", "energy=dft_energy", "--key", "forces=dft_forces")
+    out = tmp_path / "scores.json"
+    result = ok("evaluate", model_file, tmp_path / "vasp.extxyz", *names, "--split", "test", "--json", out)
+    assert "4 frames of split test at level high; left out 5 of other splits" in result.stderr
+    assert json.loads(out.read_text()) == json.loads((tmp_path / "expected.json").read_text())
+
+
+def test_stress_without_stress_labels_is_said_once(folder: Path, tmp_path: Path):
+    for level in ("low", "high"):
+        frames = ase.io.read(folder / f"{level}.extxyz", ":")
+        for atoms in frames:
+            del atoms.info["REF_stress"]
+        ase.io.write(tmp_path / f"{level}.extxyz", frames)
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    model = tmp_path / "m.mfgp"
+    ok("fit", tmp_path / "config.yaml", "-o", model, "--set", "training.optimise=false")
+    note = "note: no level of this model has stress labels"
+    out = tmp_path / "p.extxyz"
+    assert ok("predict", model, folder / "high.extxyz", "-o", out).stderr.count(note) == 1
+    assert "stress" in ase.io.read(out).calc.results
+    assert ok("evaluate", model, folder / "high.extxyz").stderr.count(note) == 1
+    assert note not in ok("evaluate", model, tmp_path / "high.extxyz").stderr  # no stress to compare
+    ase.io.write(tmp_path / "in.xyz", Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.4]]))
+    assert note not in ok("predict", model, tmp_path / "in.xyz", "-o", out).stderr
+    atoms = ase.io.read(folder / "high.extxyz")
+    atoms.calc = MultiFidelityGP.load(model).calculator(uncertainty="none")
+    atoms.get_forces()
+    with pytest.warns(UserWarning, match="no level of this model has stress labels"):
+        atoms.get_stress()
+    atoms.rattle(0.01, seed=1)
+    atoms.get_stress()  # said already: a second warning would be an error here
+
+
+def test_no_word_about_stress_where_there_are_labels(model_file: Path, folder: Path, tmp_path: Path):
+    assert "note:" not in ok("predict", model_file, folder / "high.extxyz", "-o", tmp_path / "p.extxyz").stderr
+
+
 def test_evaluate_refuses_bad_input(model_file: Path, folder: Path, tmp_path: Path):
     high = folder / "high.extxyz"
     assert "unknown level 'medium'; this model has low, high" in refused("evaluate", model_file, high, "-f", "medium")
     assert "no such file" in refused("evaluate", model_file, tmp_path / "absent.extxyz")
-    assert "tagged with other levels" in refused("evaluate", model_file, folder / "low.extxyz", "-f", "high")
+    message = refused("evaluate", model_file, folder / "low.extxyz", "-f", "high")
+    assert "tagged with low (12 frames); the model's levels are low, high" in message
+    assert "found no split (5 frames), test (4 frames)" in refused("evaluate", model_file, high, "--split", "test_ood")
+    assert "contradict" in refused("evaluate", model_file, high, "--split", "test", "--all")
+    assert "LABEL=NAME" in refused("evaluate", model_file, high, "--key", "charge=q")
     assert "no directory" in refused("evaluate", model_file, high, "--json", tmp_path / "absent" / "s.json")
     assert "is a file" in refused("evaluate", model_file, high, "--plots", high)
     strange = Atoms("Al2", positions=[[0, 0, 0], [0, 0, 2.5]], info={"REF_energy": 1.0})
@@ -305,12 +360,24 @@ def test_what_is_not_a_model_is_refused(command: str, model_file: Path, folder: 
     arguments = rest.get(command, [])
     assert "no model file" in refused(command, tmp_path / "absent.mfgp", *arguments)
     (tmp_path / "text.mfgp").write_text("not a model, whatever its name says")
-    assert "is not a complete model file" in refused(command, tmp_path / "text.mfgp", *arguments)
+    expected = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
+    message = refused(command, tmp_path / "text.mfgp", *arguments)
+    assert (
+        "text.mfgp is no model file: found a text file that begins with 'not a model, whatever its name says'"
+        in message
+    )
+    assert expected in message
+    assert message.count("\n") == 1
     whole = model_file.read_bytes()
     (tmp_path / "truncated.mfgp").write_bytes(whole[: len(whole) // 2])
     assert "is not a complete model file" in refused(command, tmp_path / "truncated.mfgp", *arguments)
     (tmp_path / "empty.mfgp").write_bytes(b"")
-    assert "is not a complete model file" in refused(command, tmp_path / "empty.mfgp", *arguments)
+    assert "found an empty file" in refused(command, tmp_path / "empty.mfgp", *arguments)
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    assert "found a zip archive" in refused(command, tmp_path / "other.npz", *arguments)
+    save_file({"a": np.zeros(3)}, tmp_path / "other.safetensors")
+    assert "found safetensors without" in (message := refused(command, tmp_path / "other.safetensors", *arguments))
+    assert expected in message
     assert not (tmp_path / "o.extxyz").exists()
 
 

@@ -86,6 +86,51 @@ def test_composition_rank_names_the_elements() -> None:
     says(only(report_of(mixed), "warning", "composition"), "2 combinations of 3", "; Cu, Au cannot")
 
 
+def test_levels_with_the_same_references_share_one_warning() -> None:
+    same = [atoms for atoms in crystals() if (atoms.numbers == 79).sum() == 2]
+    other = [atoms for atoms in crystals(16, seed=1) if (atoms.numbers == 79).sum() == 2]
+    finding = only(report_of(same, other), "warning", "composition")
+    says(finding, "fidelities 'low' and 'high': the compositions of 3 and 4 energies determine 1 combinations of 2")
+    says(
+        only(report_of(same, other), "info", "isolated atoms"),
+        "fidelities 'low' and 'high': no isolated atom of Cu, Au",
+    )
+    finding = only(report_of(same, crystals(seed=2), other), "warning", "composition")
+    says(finding, "fidelities 'low' and 'top': the compositions of 3 and 4 energies")
+
+
+def test_levels_that_grow_cheaper_are_in_the_wrong_order() -> None:
+    def costing(seconds: float, seed: int, key: str = "wall_seconds") -> list[Atoms]:
+        return crystals(seed=seed, **{key: seconds})
+
+    finding = only(report_of(costing(400.0, 1), costing(40.0, 2)), "warning", "order of levels")
+    says(
+        finding,
+        "a label of 'high' took 10 seconds an atom",
+        "one of 'low' 1e+02",
+        "12 and 12 frames",
+        "check the order",
+    )
+    assert not has(report_of(costing(40.0, 1), costing(400.0, 2)), "warning", "order of levels")
+    assert not has(report_of(crystals(), costing(40.0, 2)), "warning", "order of levels")  # not known of both
+    cpu = report_of(costing(400.0, 1, "cpu_seconds"), costing(40.0, 2, "cpu_seconds"))
+    says(only(cpu, "warning", "order of levels"), "CPU seconds")
+    supercells = [labelled(atoms * (2, 2, 2), wall_seconds=400.0) for atoms in crystals(3, seed=3)]
+    assert has(report_of(costing(100.0, 1), supercells), "warning", "order of levels")  # 12.5 an atom against 25
+
+
+def test_long_lists_say_where_the_rest_is() -> None:
+    data = crystals(20)
+    for atoms in data[:9]:
+        atoms.arrays["REF_forces"] += 0.05
+    finding = only(report_of(data), "warning", "net force")
+    assert finding.message.count("frame ") == 8
+    says(finding, "and 1 more (mfgp doctor --json OUT lists all)")
+    assert len(finding.frames) == 9
+    (written,) = [f for f in report_of(data).to_json()["findings"] if f["check"] == "net force"]
+    assert written["frames"] == list(finding.frames)
+
+
 def test_missing_isolated_atoms() -> None:
     alone = Atoms("Cu", info={"REF_energy": 3.5})
     finding = only(report_of([*crystals(), alone]), "info", "isolated atoms")
@@ -293,5 +338,8 @@ def test_real_data_of_two_levels() -> None:
     phosphorus = next(c for c in report.correlations if c.element == "P")
     assert phosphorus.r == pytest.approx(0.97, abs=0.015)
     assert 0.9 < phosphorus.slope < 1.1
-    says(next(f for f in report.findings if f.check == "composition"), "3 combinations of 5", "O, P, Mn, Fe")
+    says(only(report, "warning", "composition"), "'nm' and 'mag'", "3 combinations of 5", "O, P, Mn, Fe")
+    assert not has(report, "warning", "order of levels")
+    swapped = examine(read_frames({"mag": LMFP / "lmfp_mag.extxyz", "nm": LMFP / "lmfp_nm.extxyz"}))
+    says(only(swapped, "warning", "order of levels"), "CPU seconds", "'nm' is given as the higher level")
     says(only(report, "info", "split"), "held out")

@@ -143,14 +143,43 @@ def test_frames_of_other_levels_or_without_labels_are_left_out(two_levels: Frame
     other.info["head"] = other.info.pop("fidelity")
     tagged, untagged, foreign = (marked(f) for f in two_levels.of("high")[:3])
     untagged.info.pop("fidelity")
-    foreign.info["fidelity"] = "some bookkeeping"
+    foreign.info["fidelity"] = "ccsd"
     bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
     frames = read_frames({"high": [low, other, tagged, untagged, foreign, bare]})
     chosen, note = frames_to_score(frames, "high", two_levels.levels)
-    assert [f.energy for f in chosen] == [f.energy for f in two_levels.of("high")[:3]]
-    assert note == "3 labelled frames at level high; left out 2 of other levels, 1 without labels"
-    with pytest.raises(DataError, match="tagged with other levels"):
+    assert [f.energy for f in chosen] == [f.energy for f in two_levels.of("high")[:2]]
+    left_out = "3 of other levels (low (2 frames), ccsd (1 frame)), 1 without labels"
+    assert note == f"2 labelled frames at level high; left out {left_out}"
+    with pytest.raises(DataError, match=r"tagged with low \(1 frame\); the model's levels are low, high"):
         frames_to_score(read_frames({"high": [low]}), "high", two_levels.levels)
+
+
+def test_a_level_that_the_model_does_not_know_is_never_scored(two_levels: FrameSet):
+    strange = [marked(f) for f in two_levels.of("high")]
+    for atoms in strange:
+        atoms.info["fidelity"] = "ccsd"
+    frames = read_frames({"high": strange})
+    with pytest.raises(DataError, match=r"tagged with ccsd \(9 frames\); the model's levels are low, high"):
+        frames_to_score(frames, "high", two_levels.levels)
+    assert len(frames_to_score(frames, "high", two_levels.levels, everything=True, tag="ccsd")[0]) == 9
+    for atoms in strange:
+        atoms.info.pop("fidelity")
+    assert len(frames_to_score(read_frames({"high": strange}), "high", two_levels.levels, everything=True)[0]) == 9
+
+
+def test_one_split_can_be_chosen(two_levels: FrameSet):
+    frames = [marked(f) for f in two_levels.of("high")]
+    for i, split in enumerate(("test_ood", "test", "test_ood", "train")):
+        frames[i].info["split"] = split
+    read = read_frames({"high": frames})
+    chosen, note = frames_to_score(read, "high", two_levels.levels, split="test_ood")
+    assert [f.energy for f in chosen] == [read.frames[i].energy for i in (0, 2)]
+    assert note == "2 frames of split test_ood at level high; left out 7 of other splits"
+    assert len(frames_to_score(read, "high", two_levels.levels, split="train")[0]) == 1
+    with pytest.raises(
+        DataError, match=r"split 'val'; found test_ood \(2 frames\), test \(5 .*, train .*, no split \(1 "
+    ):
+        frames_to_score(read, "high", two_levels.levels, split="val")
 
 
 def test_training_residuals_are_those_of_the_predictions(model: MultiFidelityGP, two_levels: FrameSet):

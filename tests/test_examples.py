@@ -26,3 +26,26 @@ def test_lmfp_demo(tmp_path: Path) -> None:
     for name in ("learning_curve.png", "mag_parity.png", "mag_calibration.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert MultiFidelityGP.load(tmp_path / "lmfp.mfgp").levels == ("nm", "mag")
+
+
+@pytest.mark.slow
+def test_on_the_fly(tmp_path: Path) -> None:
+    pytest.importorskip("tblite")
+    command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / "on_the_fly.py"), "--out", str(tmp_path)]
+    command += ["--steps", "1", "--n-start", "3", "--n-inducing", "40", "--n-test", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "with what it learned: force RMSE" in done.stdout
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_campaign_example_is_prepared_and_read(tmp_path: Path) -> None:
+    from mfgp.campaign_config import load_campaign_config
+
+    folder = ROOT / "examples" / "campaign"
+    command = [sys.executable, str(folder / "prepare.py"), "--out", str(tmp_path), "--n-pool", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "10 gfn1 and 10 mag labels, 3 structures in the pool" in done.stdout, done.stderr
+    for name in ("campaign.yaml", "fit.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    assert load_campaign_config(tmp_path / "campaign.yaml").levels["gfn1"].calculator == "tblite"

@@ -28,10 +28,12 @@ def test_a_baseline_without_stress_leaves_no_stress_in_any_share(two_levels: Fra
     model = MultiFidelityGP.fit(
         read_frames({"high": frames}), with_baseline, baselines={"bare": NoStress()}, progress=False
     )
-    shares = model.level_shares("high")(alloy(66))
+    prediction = model.predict(alloy(66), "high", uncertainty="by_level")
+    shares = prediction.std_by_level
+    assert shares is not None
     assert list(shares) == ["high", "noise"]
     assert all(s.stress_std is None for s in shares.values())
-    assert model.predict(alloy(66)).stress is None
+    assert prediction.stress is None
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,12 @@ def calibrated(two_levels: FrameSet, model: MultiFidelityGP) -> MultiFidelityGP:
 def test_squares_add_up_to_the_variance(calibrated: MultiFidelityGP) -> None:
     atoms = alloy(60)
     for use in (False, True):
-        p = calibrated.predict(atoms, "high", calibrated=use)
-        shares = calibrated.level_shares("high", calibrated=use)(atoms)
+        p = calibrated.predict(atoms, "high", calibrated=use, uncertainty="by_level")
+        full = calibrated.predict(atoms, "high", calibrated=use)
+        assert_allclose(p.forces_std, full.forces_std, rtol=1e-12)
+        assert full.std_by_level is None
+        shares = p.std_by_level
+        assert shares is not None
         assert list(shares) == ["low", "high", *(["noise"] if use else [])]
         assert p.energy_std is not None
         assert p.forces_std is not None
@@ -57,8 +63,12 @@ def test_squares_add_up_to_the_variance(calibrated: MultiFidelityGP) -> None:
 
 def test_the_lowest_level_is_its_own_share(model: MultiFidelityGP) -> None:
     atoms = alloy(61)
-    (share,) = model.level_shares("low")(atoms).values()
-    assert_allclose(share.forces_std, model.predict(atoms, "low").forces_std, rtol=1e-9)
+    (p,) = model.predict([atoms], "low", uncertainty="by_level")
+    assert p.std_by_level is not None
+    assert list(p.std_by_level) == ["low"]
+    assert_allclose(p.std_by_level["low"].forces_std, p.forces_std, rtol=1e-9)
+    with pytest.raises(ValueError, match="needs a predictor that splits"):
+        model.predictor("low")(atoms, "by_level")
 
 
 def test_data_at_a_level_narrow_that_levels_share(config: FitConfig) -> None:
@@ -72,7 +82,8 @@ def test_data_at_a_level_narrow_that_levels_share(config: FitConfig) -> None:
         model = MultiFidelityGP.fit(read_frames(data), fixed, features=features, progress=False)
         model.prior.set_scale(model.prior.scale.new_tensor([1.0, 0.5]))
         model.refresh()
-        found = model.level_shares("high")(alloy(62))
+        found = model.predict(alloy(62), "high", uncertainty="by_level").std_by_level
+        assert found is not None
         share[name] = {level: float((s.forces_std**2).mean()) for level, s in found.items()}
     assert share["low"]["low"] < 0.6 * share["few"]["low"]
     assert share["high"]["high"] < 0.6 * share["few"]["high"]

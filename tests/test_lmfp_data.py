@@ -75,8 +75,18 @@ def test_unknown_levels_and_splits_and_missing_data(tmp_path: Path) -> None:
         load_lmfp("pbe", "train")
     with pytest.raises(DataError, match="validation"):
         load_lmfp("nm", "holdout")
-    with pytest.raises(DataError, match="checkout"):
-        load_lmfp("nm", "train", tmp_path)
+    with pytest.raises(DataError, match=r"get the source.*folder=.*MFGP_LMFP"):
+        load_lmfp("nm", "train", folder=tmp_path)
+
+
+def test_the_folder_of_the_data_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lmfp_mag.extxyz").write_bytes((LMFP / "lmfp_mag.extxyz").read_bytes())
+    monkeypatch.setattr("mfgp.datasets.LMFP", tmp_path / "no checkout")
+    with pytest.raises(DataError, match="no checkout"):
+        load_lmfp("mag")
+    assert len(load_lmfp("mag", folder=tmp_path)) > 40
+    monkeypatch.setenv("MFGP_LMFP", str(tmp_path))
+    assert len(load_lmfp("mag")) > 40
 
 
 def test_cells_are_neutral_with_the_metals_that_their_names_say() -> None:

@@ -113,11 +113,11 @@ def test_later_schema(path: Path) -> None:
 def test_not_a_model(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    with pytest.raises(ModelFileError, match=r"notes\.txt is not a complete model file"):
+    with pytest.raises(ModelFileError, match=r"notes\.txt is no model file: found a text file"):
         MultiFidelityGP.load(text)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, other)
-    with pytest.raises(ModelFileError, match="not one that mfgp wrote"):
+    with pytest.raises(ModelFileError, match="found safetensors without the header of mfgp"):
         MultiFidelityGP.load(other)
     with pytest.raises(ModelFileError, match=r"no model file .*missing\.mfgp"):
         MultiFidelityGP.load(tmp_path / "missing.mfgp")

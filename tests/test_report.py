@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -73,9 +74,10 @@ def test_every_kind_of_label_is_drawn(plot, n_forces: int):
             "stress",
         ]
     else:
-        assert titles == ["energy", "forces", "stress"]
+        assert [title.split(",")[0] for title in titles] == ["energy", "forces", "stress"]
+        assert all("mag" in title for title in titles)
     without = plot(evaluation(n_forces, stress=False))
-    assert "stress" not in [ax.get_title() for ax in without.axes]
+    assert not [ax for ax in without.axes if ax.get_title().startswith("stress")]
 
 
 def test_parity_shows_labels_against_predictions():
@@ -83,6 +85,24 @@ def test_parity_shows_labels_against_predictions():
     points = parity(data).axes[0].containers[0].lines[0]
     assert_allclose(points.get_xdata(), data.energy.label, rtol=0, atol=0)
     assert_allclose(points.get_ydata(), data.energy.predicted, rtol=0, atol=0)
+    (note,) = [text.get_text() for text in parity(data).axes[0].texts]
+    assert f"MAE {1e3 * data.energy.scores.mae:.3g} meV/atom" in note
+    assert "bars: one std" in note
+
+
+def test_errors_against_std_are_in_the_unit_of_the_table():
+    data = evaluation(90)
+    ax = error_against_std(data).axes[1]
+    assert "(meV/Å)" in ax.get_xlabel()
+    assert "(meV/Å)" in ax.get_ylabel()
+    large = replace(
+        data, forces=Comparison(*(10 * v for v in (data.forces.label, data.forces.predicted, data.forces.std)))
+    )
+    ticks = error_against_std(large).axes[1].get_xticklabels()
+    assert any(float(t.get_text()) >= 1000 for t in ticks)
+    assert not any("e" in t.get_text() for t in ticks)  # 1000, not 1e+03
+    points = ax.lines[0]
+    assert_allclose(10 ** np.asarray(points.get_xdata()), 1e3 * data.forces.std, rtol=1e-12)
 
 
 def test_perfect_predictions_and_single_labels_can_be_drawn(tmp_path: Path):

@@ -86,17 +86,22 @@ def main(
         points += above
     console.print(table(rows, len(held_out.of(high))))
 
-    out.mkdir(parents=True, exist_ok=True)
     best = [p for p in points if p.variant == "joint"][-1]
-    best.model.save(out / "lmfp.mfgp")
-    plots = write_plots(best.evaluation, out)
-    names = dict.fromkeys(p.variant for p in points)
-    maes = {name: {p.n_top: p.evaluation.forces.scores.mae for p in points if p.variant == name} for name in names}
-    curves = {name: (list(mae), list(mae.values())) for name, mae in maes.items()}
-    plots.append(write_figure(learning_curve_plot(curves, "magnetic training structures"), out / "learning_curve.png"))
+    plots = write_results(best, points, out)
     molecular_dynamics(best.model, held_out, steps)
     console.print(f"model {out / 'lmfp.mfgp'}; plots {', '.join(p.name for p in plots)} in {out}")
     console.print(f"done in {time.perf_counter() - start:.0f} s")
+
+
+def write_results(best: Point, points: list[Point], out: Path) -> list[Path]:
+    """Write the best model, the plots of its evaluation and the learning curves of all; returns the plots."""
+    out.mkdir(parents=True, exist_ok=True)
+    best.model.save(out / "lmfp.mfgp")
+    names = dict.fromkeys(p.variant for p in points)
+    maes = {name: {p.n_top: p.evaluation.forces.scores.mae for p in points if p.variant == name} for name in names}
+    curves = {name: (list(mae), list(mae.values())) for name, mae in maes.items()}
+    figure = learning_curve_plot(curves, "magnetic training structures")
+    return [*write_plots(best.evaluation, out), write_figure(figure, out / "learning_curve.png")]
 
 
 def above_chgnet(

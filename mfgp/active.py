@@ -1,0 +1,216 @@
+"""Learning on the fly: dynamics that call a real calculator where the model is unsure.
+
+    otf = OnTheFly(model, {"gfn1": TBLite(method="GFN1-xTB"), "mag": gpaw}, threshold=0.1)
+    atoms.calc = otf.calculator
+    dyn.attach(otf)                        # or otf.attach(dyn)
+    dyn.run(1000)
+
+After each step the largest standard deviation in the calculator's results is compared with the threshold. Above it the
+structure is labelled, at the level of largest gain per cost (selection), the model's error on the label is written down, the
+model is updated and the calculator refreshed; the dynamics go on from the same positions, with the new forces. (The energy
+surface changes at a call, so total energy is conserved between calls only.) If no label brings the std below the threshold,
+it is not tried again for `patience` steps: the threshold is lower than the data can reach.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.io import write
+
+from mfgp.active_plot import on_the_fly_plot
+from mfgp.calculator import MultiFidelityCalculator
+from mfgp.campaign_learning import error_of
+from mfgp.costs import CostModel
+from mfgp.errors import ConfigError
+from mfgp.frames import frames_from
+from mfgp.labelling import checked
+from mfgp.model import MultiFidelityGP
+from mfgp.selection import select
+
+Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
+DEVIATIONS = {"full": "forces_std", "sampled": "forces_std", "energies": "energies_std"}
+
+
+class Attachable(Protocol):
+    """An ASE dynamics or optimiser."""
+
+    def attach(self, function: Any, interval: int = 1, *args: Any, **kwargs: Any) -> None: ...
+
+
+class OnTheFly:
+    """See the module's text.
+
+    model: updated in place. calculators: by level, ASE calculators or functions that make one. threshold: of the largest
+    std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies`, as the
+    calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where there
+    are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
+    labels.extxyz (each label is on disk before it is learned). max_calls: calculations in all. patience: steps to wait
+    after a call that did not help. spin: element -> accepted |moments|, within spin_tolerance (Bohr magnetons); other
+    states are not learned.
+    """
+
+    def __init__(
+        self,
+        model: MultiFidelityGP,
+        calculators: Mapping[str, Source],
+        threshold: float,
+        *,
+        target: str | None = None,
+        uncertainty: str = "full",
+        costs: CostModel | Mapping[str, float] | None = None,
+        directory: str | Path | None = None,
+        max_calls: int | None = None,
+        patience: int = 20,
+        max_force: float = 100.0,
+        spin: Mapping[str, list[float]] | None = None,
+        spin_tolerance: float = 0.9,
+    ) -> None:
+        if uncertainty not in DEVIATIONS:
+            raise ConfigError(f"uncertainty must be one of {', '.join(DEVIATIONS)}, not {uncertainty!r}.")
+        if not calculators:
+            raise ConfigError("no calculators: give at least one, {level: calculator}.")
+        for level in calculators:
+            model.level(level)
+        known = costs if isinstance(costs, CostModel) else model.costs.with_given(costs or {})
+        missing = known.missing(calculators)
+        if missing and len(calculators) > 1:
+            raise ConfigError(
+                f"costs: nothing says what {missing[0]} costs; give costs={{{missing[0]!r}: hours, ...}}."
+            )
+        self.costs = known.with_given(dict.fromkeys(missing, 1.0))  # of one level alone the cost does not matter
+        self.model, self.calculators, self.threshold = model, dict(calculators), threshold
+        self.calculator = MultiFidelityCalculator(model, target, uncertainty=uncertainty)
+        self.quantity = DEVIATIONS[uncertainty]
+        self.directory = None if directory is None else Path(directory)
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self.max_calls, self.patience = max_calls, patience
+        self.max_force, self.spin, self.spin_tolerance = max_force, dict(spin or {}), spin_tolerance
+        self.log: list[dict[str, Any]] = []  # one row for each step that was looked at
+        self.calls: list[dict[str, Any]] = []  # one for each calculation
+        self.labels: list[Atoms] = []
+        self._wait_until, self._warned = 0, False
+
+    def attach(self, dynamics: Attachable, interval: int = 1) -> None:
+        """Look at every `interval`-th step of an ASE dynamics or optimiser."""
+        dynamics.attach(self, interval=interval)
+
+    def __call__(self) -> None:
+        """Look at the structure that the calculator holds; label, learn and refresh where it is unsure."""
+        step, atoms = len(self.log), self.calculator.atoms
+        if atoms is None or not self.calculator.results:
+            raise ConfigError("nothing computed yet: set atoms.calc = otf.calculator before the dynamics run.")
+        std = self.std()
+        row: dict[str, Any] = {
+            "step": step,
+            "std": std,
+            "energy": float(self.calculator.results["energy"]),
+            "called": [],
+        }
+        self.log.append(row)
+        unsure = std > self.threshold and step >= self._wait_until
+        if unsure and (self.max_calls is None or len(self.calls) < self.max_calls):
+            row["called"] = self._learn(atoms.copy(), step)
+            row["std_after"] = self.std()
+            if row["std_after"] > self.threshold:
+                self._wait_until = step + self.patience
+                self._warn(row["std_after"])
+        self._write("log.jsonl", row, sync=bool(row["called"]))
+
+    def std(self) -> float:
+        """The largest standard deviation in the results of the calculator: eV/Å, or eV of a local energy."""
+        return float(np.max(self.calculator.results[self.quantity]))
+
+    def plot(self, path: str | Path | None = None) -> Path:
+        """Draw std, calls and errors (PNG); by default plot.png in the directory."""
+        if path is None and self.directory is None:
+            raise ConfigError("plot: name a file, or give OnTheFly a directory.")
+        path = Path(path) if path is not None else (self.directory or Path()) / "plot.png"
+        return on_the_fly_plot(self.log, self.calls, self.threshold, self.quantity, path)
+
+    def _learn(self, atoms: Atoms, step: int) -> list[str]:
+        """Label a structure at one level after another until the model is sure, or no level is left."""
+        tried: list[str] = []
+        while self.std() > self.threshold and len(tried) < len(self.calculators):
+            if self.max_calls is not None and len(self.calls) >= self.max_calls:
+                break
+            level = self._choose(atoms, tried)
+            if level is None:
+                break
+            tried.append(level)
+            self._call(atoms, level, step)
+        return tried
+
+    def _choose(self, atoms: Atoms, tried: list[str]) -> str | None:
+        """The level of largest gain per cost, of those that were not tried."""
+        levels = [t for t in self.model.levels if t in self.calculators and t not in tried]
+        if len(levels) < 2:
+            return levels[0] if levels else None
+        chosen = select(self.model, [atoms], self.calculator.fidelity, self.costs, n=1, levels=levels)
+        return chosen.choices[0].level if chosen.choices else None
+
+    def _call(self, atoms: Atoms, level: str, step: int) -> None:
+        """One calculation: label, error before learning, update, refresh. A failure is written down, and no more."""
+        start, std = time.perf_counter(), self.std()
+        source = self.calculators[level]
+        calculator = source if isinstance(source, BaseCalculator) else source()
+        found = checked(calculator, atoms, self.spin, self.spin_tolerance, self.max_force)
+        seconds = time.perf_counter() - start
+        row: dict[str, Any] = {"step": step, "level": level, "std": std, "outcome": found.outcome, "why": found.why}
+        row |= {"hours": seconds / 3600.0}
+        if found.outcome == "done":
+            label = found.with_seconds(seconds).atoms(_plain(atoms), level)
+            self._keep(label)
+            frames = frames_from({level: [label]}, self.model.levels)
+            row |= error_of(self.model.predictor(level)(atoms), frames.frames[0])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*repeated, or already in the model")
+                self.model.update(frames)
+            self.calculator.refresh()
+            self.calculator.calculate(atoms)
+            row["std_after"] = self.std()
+        self.calls.append(row)
+        self._write("calls.jsonl", row, sync=True)
+
+    def _keep(self, label: Atoms) -> None:
+        """On disk before it is learned."""
+        self.labels.append(label)
+        if self.directory is not None:
+            with open(self.directory / "labels.extxyz", "a", encoding="utf-8") as file:
+                write(file, label, format="extxyz")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _write(self, name: str, row: dict[str, Any], sync: bool) -> None:
+        if self.directory is None:
+            return
+        with open(self.directory / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _warn(self, std: float) -> None:
+        if not self._warned:
+            unit = "eV/Å" if self.quantity == "forces_std" else "eV"
+            warnings.warn(
+                f"{self.quantity} is {std:.3g} {unit} after labelling, above the threshold of {self.threshold:g}: labels do "
+                f"not make the model surer than that; raise it. Looking away for {self.patience} steps each time.",
+                stacklevel=4,
+            )
+        self._warned = True
+
+
+def _plain(atoms: Atoms) -> Atoms:
+    """The geometry alone: momenta and constraints are no part of a label."""
+    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)

@@ -1,0 +1,179 @@
+"""What a campaign has done, read from its database: counts, decisions, failures, models. Writes nothing, needs no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from rich.table import Table
+
+from mfgp import console
+from mfgp.campaign_config import CampaignConfig, load_campaign_config
+from mfgp.campaign_schema import CONFIG, DATABASE, HOURS, STATES
+from mfgp.campaign_store import Planned, Store
+
+
+@dataclass(frozen=True)
+class Status:
+    """Rows of a campaign's database. Standard deviations in eV/Å, hours as in campaign_schema."""
+
+    directory: Path
+    config: CampaignConfig
+    levels: tuple[str, ...]
+    pool: int
+    hours: float
+    models: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    tasks: list[dict[str, Any]]  # with their decision, attempts and label
+    attempts: list[dict[str, Any]]
+    labels: list[dict[str, Any]]  # counts by level and origin
+    events: list[dict[str, Any]]
+
+    @property
+    def std(self) -> float | None:
+        """The target's, as last computed."""
+        return next((m["target_std"] for m in reversed(self.models) if m["target_std"] is not None), None)
+
+    def tasks_of(self, level: str, state: str) -> int:
+        return sum(t["level"] == level and t["state"] == state for t in self.tasks)
+
+
+def read_status(directory: Path) -> Status:
+    """Raises DataError for a directory that holds no campaign."""
+    store = Store(directory / DATABASE)
+    try:
+        return Status(
+            directory,
+            load_campaign_config(directory / CONFIG, sources=False),
+            store.levels(),
+            store.db.execute("SELECT count(*) FROM structures WHERE pool_index IS NOT NULL").fetchone()[0],
+            store.hours_spent(),
+            _rows(store, "SELECT * FROM models ORDER BY version"),
+            _rows(store, "SELECT * FROM steps ORDER BY step"),
+            _rows(store, _TASKS),
+            _rows(store, _ATTEMPTS),
+            _rows(store, "SELECT level, origin, accepted, count(*) n FROM labels GROUP BY level, origin, accepted"),
+            _rows(store, "SELECT time, kind, text FROM events ORDER BY id"),
+        )
+    finally:
+        store.close()
+
+
+_TASKS = f"""
+SELECT t.id, t.structure, t.level, t.step, t.state, t.attempt, t.why AS outcome, d.rank, d.gain, d.std_before, d.std_after,
+  d.hours AS hours_expected, d.why, s.source, s.atoms, s.pool_index, l.before, l.learned_in,
+  (SELECT coalesce(sum({HOURS}), 0) FROM attempts WHERE task = t.id) AS hours
+FROM tasks t JOIN decisions d ON d.task = t.id JOIN structures s ON s.id = t.structure
+LEFT JOIN labels l ON l.structure = t.structure AND l.level = t.level AND l.origin = 'computed'
+ORDER BY t.step, d.rank
+"""
+_ATTEMPTS = f"""
+SELECT a.id, a.task, t.level, t.structure, a.attempt, a.settings, a.started, a.finished, a.outcome, a.why, {HOURS} AS hours,
+  a.worker FROM attempts a JOIN tasks t ON t.id = a.task ORDER BY a.id
+"""
+
+
+def _rows(store: Store, query: str) -> list[dict[str, Any]]:
+    cursor = store.db.execute(query)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def exported(directory: Path, *, rejected: bool = False, initial: bool = False) -> list[Atoms]:
+    """Labels as Atoms that `read_frames` takes: REF_* keys and `fidelity`; `origin` and `model_version` in info.
+
+    rejected: those of another spin state instead. initial: also the data that the campaign began with.
+    """
+    store = Store(directory / DATABASE)
+    try:
+        rows = store.labels("accepted = ?", (0 if rejected else 1,))
+    finally:
+        store.close()
+    out = []
+    for row in rows:
+        if initial or row.origin != "initial":
+            row.atoms.info["origin"] = row.origin
+            if row.learned_in is not None:
+                row.atoms.info["model_version"] = row.learned_in
+            if rejected:
+                row.atoms.info["rejected"] = row.why
+            out.append(row.atoms)
+    return out
+
+
+def milli(value: float | None, digits: int = 4) -> str:
+    """eV/Å as meV/Å."""
+    return "–" if value is None else f"{1e3 * value:.{digits}g}"
+
+
+def human_hours(hours: float) -> str:
+    """0.001 -> '3.6 s'."""
+    seconds = 3600.0 * hours
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{hours:.3g} h"
+
+
+def status_tables(s: Status) -> list[Table]:
+    """Calculations by level, and model versions."""
+    columns: tuple[str, ...] = ("level", *STATES, "cost", "added", "initial")
+    rows = []
+    for level in s.levels:
+        states = [str(s.tasks_of(level, state)) for state in STATES]
+        cost = human_hours(sum(a["hours"] for a in s.attempts if a["level"] == level))
+        origins = [str(sum(r["n"] for r in s.labels if (r["level"], r["origin"]) == (level, o))) for o in columns[-2:]]
+        rows.append((level, *states, cost, *origins))
+    out = [console.table("calculations, and labels from elsewhere", columns, rows)]
+    versions = [
+        (str(m["version"]), m["kind"], str(m["n_labels"]), human_hours(m["hours_spent"]), milli(m["target_std"]))
+        for m in s.models
+    ]
+    columns = ("version", "what", "labels", "cost so far", f"{s.config.target} std (meV/Å)")
+    return [*out, console.table("models", columns, versions)]
+
+
+def status_lines(s: Status) -> list[str]:
+    """Where it stands."""
+    stop = s.config.stop
+    wanted = [
+        f"std {milli(stop.std)} meV/Å" if stop.std is not None else "",
+        f"{stop.hours:g} h" if stop.hours is not None else "",
+        f"{stop.steps} steps" if stop.steps is not None else "",
+    ]
+    unfinished = [step["step"] for step in s.steps if step["closed"] is None]
+    lines = [
+        f"{s.directory}: target {s.config.target}, {s.pool} structures in the pool, {len(s.steps)} steps",
+        f"std {milli(s.std)} meV/Å after {human_hours(s.hours)}; stops at {' or '.join(w for w in wanted if w)}",
+    ]
+    if unfinished:
+        over = sum(t["step"] == unfinished[0] and t["state"] not in ("planned", "running") for t in s.tasks)
+        total = sum(t["step"] == unfinished[0] for t in s.tasks)
+        lines.append(
+            f"step {unfinished[0]} is open: {over} of {total} calculations are over; go on with `campaign run`"
+        )
+    elif s.events and s.events[-1]["kind"] == "stop":
+        lines.append(f"stopped: {s.events[-1]['text']}")
+    return lines
+
+
+def failure_table(s: Status) -> Table | None:
+    """Calculations that failed or were rejected, and why; the last twenty."""
+    bad = [t for t in s.tasks if t["state"] in ("failed", "rejected")]
+    if not bad:
+        return None
+    rows = [(f"{t['source']}", t["level"], t["state"], str(t["attempt"]), t["outcome"]) for t in bad[-20:]]
+    return console.table(f"failed or rejected ({len(bad)})", ("structure", "level", "state", "attempts", "why"), rows)
+
+
+def proposal_table(planned: Sequence[Planned], sources: Sequence[str]) -> Table:
+    """What a step would compute."""
+    columns = ("structure", "level", "cost", "std before (meV/Å)", "after")
+    rows = [
+        (source, p.level, human_hours(p.hours), milli(p.std_before), milli(p.std_after))
+        for p, source in zip(planned, sources, strict=True)
+    ]
+    total = human_hours(sum(p.hours for p in planned))
+    return console.table(f"the next step: {len(planned)} calculations, {total}", columns, rows)

@@ -1,0 +1,108 @@
+"""The candidates of a selection: every structure of a pool at every level, with an estimate of what each would teach.
+
+For all candidates the gain of gains.py is estimated from k random directions of the forces (directional.py). With the traces
+tau = tr(A C A^T) and g = |A X|^2 over the 3N force rows in units of their noise,
+
+    gain ~ g / (1 + tau / 3N)          exact where all rows are alike;     the row of the energy is taken by itself
+
+When a calculation is taken as done, C_uu -> C_uu - Q_u^T Q_u and X_u -> X_u - Q_u^T (Q_t R^T), so with w = A Q_u^T
+
+    tau -> tau - |w|^2,                A X -> A X - w (Q_t R^T)
+
+and no structure is expanded twice. Virials are left out of the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mfgp.directional import directional_rows
+from mfgp.prediction import Predictor
+
+
+@dataclass
+class Candidates:
+    """P structures at L levels; every tensor has the structures first."""
+
+    index: Tensor  # [P] place in the pool
+    sizes: Tensor  # [P] atoms
+    hours: Tensor  # [P, L] cost; infinite for what is not to be chosen
+    forces: Tensor  # [P, k, M'] rows along random directions
+    energy: Tensor  # [P, M'] row of the energy
+    force_trace: Tensor  # [P, L] tau over force rows, not divided by the noise
+    force_gain: Tensor  # [P, k, L, b] A X of force rows
+    energy_trace: Tensor  # [P, L]
+    energy_gain: Tensor  # [P, L, b]
+
+    @staticmethod
+    def of(
+        predictor: Predictor,
+        structures: Sequence[Atoms],
+        index: Sequence[int],
+        hours: np.ndarray,
+        levels: Sequence[int],
+        state: tuple[Tensor, Tensor],
+        k: int,
+        rng: np.random.Generator,
+    ) -> Candidates:
+        """Expand structures. hours [P, L]; state: covariance C [T, T, M', M'] and projected X [T, M', b]; k directions."""
+        covariance, projected = state
+        sizes = [len(atoms) for atoms in structures]
+        v = torch.from_numpy(rng.standard_normal((sum(sizes), 3, k)))
+        rows = directional_rows(predictor.model.features, structures, v)
+        columns = [predictor.columns_of(atoms) for atoms in structures]  # of each [1+3N+6, column]
+        moved = [d.flatten(0, 1).T.to(c) @ c[1:-6] for c, d in zip(columns, v.split(sizes), strict=True)]  # [k, column]
+        forces = torch.cat([rows.forces, torch.stack(moved)], dim=2)
+        energy = torch.cat([rows.energy, torch.stack([c[0] for c in columns])], dim=1)
+        force_trace, force_gain, energy_trace, energy_gain = [], [], [], []
+        for u in levels:
+            force_trace.append(((forces @ covariance[u, u]) * forces).sum(2).mean(1))
+            energy_trace.append(((energy @ covariance[u, u]) * energy).sum(1))
+            force_gain.append(forces @ projected[u])
+            energy_gain.append(energy @ projected[u])
+        return Candidates(
+            torch.tensor(index),
+            energy.new_tensor(sizes),
+            energy.new_tensor(hours),
+            forces,
+            energy,
+            torch.stack(force_trace, dim=1),
+            torch.stack(force_gain, dim=2),
+            torch.stack(energy_trace, dim=1),
+            torch.stack(energy_gain, dim=1),
+        )
+
+    def subset(self, chosen: Tensor) -> Candidates:
+        """Some of the structures."""
+        return Candidates(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    @staticmethod
+    def joined(parts: Sequence[Candidates]) -> Candidates:
+        """All structures of several sets."""
+        return Candidates(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Candidates)))
+
+    def estimated_gains(self, noise: Tensor) -> Tensor:
+        """Estimated fall of the target's variance, [P, L]. noise [L, 2]: eV per sqrt(atom) of energies, eV/Å of forces."""
+        n = self.sizes[:, None]
+        energy, force = noise[:, 0] ** 2 * n, noise[:, 1] ** 2  # [P, L], [L]
+        of_forces = (
+            (self.force_gain**2).sum(3).mean(1) / force / (1.0 + self.force_trace.clamp(min=0.0) / (3 * n * force))
+        )
+        of_energy = (self.energy_gain**2).sum(2) / energy / (1.0 + self.energy_trace.clamp(min=0.0) / energy)
+        return of_forces + of_energy
+
+    def condition(self, q: Tensor, target: Tensor, levels: Sequence[int]) -> None:
+        """Take a calculation as done, in place. q [T, r, M'] of gains.condition, target [r, b] = Q_t R^T."""
+        for place, u in enumerate(levels):
+            w = self.forces @ q[u].T  # [P, k, r]
+            self.force_trace[:, place] -= (w**2).sum(2).mean(1)
+            self.force_gain[:, :, place] -= w @ target
+            w = self.energy @ q[u].T  # [P, r]
+            self.energy_trace[:, place] -= (w**2).sum(1)
+            self.energy_gain[:, place] -= w @ target

@@ -1,0 +1,209 @@
+"""The commands `mfgp select` and `mfgp plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from mfgp import console
+from mfgp.command_line import ModelPath, check_output, friendly, write_json
+from mfgp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mfgp.costs import CostModel
+    from mfgp.model import MultiFidelityGP
+
+Pool = Annotated[
+    Path,
+    typer.Argument(metavar="POOL", help="structures that may be calculated (no labels needed)", show_default=False),
+]
+TargetLevel = Annotated[
+    str | None, typer.Option("--target", "-t", metavar="F", help="level to become certain at; the highest by default")
+]
+Costs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cost", metavar="F=HOURS", help="hours of one calculation; by default learned from the training frames"
+    ),
+]
+Levels = Annotated[
+    list[str] | None, typer.Option("--level", metavar="F", help="level that may be calculated; all by default")
+]
+Targets = Annotated[
+    Path | None, typer.Option("--targets", metavar="FILE", help="structures to become certain about; POOL by default")
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight", metavar="WHAT=W", help="weights of the variances of forces and energy; forces=1 by default"
+    ),
+]
+Seed = Annotated[int, typer.Option(help="of the random directions")]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What both commands ask."""
+
+    model: MultiFidelityGP
+    pool: list[Atoms]
+    targets: list[Atoms] | None
+    costs: CostModel
+    weights: dict[str, float]
+
+    @property
+    def unit(self) -> str:
+        """Of the target's standard deviation."""
+        return "eV/Å" if "forces" in self.weights else "eV/atom"
+
+
+def question(
+    model: Path, pool: Path, targets: Path | None, costs: list[str] | None, weights: list[str] | None, notices: Console
+) -> Question:
+    """Read what the options name, and say which costs are used."""
+    from mfgp.model import MultiFidelityGP
+    from mfgp.reading import read_structures
+
+    given = _numbers("--cost", costs or [], "F=HOURS, such as --cost mag=0.03")
+    wanted = _numbers("--weight", weights or ["forces=1"], "WHAT=W, such as --weight forces=1 --weight energy=100")
+    fitted = MultiFidelityGP.load(model)
+    if unknown := [name for name in given if name not in fitted.levels]:
+        raise ConfigError(f"--cost {unknown[0]}: unknown level; this model has {', '.join(fitted.levels)}.")
+    structures = read_structures(pool)
+    held_out = sum(str(atoms.info.get("split", "")).startswith(("test", "val")) for atoms in structures)
+    if held_out:
+        text = (
+            f"warning: {held_out} of {len(structures)} structures of the pool are held out (info['split']): a test set?"
+        )
+        console.say(notices, text, "yellow")
+    known = fitted.costs.with_given(given)
+    for level in fitted.levels:
+        if not known.missing([level]):
+            how = "given" if level in given else f"learned from {known.sums[level][0]:.0f} training frames"
+            console.say(
+                notices, f"cost of {level}: {known.hours(level, structures[0]):.3g} hours a calculation ({how})"
+            )
+    return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted)
+
+
+def select(
+    model: ModelPath,
+    pool: Pool,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="SELECTED", help="extxyz file to write", show_default=False)
+    ],
+    target: TargetLevel = None,
+    budget_hours: Annotated[float | None, typer.Option("--budget-hours", help="spend at most so many hours")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="choose so many calculations", min=1)] = None,
+    costs: Costs = None,
+    levels: Levels = None,
+    targets: Targets = None,
+    weights: Weights = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the choices as JSON")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Choose the calculations that reduce the target level's uncertainty most for their hours: which, at which level.
+
+    The frames of SELECTED come in the order of choice, each with `fidelity` (where to calculate it), `rank`, `gain` (fall of
+    the mean variance), `expected_std_after`, `cost_hours` and `pool_index`.
+    """
+    with friendly() as notices:
+        from mfgp import selection
+        from mfgp.progress import bars
+        from mfgp.selection_report import selection_json, selection_table, summary_line, write_selected
+
+        check_output(output)
+        check_output(json_path)
+        asked = question(model, pool, targets, costs, weights, notices)
+        with bars(console=notices) as report:
+            chosen = selection.select(
+                asked.model,
+                asked.pool,
+                target,
+                asked.costs,
+                budget_hours=budget_hours,
+                n=n,
+                levels=levels,
+                targets=asked.targets,
+                weights=asked.weights,
+                seed=seed,
+                report=report,
+            )
+        console.stdout().print(selection_table(chosen, asked.pool, asked.unit))
+        console.say(console.stdout(), summary_line(chosen, asked.unit))
+        if not chosen.choices:
+            console.say(notices, "warning: nothing fits the budget; no file written.", "yellow")
+            return
+        write_selected(chosen, asked.pool, asked.model.config.keys, output)
+        console.say(notices, f"wrote {len(chosen.choices)} structures to {output}")
+        if json_path is not None:
+            write_json(selection_json(chosen, asked.unit), json_path)
+
+
+def plan(
+    model: ModelPath,
+    pool: Pool,
+    hours: Annotated[float, typer.Option("--hours", metavar="H", help="the budget", min=0.0, show_default=False)],
+    target: TargetLevel = None,
+    costs: Costs = None,
+    levels: Levels = None,
+    targets: Targets = None,
+    weights: Weights = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the forecast as JSON")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="draw std against hours")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Forecast what a budget would buy, before anything is calculated: std at the target level against hours."""
+    with friendly() as notices:
+        from mfgp.plan import plan as forecast
+        from mfgp.progress import bars
+        from mfgp.report import write_figure
+        from mfgp.selection_report import plan_figure, plan_table, selection_json
+
+        check_output(json_path)
+        check_output(plot)
+        asked = question(model, pool, targets, costs, weights, notices)
+        with bars(console=notices) as report:
+            found = forecast(
+                asked.model,
+                asked.pool,
+                target,
+                asked.costs,
+                hours,
+                levels=levels,
+                targets=asked.targets,
+                weights=asked.weights,
+                seed=seed,
+                report=report,
+            )
+        console.stdout().print(plan_table(found, asked.unit))
+        if found.joint.hours < 0.9 * hours:
+            text = f"note: the pool is calculated in full, or nothing more fits, after {found.joint.hours:.3g} hours."
+            console.say(notices, text, "yellow")
+        if json_path is not None:
+            alone = {level: selection_json(s, asked.unit) for level, s in found.alone.items()}
+            joint = selection_json(found.joint, asked.unit)
+            write_json({"budget_hours": hours, "rows": found.rows(), "joint": joint, "alone": alone}, json_path)
+        if plot is not None:
+            console.say(notices, f"wrote {write_figure(plan_figure(found, asked.unit), plot)}")
+
+
+def _numbers(option: str, texts: list[str], expected: str) -> dict[str, float]:
+    """{name: number} of NAME=NUMBER. ConfigError for anything else, or a name that comes twice."""
+    out: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ConfigError(f"{option} {text!r}: expected {expected}.") from None
+        if not name or name in out:
+            raise ConfigError(f"{option} {text!r}: {'given twice' if name else f'expected {expected}'}.")
+        out[name] = number
+    return out

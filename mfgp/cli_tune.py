@@ -1,0 +1,93 @@
+"""The command `mfgp tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mfgp import console
+from mfgp.command_line import check_output, friendly
+from mfgp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mfgp.tuning import Range
+
+SHOWN = 10
+
+
+def tune(
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG.yaml", help="levels, data and the settings to start from", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="TUNED.yaml", help="configuration to write", show_default=False)
+    ],
+    trials: Annotated[int, typer.Option("--trials", "-n", help="settings to try, those of earlier runs included")] = 40,
+    storage: Annotated[
+        Path, typer.Option(help="SQLite file that keeps the trials; a run with the same file goes on")
+    ] = Path("tune.db"),
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option("--range", metavar="KEY=LOW:HIGH", help="tune only these, e.g. descriptor.sigma=0.2:0.6"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. model.n_inducing=500"),
+    ] = None,
+) -> None:
+    """Search descriptor and kernel settings by the cross-validated log density of the training data.
+
+    A smaller model.n_inducing makes trials cheap, and its best settings are near those of a larger one. Fit the
+    written configuration afterwards.
+    """
+    with friendly() as notices:
+        from mfgp.config import load_config
+        from mfgp.files import replacing
+        from mfgp.frames import read_frames
+        from mfgp.progress import bars
+        from mfgp.tuning import tune as search
+        from mfgp.tuning import with_settings
+
+        check_output(output)
+        check_output(storage)
+        settings = load_config(config, overrides or [])
+        if not settings.fidelities:
+            raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
+        frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
+        with bars(console=notices) as report:
+            found = search(frames, settings, trials, storage, _space(ranges or []), report)
+        scored = [t for t in found if t.score is not None]
+        if not scored:
+            raise ConfigError("no trial could be fitted; widen the ranges, or raise training.noise_force.")
+        names = list(scored[0].settings)
+        rows = [
+            (str(t.number), f"{t.score:.4f}", *(f"{t.settings[name]:.3g}" for name in names)) for t in scored[:SHOWN]
+        ]
+        title = f"best of {len(found)} trials (trial 0: as configured; {len(found) - len(scored)} left out or failed)"
+        columns = ["trial", "log density (nats/label)", *(name.removeprefix("descriptor.") for name in names)]
+        console.stdout().print(console.table(title, columns, rows))
+        with replacing(output) as temporary:
+            temporary.write_text(with_settings(settings, scored[0].settings).to_yaml(), encoding="utf-8")
+        console.say(notices, f"wrote {output}")
+
+
+def _space(texts: list[str]) -> dict[str, Range] | None:
+    """Ranges of KEY=LOW:HIGH; None for the default search."""
+    from mfgp.tuning import SPACE, Range
+
+    out: dict[str, Range] = {}
+    for text in texts:
+        name, _, limits = text.partition("=")
+        try:
+            low, high = (float(x) for x in limits.split(":"))
+        except ValueError:
+            raise ConfigError(f"--range {text!r}: expected KEY=LOW:HIGH, such as descriptor.sigma=0.2:0.6.") from None
+        if name not in SPACE:
+            raise ConfigError(f"--range {text!r}: can tune {', '.join(SPACE)}.")
+        if not 0 < low < high:
+            raise ConfigError(f"--range {text!r}: give 0 < LOW < HIGH.")
+        out[name] = Range(low, high, SPACE[name].integer, SPACE[name].log)
+    return out or None

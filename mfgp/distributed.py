@@ -1,0 +1,123 @@
+"""The pass over the data on many workers: statistics mapped over frames, reduced by a tree.
+
+Sufficient statistics are additive (statistics.py), so every worker sums those of its frames, and sums are merged where they
+lie until one is left: what travels is O(M'^2) for each worker, whatever the number of structures. The result is that of one
+process but for the order of the additions. A task whose worker is lost is computed again elsewhere by dask, from the frames
+and the features that the scheduler holds.
+
+Workers and scheduler exchange Python objects by pickle, as dask does: use a scheduler of your own, in a network you trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mfgp.baselines import Baseline
+from mfgp.errors import ConfigError
+from mfgp.features import Features
+from mfgp.fitting import accumulate
+from mfgp.frames import FrameSet
+from mfgp.observations import Columns
+from mfgp.progress import Report, silent
+from mfgp.statistics import Statistics, merge
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+TASKS_PER_WORKER = 8  # so that a slow or lost worker costs little
+FANOUT = 4  # statistics merged at a time
+
+
+@contextmanager
+def client_of(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+    """A dask client: of `workers` processes on this machine, one thread each, or of a running scheduler at an address.
+
+    Raises ConfigError where no scheduler answers at that address.
+    """
+    from distributed import Client, LocalCluster
+
+    if scheduler is None:
+        with (
+            LocalCluster(
+                n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=None
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(
+            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`."
+        ) from None
+    with client:
+        yield client
+
+
+class DistributedPass:
+    """`fitting.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def __call__(
+        self,
+        frames: FrameSet,
+        features: Features,
+        columns: Columns,
+        baselines: list[Baseline],
+        default_sigmas: tuple[float, float],
+        report: Report = silent,
+    ) -> Statistics:
+        if baselines:
+            raise ConfigError("a fit on several workers takes no baselines; leave out --workers, or the baselines.")
+        if features.device.type != "cpu":
+            raise ConfigError("workers compute on the CPU; set device: cpu, or leave out --workers.")
+        from distributed import as_completed
+
+        client, size = self.client, features.basis.size + columns.size
+        # a task, not scattered data: what a lost worker held is made again
+        shared = client.submit(_held, (replace(features, store=None), columns), pure=False)
+        workers = max(1, len(client.scheduler_info()["workers"]))
+        parts = chunks(frames, TASKS_PER_WORKER * workers)
+        futures = [client.submit(_part, part, shared, default_sigmas, size, pure=False) for part in parts]
+        root = _tree(client, futures)
+        done = 0
+        for future in as_completed(futures):
+            done += len(parts[futures.index(future)])
+            report("labels", done, len(frames), f"{workers} workers")
+        return root.result()
+
+
+def chunks(frames: FrameSet, n: int) -> list[FrameSet]:
+    """About n parts of the frames, in order; at least one, none empty but of an empty set."""
+    size = max(1, -(-len(frames) // n))
+    starts = range(0, max(1, len(frames)), size)
+    return [FrameSet(frames.levels, frames.frames[i : i + size]) for i in starts]
+
+
+def _held(shared: tuple[Features, Columns]) -> tuple[Features, Columns]:
+    return shared
+
+
+def _part(
+    frames: FrameSet, shared: tuple[Features, Columns], default_sigmas: tuple[float, float], size: int
+) -> Statistics:
+    features, columns = shared
+    return accumulate(frames, features, columns, [], default_sigmas) if len(frames) else Statistics(size)
+
+
+def _merged(*parts: Statistics) -> Statistics:
+    return merge(parts)
+
+
+def _tree(client: Client, futures: Sequence[Any]) -> Any:
+    """One future for the sum: FANOUT at a time, in a fixed order, so that the same data give the same sum."""
+    while len(futures) > 1:
+        groups = [futures[i : i + FANOUT] for i in range(0, len(futures), FANOUT)]
+        futures = [client.submit(_merged, *g, pure=False) if len(g) > 1 else g[0] for g in groups]
+    return futures[0]

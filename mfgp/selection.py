@@ -1,0 +1,219 @@
+"""Which structure to calculate next, at which level: a greedy batch of largest gain per hour.
+
+Every (structure, level) is a candidate. Its gain is the fall of the target's variance (gains.py, targets.py) by the labels
+that its level gives: energy, forces, and virial where that level has them. The batch is chosen one by one, each given those
+before it, so it is diverse by itself, and a structure may be chosen at two levels. Gains of all candidates are estimated
+(candidates.py), the best EXACT of each level by that are compared exactly. Memory is bounded: of a pool of any size the
+KEEP structures of largest estimated gain per hour stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mfgp.candidates import Candidates
+from mfgp.costs import CostModel
+from mfgp.errors import ConfigError, DataError
+from mfgp.gains import condition, gain
+from mfgp.leave_one_out import CrossLevel
+from mfgp.model import MultiFidelityGP
+from mfgp.prediction import Predictor
+from mfgp.progress import Report, silent
+from mfgp.targets import Target, build_target
+
+BATCH = 16  # structures expanded at a time
+ROWS = 12000  # random directions in all: as many for each structure as that allows, within DIRECTIONS
+DIRECTIONS = (2, 8)
+KEEP = 6000  # structures that are followed
+EXACT = 4  # candidates of each level whose exact gain is computed at each choice
+CACHED = 256  # structures whose rows are kept
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One calculation of a batch.
+
+    index: of the pool; gain: fall of the target's mean variance (eV^2/Å^2 for forces) when it is done after those
+    before it; std_after: the target's standard deviation then (eV/Å; eV/atom where energies alone are the target), as
+    `predict` would give it, root mean square; hours: what it costs.
+    """
+
+    index: int
+    level: str
+    rank: int
+    gain: float
+    std_after: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A batch, in the order of choice, and the target's standard deviation before it."""
+
+    choices: tuple[Choice, ...]
+    std_before: float
+    target: str
+
+    @property
+    def hours(self) -> float:
+        """What the batch costs."""
+        return sum(choice.hours for choice in self.choices)
+
+
+def select(
+    model: MultiFidelityGP,
+    pool: Sequence[Atoms],
+    target: str | None = None,
+    costs: CostModel | None = None,
+    *,
+    budget_hours: float | None = None,
+    n: int | None = None,
+    levels: Sequence[str] | None = None,
+    targets: Sequence[Atoms] | None = None,
+    weights: Mapping[str, float] | None = None,
+    taken: Collection[tuple[int, str]] = (),
+    seed: int = 0,
+    report: Report = silent,
+) -> Selection:
+    """Choose calculations until `budget_hours` are spent, or `n` are chosen; no labels are needed.
+
+    pool: structures that may be calculated. target: level to become certain at (the highest by default). costs: hours by
+    level and structure (by default what the model learned from its training frames). levels: that may be calculated (all
+    by default). targets: structures to become certain about (the pool by default). weights: of mean variances,
+    {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose. Raises DataError for an empty
+    pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
+    """
+    if budget_hours is None and n is None:
+        raise ConfigError("no limit: give budget_hours or n.")
+    predictor, names, costs = model.predictor(target), tuple(levels or model.levels), costs or model.costs
+    check(predictor, pool, names, costs)
+    aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
+    hours = np.array([[costs.hours(name, atoms) for name in names] for atoms in pool])
+    for index, name in taken:
+        if name in names:
+            hours[index, names.index(name)] = np.inf
+    search = Search(predictor, pool, names, aim, hours, seed, report)
+    limit = int(np.isfinite(hours).sum()) if n is None else n
+    std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
+    choices: list[Choice] = []
+    while len(choices) < limit and (best := search.best(left)) is not None:
+        choices.append(search.take(*best, rank=len(choices) + 1))
+        left -= choices[-1].hours
+        done = (len(choices), limit) if budget_hours is None else (round(100 * (1 - left / budget_hours)), 100)
+        report("selection", *done, f"std {choices[-1].std_after:.4g}")
+    return Selection(tuple(choices), std_before, predictor.fidelity)
+
+
+def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str], costs: CostModel) -> None:
+    """Raise for what cannot be selected from; see select."""
+    if not pool:
+        raise DataError("the pool holds no structure.")
+    if unknown := [name for name in names if name not in predictor.model.levels]:
+        raise ConfigError(f"unknown level {', '.join(unknown)}; this model has {', '.join(predictor.model.levels)}.")
+    if missing := costs.missing(names):
+        options = " ".join(f"--cost {name}=HOURS" for name in missing)
+        raise ConfigError(
+            f"no cost known for {', '.join(missing)}: no training frame there says `wall_seconds`; give {options}."
+        )
+    for number, atoms in enumerate(pool):
+        predictor.check_elements(atoms, f"structure {number} of the pool")
+
+
+class Search:
+    """State of a greedy search: covariance of the weights, the target's rows, all candidates."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        pool: Sequence[Atoms],
+        names: Sequence[str],
+        target: Target,
+        hours: np.ndarray,
+        seed: int,
+        report: Report = silent,
+    ) -> None:
+        """Expand the pool, a few structures at a time. hours [structure, level], infinite for what is not to be chosen."""
+        model = predictor.model
+        self.predictor, self.pool, self.target = predictor, pool, target
+        self.levels = [model.levels.index(name) for name in names]
+        self.covariance = CrossLevel.of(model.posterior()).covariance  # [T, T, M', M']
+        self.projected = self.covariance[:, target.level] @ target.rows.T  # [T, M', b] X_u = C_ut R^T
+        self.variances = (target.rows * self.projected[target.level].T).sum(1)  # [b] of the target's rows
+        self.noise = model.noise.noise.detach()  # [T, kind]
+        self.rows: dict[int, Tensor] = {}  # design [1+3N+6, M'] of structures whose gain was compared exactly
+        k, rng = int(np.clip(ROWS // len(pool), *DIRECTIONS)), np.random.default_rng(seed)
+        parts: list[Candidates] = []
+        for start in range(0, len(pool), BATCH):
+            index = range(start, min(start + BATCH, len(pool)))
+            batch, state = [pool[i] for i in index], (self.covariance, self.projected)
+            parts.append(Candidates.of(predictor, batch, index, hours[start : index.stop], self.levels, state, k, rng))
+            if sum(len(p.index) for p in parts) > 2 * KEEP:
+                parts = [self._best_of(Candidates.joined(parts))]
+            report("pool", index.stop, len(pool), "")
+        self.candidates = self._best_of(Candidates.joined(parts))
+
+    def _rates(self, candidates: Candidates) -> Tensor:
+        """Estimated gain per hour, [P, L]."""
+        return candidates.estimated_gains(self.noise[self.levels]) / candidates.hours
+
+    def _best_of(self, candidates: Candidates) -> Candidates:
+        best = self._rates(candidates).max(1).values.argsort(descending=True, stable=True)[:KEEP]
+        return candidates.subset(best.sort().values)
+
+    def deviation(self) -> float:
+        """The target's standard deviation now: of forces (eV/Å), or of energies per atom where there is no other target."""
+        found = self.target.deviations(self.variances)
+        return found.get("forces", found.get("energy", 0.0))
+
+    def best(self, budget_hours: float) -> tuple[int, int, float] | None:
+        """(place among the candidates, place of the level, gain) of the largest gain per hour that the budget allows."""
+        hours = self.candidates.hours
+        rates = torch.where(hours <= budget_hours * (1 + 1e-9), self._rates(self.candidates), 0.0)  # rounding of sums
+        order = rates.argsort(dim=0, descending=True, stable=True)[:EXACT]  # [EXACT, L]
+        found = []
+        for place, level in enumerate(self.levels):
+            for p in order[:, place].tolist():
+                if rates[p, place] > 0:
+                    rows = self.labelled(int(self.candidates.index[p]), level)
+                    value = gain(self.covariance, rows, level, self.projected[level])
+                    found.append((value / float(hours[p, place]), p, place, value))
+        if not found:
+            return None
+        _, p, place, value = max(found, key=lambda f: f[0])
+        return p, place, value
+
+    def take(self, p: int, place: int, value: float, rank: int) -> Choice:
+        """Take a candidate as calculated: everything else is known better from now on."""
+        index, level, cost = int(self.candidates.index[p]), self.levels[place], float(self.candidates.hours[p, place])
+        q = condition(self.covariance, self.labelled(index, level), level)
+        target = q[self.target.level] @ self.target.rows.T  # [r, b]
+        self.projected -= q.mT @ target
+        self.variances = (self.variances - (target**2).sum(0)).clamp(min=0.0)
+        self.candidates.condition(q, target, self.levels)
+        self.candidates.hours[p, place] = torch.inf
+        return Choice(index, self.predictor.model.levels[level], rank, value, self.deviation(), cost)
+
+    def labelled(self, index: int, level: int) -> Tensor:
+        """Rows A [r, M'] of the labels that a calculation gives, in units of their noise."""
+        model, atoms = self.predictor.model, self.pool[index]
+        if index not in self.rows:
+            if len(self.rows) >= CACHED:
+                self.rows.pop(next(iter(self.rows)))
+            design = torch.cat([model.features.rows(atoms), self.predictor.columns_of(atoms)], dim=1)
+            self.rows[index] = design
+        design, n = self.rows[index], len(atoms)
+        energy, force, virial = self.noise[level].tolist()
+        parts = [design[:1] / (energy * n**0.5), design[1:-6] / force]
+        if (
+            (level, "virial") in model.statistics.moments
+            and atoms.cell.rank == 3
+            and bool(design[-6:].isfinite().all())
+        ):
+            parts.append(design[-6:] / (virial * n**0.5))
+        return torch.cat(parts)

@@ -1,0 +1,118 @@
+"""What is to become certain: the mean variance of forces or energies at the target level, over a set of structures.
+
+    J = w_F <Var[F_a]> + w_E <Var[E/N]>,       <.> over structures, atoms and components
+
+as Var = factor * a^T C a + rest. Only the first part falls when data are added; it is a sum over rows R of R C R^T, one
+random direction of each structure for its forces (directional.py), scaled by the root of the calibration factor of each
+atom's species, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels' noise, as
+the calibration has them) is a number. So sqrt of J is what `predict` says of the target structures, root mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mfgp.calibration import Scale
+from mfgp.directional import directional_rows
+from mfgp.errors import ConfigError
+from mfgp.model import MultiFidelityGP
+from mfgp.prediction import Predictor, residual_variance
+from mfgp.progress import Report, silent
+
+PROPERTIES = ("forces", "energy")
+SAMPLE = 256  # target structures at most, drawn with the seed; their mean then has a relative error of a few per cent
+BATCH = 16  # structures at a time
+RAW = Scale(noise=0.0)  # of a model without a calibration: the posterior's own variance
+
+
+@dataclass(frozen=True)
+class Target:
+    """Rows whose summed variance is to fall, and what stays.
+
+    rows [b, M'] are scaled so that their variances add up to the weighted mean; `parts` says which belong to which property;
+    rest: the variance that no data take away (eV^2/Å^2 of forces, eV^2 of energies per atom).
+    """
+
+    level: int
+    rows: Tensor
+    parts: Mapping[str, slice]
+    weights: Mapping[str, float]
+    rest: Mapping[str, float]
+
+    def deviations(self, variances: Tensor) -> dict[str, float]:
+        """Standard deviation by property (eV/Å, eV/atom) from the variances of the rows [b]."""
+        sums = {name: float(variances[part].sum()) / self.weights[name] for name, part in self.parts.items()}
+        return {name: (max(value, 0.0) + self.rest[name]) ** 0.5 for name, value in sums.items()}
+
+
+def build_target(
+    model: MultiFidelityGP,
+    level: int,
+    structures: Sequence[Atoms],
+    weights: Mapping[str, float],
+    seed: int = 0,
+    report: Report = silent,
+) -> Target:
+    """The target over (a seeded sample of) `structures`. ConfigError for weights that are not positive or not known."""
+    bad = [f"{k}={v}" for k, v in weights.items() if k not in PROPERTIES or not v > 0]
+    if bad or not weights:
+        raise ConfigError(f"weights {', '.join(bad) or '{}'}: give positive numbers for {' or '.join(PROPERTIES)}.")
+    predictor, rng = model.predictor(model.levels[level]), np.random.default_rng(seed)
+    chosen = [structures[i] for i in sorted(rng.permutation(len(structures))[:SAMPLE])]
+    found: dict[str, list[Tensor]] = {name: [] for name in weights}
+    rest: dict[str, list[float]] = {name: [] for name in weights}
+    for start in range(0, len(chosen), BATCH):
+        batch = chosen[start : start + BATCH]
+        for name, (rows, constant) in _batch(predictor, batch, rng).items():
+            if name in weights:
+                found[name].append(rows)
+                rest[name] += constant
+        report("target", start + len(batch), len(chosen), "")
+    parts, scaled, at = {}, [], 0
+    for name, weight in weights.items():
+        rows = torch.cat(found[name])
+        scaled.append(rows * (weight / len(rows)) ** 0.5)
+        parts[name] = slice(at, at + len(rows))
+        at += len(rows)
+    return Target(level, torch.cat(scaled), parts, dict(weights), {k: float(np.mean(v)) for k, v in rest.items()})
+
+
+def _batch(
+    predictor: Predictor, batch: Sequence[Atoms], rng: np.random.Generator
+) -> dict[str, tuple[Tensor, list[float]]]:
+    """Rows [structure, M'] and the constant part of the variance of each structure, by property."""
+    model, level = predictor.model, predictor.level
+    forces, energy = _scales(model, level)
+    per_atom = [[forces[int(z)] for z in atoms.numbers] for atoms in batch]
+    roots = np.concatenate([[(s.weights**0.5, s.residual**0.5) for s in scales] for scales in per_atom])  # [atom, 2]
+    v = torch.from_numpy(rng.standard_normal((len(roots), 3, 2)) * roots[:, None, :])
+    rows = directional_rows(model.features, batch, v, with_prior=True)
+    assert rows.prior is not None
+    sizes = [len(atoms) for atoms in batch]
+    n = rows.energy.new_tensor(sizes)
+    of_force = residual_variance(model, level, rows.forces[:, 1], rows.prior[:, 2]) / (3 * n)
+    of_energy = energy.residual * residual_variance(model, level, rows.energy, rows.prior[:, 0]) / n**2
+    noise = model.label_noise(level)
+    of_force += noise[1] ** 2 * n.new_tensor([np.mean([s.noise for s in scales]) for scales in per_atom])
+    of_energy += energy.noise * noise[0] ** 2 / n
+    columns = [predictor.columns_of(atoms) for atoms in batch]  # of each [1+3N+6, column]
+    moved = [c[1:-6].T @ d[:, :, 0].reshape(-1).to(c) for c, d in zip(columns, v.split(sizes), strict=True)]
+    force_rows = torch.cat([rows.forces[:, 0], torch.stack(moved)], dim=1) / (3 * n[:, None]) ** 0.5
+    energy_rows = torch.cat([rows.energy, torch.stack([c[0] for c in columns])], dim=1) / n[:, None]
+    return {
+        "forces": (force_rows, of_force.tolist()),
+        "energy": (energy_rows * energy.weights**0.5, of_energy.tolist()),
+    }
+
+
+def _scales(model: MultiFidelityGP, level: int) -> tuple[Mapping[int, Scale], Scale]:
+    """Calibration factors of forces by species, and of energies."""
+    if model.calibration is None:
+        return dict.fromkeys(model.basis.species, RAW), RAW
+    return model.calibration.forces[level], model.calibration.energy[level]

@@ -1,0 +1,231 @@
+"""Tuning of what is not learned by a fit: descriptor and kernel settings, by cross-validated log density.
+
+For each setting the features are built, amplitudes, noises and rho are learned by the evidence, and the score is
+
+    1/n sum_k log p(y_k | y_-k)          nats a label; objectives.CrossValidation, folds of structures, all levels
+
+which is a density of the labels themselves, so settings with different descriptors compare. It rewards small errors and
+honest noises at once. Optuna's tree-structured Parzen estimator proposes (Akiba et al., KDD 2019); the first trial is the
+configuration as it stands, so the best is never worse than the start. Trials are kept in an SQLite file as they end: a
+killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mfgp import fitting
+from mfgp.config import FitConfig
+from mfgp.errors import ConfigError, NumericalError
+from mfgp.features import Features
+from mfgp.frames import FrameSet
+from mfgp.hyperparameters import LevelNoise
+from mfgp.model import distinct, trainable
+from mfgp.objectives import CrossValidation
+from mfgp.progress import Report, silent
+
+if TYPE_CHECKING:
+    import optuna
+
+FEATURE_LIMIT = 2.0  # times the features of the start: a trial with more is not run, its MD steps would be slower
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a setting may lie; `log`: searched in its logarithm, `integer`: whole numbers."""
+
+    low: float
+    high: float
+    integer: bool = False
+    log: bool = False
+
+    def with_value(self, value: float) -> Range:
+        """The range, widened where needed to hold a value."""
+        return replace(self, low=min(self.low, value), high=max(self.high, value))
+
+    def suggest(self, trial: optuna.Trial, name: str) -> float | int:
+        if self.integer:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+SPACE: dict[str, Range] = {
+    "descriptor.r_cut": Range(3.5, 6.5),
+    "descriptor.sigma": Range(0.2, 0.7, log=True),
+    "descriptor.n_max": Range(4, 10, integer=True),
+    "descriptor.l_max": Range(3, 8, integer=True),
+    "descriptor.radial_scaling.r0": Range(1.0, 4.0, log=True),
+    "descriptor.radial_scaling.m": Range(1, 8, integer=True),
+    "model.zeta": Range(1, 6, integer=True),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and its score (nats a label); None where it could not be fitted or was left out, and why."""
+
+    number: int
+    settings: Mapping[str, float | int]
+    score: float | None
+    why: str = ""
+
+
+def default_space(config: FitConfig) -> dict[str, Range]:
+    """What there is to tune in a configuration."""
+    scaling = config.descriptor.radial_scaling is not None
+    return {name: r for name, r in SPACE.items() if scaling or "radial_scaling" not in name}
+
+
+def with_settings(config: FitConfig, settings: Mapping[str, float | int]) -> FitConfig:
+    """The configuration with dotted keys replaced. Raises ConfigError for values that it does not allow."""
+    data = config.model_dump()
+    for name, value in settings.items():
+        node = data
+        *path, last = name.split(".")
+        for part in path:
+            if node.get(part) is None:
+                raise ConfigError(
+                    f"{name}: the configuration has no {part} to tune; set it first, or leave {name} out."
+                )
+            node = node[part]
+        if last not in node:
+            raise ConfigError(f"{name}: no such setting.")
+        node[last] = value
+    return FitConfig.model_validate(data)
+
+
+def settings_of(config: FitConfig, names: Sequence[str]) -> dict[str, float | int]:
+    """Present values of dotted keys. Raises ConfigError for what is no number."""
+    out = {}
+    for name in names:
+        node: Any = config
+        for part in name.split("."):
+            node = getattr(node, part, None)
+        if isinstance(node, bool) or not isinstance(node, (int, float)):
+            raise ConfigError(f"{name}: {node!r} in the configuration is not a number that could be tuned.")
+        out[name] = node
+    return out
+
+
+def cross_validated_score(frames: FrameSet, config: FitConfig, report: Report = silent) -> float:
+    """Log density of each fold given the others, nats a label, at the hyperparameters that the evidence of all data chooses.
+
+    Raises NumericalError where float64 does not carry the problem.
+    """
+    features = Features.build(frames, config, report)
+    basis = features.basis
+    columns, column_std = fitting.build_columns(frames, basis.species, config, [])
+    folds = config.model_copy(update={"training": config.training.model_copy(update={"objective": "cv"})})
+    data = fitting.training_data(frames, features, columns, [], folds, report)
+    training = config.training
+    prior = fitting.make_prior(frames.levels, basis, config.model.rho)
+    noise = LevelNoise(len(frames.levels), (training.noise_energy, training.noise_force, training.noise_virial))
+    evidence = config.model_copy(update={"training": training.model_copy(update={"objective": "evidence"})})
+    fitting.learn(prior, noise, fitting.TrainingData(data.statistics), basis, column_std, evidence, report)
+    objective = CrossValidation(noise, prior, data.folds)
+    with torch.no_grad():
+        value = objective(data.statistics, basis.species_index(), column_std) - objective.log_prior()
+    labels = sum(m.count for fold in data.folds for m in fold.moments.values())
+    return float(value) / labels
+
+
+def tune(
+    frames: FrameSet,
+    config: FitConfig,
+    n_trials: int,
+    storage: Path,
+    space: Mapping[str, Range] | None = None,
+    report: Report = silent,
+) -> list[Trial]:
+    """Run trials until there are `n_trials` in `storage` (SQLite; made where there is none). Best first, then the failed.
+
+    Raises ConfigError for a storage of another search, settings that cannot be tuned, baselines, or a missing Optuna.
+    """
+    optuna = _optuna()
+    if config.baselines:
+        raise ConfigError("tune: leave out the baselines; the settings are those of what the model learns itself.")
+    space = dict(space or default_space(config))
+    start = settings_of(config, list(space))
+    space = {name: r.with_value(start[name]) for name, r in space.items()}
+    training = distinct(trainable(frames))
+    study = _study(optuna, storage, training.data_hash(), space, start, config)
+    limit = FEATURE_LIMIT * _n_features(config, training)
+    done = len(study.get_trials(states=_ended(optuna)))
+
+    def objective(trial: Any) -> float:
+        proposed = with_settings(config, {name: r.suggest(trial, name) for name, r in space.items()})
+        if _n_features(proposed, training) > limit:
+            raise optuna.TrialPruned(f"more than {FEATURE_LIMIT:g} times the features of the start")
+        try:
+            score = cross_validated_score(training, proposed)
+        except NumericalError as error:
+            raise optuna.TrialPruned(str(error)) from None
+        if not math.isfinite(score):
+            raise optuna.TrialPruned("the score is not finite")
+        return score
+
+    while done < n_trials:
+        study.optimize(objective, n_trials=1)
+        done += 1
+        scored = [t.value for t in study.trials if t.value is not None]
+        report("trials", done, n_trials, f"best {max(scored):.4f} nats a label" if scored else "")
+    return _sorted(study, optuna)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("tune needs Optuna: pip install 'mfgp[tune]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _study(
+    optuna: Any, storage: Path, data: str, space: Mapping[str, Range], start: Mapping[str, Any], config: FitConfig
+) -> optuna.Study:
+    what = f"{data} {sorted(space)} M={config.model.n_inducing} seed={config.seed}"
+    study = optuna.create_study(
+        storage=f"sqlite:///{storage}",
+        study_name="tune",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=config.seed + _count(optuna, storage)),
+        load_if_exists=True,
+    )
+    if study.user_attrs.get("search", what) != what:
+        raise ConfigError(f"{storage} holds a search of other data or settings; name another file.")
+    study.set_user_attr("search", what)
+    waiting = optuna.trial.TrialState.WAITING
+    if not any(t.params == start for t in study.get_trials(states=(*_ended(optuna), waiting))):
+        study.enqueue_trial(dict(start))
+    return study
+
+
+def _count(optuna: Any, storage: Path) -> int:
+    """Trials so far: a sampler that goes on must not repeat the numbers of the first one."""
+    if not storage.exists():
+        return 0
+    return len(optuna.load_study(study_name="tune", storage=f"sqlite:///{storage}").trials)
+
+
+def _ended(optuna: Any) -> tuple[Any, ...]:
+    states = optuna.trial.TrialState
+    return states.COMPLETE, states.PRUNED
+
+
+def _sorted(study: optuna.Study, optuna: Any) -> list[Trial]:
+    found = [Trial(t.number, t.params, t.value) for t in study.get_trials(states=_ended(optuna))]
+    return sorted(found, key=lambda t: (t.score is None, -(t.score or 0.0)))
+
+
+def _n_features(config: FitConfig, frames: FrameSet) -> int:
+    """D of a configuration, without a contraction."""
+    species = len({int(z) for f in frames for z in f.atoms.numbers})
+    width = species * config.descriptor.n_max
+    return (config.descriptor.l_max + 1) * width * (width + 1) // 2

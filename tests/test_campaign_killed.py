@@ -1,0 +1,118 @@
+"""A campaign that is killed (kill -9) anywhere goes on with nothing lost and nothing done twice; workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from ase.io import write
+from campaign_killed import POINTS
+from campaign_systems import lines, traced
+from conftest import alloy
+from test_campaign import config, rows, states
+
+from mfgp import MultiFidelityGP
+from mfgp.campaign import Campaign
+
+TESTS = Path(__file__).parent
+N = 2
+
+
+def campaign(tmp_path: Path, model: MultiFidelityGP, n: int = N, seconds: float = 0.0, **level: object) -> Path:
+    model.save(tmp_path / "model.mfgp")
+    write(tmp_path / "pool.extxyz", [alloy(200 + i, rattle=0.2) for i in range(n)])
+    settings = {"trace": str(tmp_path / "trace"), "seconds": seconds, **level.pop("settings", {})}  # type: ignore[dict-item]
+    levels = {"low": {"settings": settings, "hours": 0.01, **level}}
+    config(tmp_path, levels=levels, batch={"n": n}, stop={"steps": 1}, workers={"n": 2})
+    Campaign.init(tmp_path / "campaign.yaml", tmp_path / "run", {"low": traced}, progress=False)
+    return tmp_path
+
+
+def process(folder: Path, point: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(TESTS / "campaign_killed.py"), str(folder / "run"), point]
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )  # fmt: skip
+
+
+def finished(folder: Path, n: int = N) -> None:
+    """Each calculation ended once, each label is there once and learned once, no temporary file is left."""
+    ends = Counter(line for line in lines(folder / "trace") if line.startswith("end"))
+    assert len(ends) == n
+    assert set(ends.values()) == {1}
+    assert states(folder) == {"done": n}
+    assert rows(folder, "SELECT count(*), count(DISTINCT structure), min(learned_in), max(learned_in) FROM labels") == [
+        (n, n, 1, 1)
+    ]
+    assert rows(folder, "SELECT version FROM models ORDER BY version") == [(0,), (1,)]
+    assert rows(folder, "SELECT count(*) FROM steps WHERE closed IS NOT NULL AND model_after = 1") == [(1,)]
+    assert sorted(p.name for p in (folder / "run" / "models").iterdir()) == ["model_0000.mfgp", "model_0001.mfgp"]
+    learned = MultiFidelityGP.load(folder / "run" / "models" / "model_0001.mfgp")
+    assert len(learned.seen) == len(MultiFidelityGP.load(folder / "model.mfgp").seen) + n
+
+
+@pytest.mark.slow
+def test_killed_at_every_point_in_turn(tmp_path: Path, model: MultiFidelityGP) -> None:
+    folder = campaign(tmp_path, model)
+    for point in POINTS:
+        killed = process(folder, point)
+        _, errors = killed.communicate(timeout=240)
+        assert killed.returncode == -signal.SIGKILL, (point, errors)
+    assert states(folder) == {"done": N}  # the calculations were over; the model was not
+    last = process(folder, "nowhere")
+    out, errors = last.communicate(timeout=240)
+    assert out.strip() == "1 steps done, as asked for", errors
+    finished(folder)
+
+
+@pytest.mark.slow
+def test_killed_while_workers_calculate(tmp_path: Path, model: MultiFidelityGP) -> None:
+    folder = campaign(tmp_path, model, n=4, seconds=1.0)
+    killed = process(folder, "processes")
+    deadline = time.monotonic() + 240
+    while len(lines(folder / "trace")) < 4 and time.monotonic() < deadline:  # some are over, two are under way
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=240)
+    assert states(folder)["running"] > 0  # they finish by themselves, and are taken in
+    last = process(folder, "processes")
+    out, errors = last.communicate(timeout=240)
+    assert out.strip() == "1 steps done, as asked for", errors
+    finished(folder, 4)
+
+
+@pytest.mark.slow
+def test_a_calculation_that_dies_or_hangs_takes_nothing_with_it(tmp_path: Path, model: MultiFidelityGP) -> None:
+    retry = {"settings": {"mode": "hang"}}
+    folder = campaign(tmp_path, model, n=5, settings={"mode": "die"}, retry=retry, max_hours=3 / 3600)
+    done = process(folder, "processes")
+    out, errors = done.communicate(timeout=240)
+    assert out.strip() == "1 steps done, as asked for", errors
+    found = states(folder)
+    assert found["failed"] > 0
+    assert found["done"] > 0
+    assert found["done"] + found["failed"] == 5
+    attempts = rows(folder, "SELECT attempt, outcome, why FROM attempts WHERE outcome != 'done' ORDER BY attempt")
+    assert [a[:2] for a in attempts] == [(i, "failed") for i in (1, 2) for _ in range(found["failed"])]
+    assert all(("died (exit code 9" if a[0] == 1 else "max_hours") in a[2] for a in attempts)
+
+
+def test_interrupted_again_and_again_is_a_failure(tmp_path: Path, model: MultiFidelityGP) -> None:
+    folder = campaign(tmp_path, model, n=1)
+    for i in range(3):
+        with Campaign.open(folder / "run", {"low": traced}) as opened:
+            if i == 0:
+                opened.store.open_step(0, 1.0, opened.propose().planned)
+            assert states(folder) == {"planned": 1}
+            opened.tasks._start(opened.store.tasks()[0])  # and the process is gone
+    with Campaign.open(folder / "run", {"low": traced}):
+        assert states(folder) == {"failed": 1}
+    assert "3 times" in rows(folder, "SELECT why FROM tasks")[0][0]

@@ -1,0 +1,68 @@
+"""`mfgp campaign ...` from init to report, with EMT."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ase.io import read, write
+from conftest import alloy, label
+from test_campaign import client, in_process  # noqa: F401 (fixtures)
+from test_cli import ok, refused
+
+from mfgp import MultiFidelityGP, read_frames
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> Path:
+    model.save(tmp_path / "model.mfgp")
+    write(tmp_path / "pool<b>.extxyz", [alloy(500 + i, rattle=0.2) for i in range(4)])
+    values = {
+        "target": "low",
+        "model": "model.mfgp",
+        "pool": "pool<b>.extxyz",
+        "stop": {"steps": 5},
+        "batch": {"n": 2},
+        "levels": {"low": {"calculator": "emt", "hours": 0.001, "max_force": 1e-9}},
+    }
+    (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_process")
+def test_from_init_to_report(folder: Path) -> None:
+    assert "no campaign" in refused("campaign", "status")
+    assert "mfgp campaign run" in ok("campaign", "init", "campaign.yaml").output
+    assert "holds a campaign already" in refused("campaign", "init", "campaign.yaml")
+    dry = ok("campaign", "run", "--dry-run").output
+    assert "the next step: 2 calculations, 7.2 s" in dry
+    assert "pool<b>.extxyz frame" in dry
+    assert "0 steps" in ok("campaign", "status").output  # nothing was begun
+    failed = ok("campaign", "step").output  # forces are above max_force
+    assert "1 step done" in failed
+    assert "above max_force" in ok("campaign", "status").output
+    path = folder / "campaign" / "campaign.yaml"
+    path.write_text(path.read_text().replace("max_force: 1.0e-09", "max_force: 100.0"))
+    assert "nothing left to choose" in ok("campaign", "run").output
+    outside = label(alloy(600), "high")
+    write("labels.extxyz", outside)
+    assert "1 new labels" in ok("campaign", "add", "labels.extxyz").output
+    assert "0 new labels" in ok("campaign", "add", "labels.extxyz", "-f", "high").output
+    assert "unknown" in refused("campaign", "add", "labels.extxyz", "-f", "best")
+    assert "learn" not in ok("campaign", "run").output
+    ok("campaign", "export", "-o", "out.extxyz")
+    frames = read_frames("out.extxyz", levels=["low", "high"])
+    assert {level: len(frames.of(level)) for level in frames.levels} == {"low": 2, "high": 1}
+    assert read("out.extxyz", ":")[-1].info["origin"] == "added"
+    ok("campaign", "report")
+    page = (folder / "campaign" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "pool&lt;b&gt;.extxyz frame" in page
+    assert "<b>" not in page
+    assert "above max_force" in page
+    assert "the largest gain per hour left" in page
+    outside_of_it = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|https?://|@import|url\(""", page)
+    assert not outside_of_it

@@ -1,0 +1,109 @@
+"""Statistics on several workers: those of one process, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+import yaml
+from distributed import Client, LocalCluster
+from numpy.testing import assert_allclose
+from typer.testing import CliRunner
+
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed, fitting
+from mfgp.cli import app
+from mfgp.distributed import DistributedPass, chunks, client_of
+from mfgp.frames import to_atoms
+from mfgp.statistics import Statistics
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as found:
+        yield found
+
+
+def one_process(model: MultiFidelityGP, frames: FrameSet) -> Statistics:
+    return fitting.accumulate(frames, model.features, model.columns, [], (0.005, 0.05))
+
+
+def agree(found: Statistics, expected: Statistics) -> None:
+    assert found.observed() == expected.observed()
+    for key, m in expected.moments.items():
+        scale = float(m.gram.abs().max())
+        assert scale > 0
+        assert float((found.moments[key].gram - m.gram).abs().max()) < 1e-12 * scale
+        assert_allclose(
+            found.moments[key].projection, m.projection, rtol=0, atol=1e-12 * float(m.projection.abs().max())
+        )
+        assert_allclose(found.moments[key].square, m.square, rtol=1e-12)
+        assert found.moments[key].count == m.count
+
+
+def test_workers_give_the_statistics_of_one_process(
+    client: Client, model: MultiFidelityGP, two_levels: FrameSet
+) -> None:
+    found = DistributedPass(client)(two_levels.training(), model.features, model.columns, [], (0.005, 0.05))
+    agree(found, one_process(model, two_levels.training()))
+
+
+def test_the_same_data_give_the_same_bits(client: Client, model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    a, b = (DistributedPass(client)(two_levels, model.features, model.columns, [], (0.005, 0.05)) for _ in range(2))
+    assert all(torch.equal(a.moments[key].gram, b.moments[key].gram) for key in a.moments)
+
+
+def test_a_lost_worker_costs_only_time(
+    client: Client, model: MultiFidelityGP, two_levels: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed as soon as the first part is done."""
+    killed: list[int] = []
+
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
+        if not killed:
+            pid = next(iter(client.run(os.getpid).values()))
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    monkeypatch.setattr(distributed, "TASKS_PER_WORKER", 4)
+    found = DistributedPass(client)(two_levels, model.features, model.columns, [], (0.005, 0.05), report)
+    assert killed
+    agree(found, one_process(model, two_levels))
+
+
+def test_chunks_hold_every_frame_once(two_levels: FrameSet) -> None:
+    for n in (1, 3, 100):
+        parts = chunks(two_levels, n)
+        assert [f for p in parts for f in p] == list(two_levels)
+        assert all(len(p) for p in parts)
+
+
+def test_no_scheduler() -> None:
+    with pytest.raises(ConfigError, match="no dask scheduler answers"), client_of(scheduler="tcp://127.0.0.1:1"):
+        pass
+
+
+def test_a_fit_on_workers_is_that_of_one_process(
+    client: Client, model: MultiFidelityGP, two_levels: FrameSet, config: FitConfig
+) -> None:
+    found = MultiFidelityGP.fit(
+        two_levels, config, features=model.features, data_pass=DistributedPass(client), progress=False
+    )
+    scale = float(model.weights.abs().max())
+    assert float((found.weights - model.weights).abs().max()) < 1e-6 * scale  # the optimiser magnifies rounding
+
+
+def test_the_command_takes_a_scheduler(client: Client, two_levels: FrameSet, config: FitConfig, tmp_path: Path) -> None:
+    for level in two_levels.levels:
+        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
+    settings = config.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    arguments = ["fit", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "m.mfgp")]
+    result = CliRunner().invoke(app, [*arguments, "--scheduler", client.scheduler.address])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.mfgp").exists()

@@ -1,0 +1,76 @@
+"""A low level that does not help must not hurt: shuffled labels, and labels of the opposite sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import DESCRIPTOR, alloy, label
+
+from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.evaluation import transfer_notes
+
+LABELS = ("REF_energy", "REF_stress")
+CONFIG = FitConfig(
+    descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 60}, training={"max_iterations": 60, "calibrate": False}
+)
+
+
+def shuffled(frames: list[Atoms]) -> list[Atoms]:
+    """Each structure with the labels of another one."""
+    out = [atoms.copy() for atoms in frames]
+    for atoms, j in zip(out, np.random.default_rng(0).permutation(len(out)), strict=True):
+        atoms.info.update({name: frames[j].info[name] for name in LABELS})
+        atoms.set_array("REF_forces", frames[j].arrays["REF_forces"])
+    return out
+
+
+def unrelated(frames: list[Atoms]) -> list[Atoms]:
+    """Forces and stresses of a potential of its own: a soft pair repulsion, alike for all elements."""
+    from ase.calculators.morse import MorsePotential
+
+    out = []
+    for atoms in frames:
+        work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
+        work.calc = MorsePotential(epsilon=0.3, r0=4.4, rho0=4.0, rcut1=5.0, rcut2=5.5)
+        work.info.update(REF_energy=work.get_potential_energy(), REF_stress=work.get_stress())
+        work.set_array("REF_forces", work.get_forces())
+        work.calc = None
+        out.append(work)
+    return out
+
+
+@pytest.fixture(scope="module")
+def low() -> list[Atoms]:
+    return [label(alloy(i), "low") for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def high() -> list[Atoms]:
+    return [label(alloy(i), "high") for i in range(8)]
+
+
+def error(model: MultiFidelityGP) -> float:
+    """Force MAE on unseen structures, eV/Å."""
+    test = [label(alloy(900 + i), "high") for i in range(10)]
+    found = [model.predict(a, "high", uncertainty="none").forces - a.arrays["REF_forces"] for a in test]
+    return float(np.abs(np.concatenate(found)).mean())
+
+
+@pytest.mark.parametrize("spoil", [shuffled, unrelated])
+def test_a_useless_low_level_does_no_harm(
+    low: list[Atoms], high: list[Atoms], spoil: Callable[[list[Atoms]], list[Atoms]]
+) -> None:
+    alone = error(MultiFidelityGP.fit(read_frames({"high": high}), CONFIG, progress=False))
+    helped = error(MultiFidelityGP.fit(read_frames({"low": low, "high": high}), CONFIG, progress=False))
+    spoiled = error(MultiFidelityGP.fit(read_frames({"low": spoil(low), "high": high}), CONFIG, progress=False))
+    assert helped < 0.8 * alone
+    assert spoiled < 1.1 * alone
+
+
+def test_labels_of_other_structures_are_pointed_out(low: list[Atoms], high: list[Atoms]) -> None:
+    spoiled = MultiFidelityGP.fit(read_frames({"low": shuffled(low), "high": high}), CONFIG, progress=False)
+    assert any("level low: the model explains next to nothing" in note for note in transfer_notes(spoiled))
+    assert transfer_notes(MultiFidelityGP.fit(read_frames({"low": low, "high": high}), CONFIG, progress=False)) == []

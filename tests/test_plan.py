@@ -1,0 +1,141 @@
+"""Plans, and the commands `mfgp select` and `mfgp plan`."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import ase.io
+import pytest
+from ase import Atoms
+from conftest import alloy, label
+from numpy.testing import assert_allclose
+from typer.testing import CliRunner, Result
+
+from mfgp import MultiFidelityGP
+from mfgp.cli import app
+from mfgp.costs import CostModel
+from mfgp.plan import plan, std_at
+from mfgp.selection import select
+
+COSTS = CostModel.fixed({"low": 0.01, "high": 0.03})
+GIVEN = ("--cost", "low=0.01", "--cost", "high=0.03")
+
+
+@pytest.fixture(scope="module")
+def pool() -> list[Atoms]:
+    return [alloy(400 + i, rattle=0.1) for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, model: MultiFidelityGP, pool: list[Atoms]) -> tuple[Path, Path]:
+    """Model and pool; its structures carry labels of their own, and what they cost."""
+    folder = tmp_path_factory.mktemp("select")
+    model.save(folder / "model.mfgp")
+    frames = [label(a, "low") for a in pool]
+    for i, atoms in enumerate(frames):
+        atoms.info.update(structure_id=f"s{i}", wall_seconds=5.0)
+    ase.io.write(folder / "pool.extxyz", frames)
+    return folder / "model.mfgp", folder / "pool.extxyz"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_a_plan_is_a_selection_cut_at_the_hours(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+    found = plan(model, pool, "high", COSTS, 0.12)
+    assert found.joint == select(model, pool, "high", COSTS, budget_hours=0.12)
+    assert set(found.alone) == {"low", "high"}
+    assert {c.level for c in found.alone["low"].choices} == {"low"}
+    rows = found.rows()
+    assert_allclose([row["hours"] for row in rows], [0.012, 0.03, 0.06, 0.09, 0.12])
+    assert all(b["std"] <= a["std"] for a, b in pairwise(rows))
+    assert rows[-1]["std"] == found.joint.choices[-1].std_after
+    last = rows[-1]["levels"]
+    assert_allclose(sum(level["hours"] for level in last.values()), found.joint.hours)
+    assert sum(level["n"] for level in last.values()) == len(found.joint.choices)
+    assert std_at(found.joint, 0.0) == found.joint.std_before
+
+
+def test_choosing_among_levels_is_no_worse_than_the_best_of_them_here(
+    model: MultiFidelityGP, pool: list[Atoms]
+) -> None:
+    row = plan(model, pool, "high", COSTS, 0.12).rows()[-1]
+    assert row["std"] <= min(row["std_alone"].values()) * 1.01  # greedy: not a theorem
+
+
+def test_select_writes_what_to_calculate(files: tuple[Path, Path], tmp_path: Path, pool: list[Atoms]) -> None:
+    out, report = tmp_path / "chosen.extxyz", tmp_path / "chosen.json"
+    result = run("select", *files, "--target", "high", "-n", 4, *GIVEN, "-o", out, "--json", report)
+    assert result.exit_code == 0, result.output
+    assert "selected for high" in result.stdout
+    assert "cost of low: 0.01 hours a calculation (given)" in result.stderr
+    frames, values = ase.io.read(out, ":"), json.loads(report.read_text())
+    assert [a.info["rank"] for a in frames] == [1, 2, 3, 4]
+    for atoms, choice in zip(frames, values["choices"], strict=True):
+        assert atoms.calc is None  # no label of the pool's level
+        assert not {"REF_energy", "REF_stress", "wall_seconds"} & set(atoms.info)
+        assert "REF_forces" not in atoms.arrays
+        assert atoms.info["structure_id"] == f"s{choice['pool_index']}"
+        assert_allclose(atoms.positions, pool[choice["pool_index"]].positions, atol=1e-6)
+        for key in ("fidelity", "gain", "expected_std_after", "cost_hours", "pool_index"):
+            assert atoms.info[key] == choice[key] or abs(atoms.info[key] - choice[key]) < 1e-9
+    assert values["hours"] == pytest.approx(sum(c["cost_hours"] for c in values["choices"]))
+    assert values["std_after"] < values["std_before"]
+
+
+def test_select_by_budget_targets_and_weights(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "chosen.extxyz"
+    options = ("--budget-hours", 0.05, "--targets", files[1], "--weight", "energy=1", "--level", "high")
+    result = run("select", *files, *options, *GIVEN, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "eV/atom" in result.stdout
+    assert [a.info["fidelity"] for a in ase.io.read(out, ":")] == ["high"]
+
+
+def test_plan_writes_a_forecast(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out, plot = tmp_path / "plan.json", tmp_path / "plan.png"
+    result = run("plan", *files, "--hours", 0.1, *GIVEN, "--json", out, "--plot", plot)
+    assert result.exit_code == 0, result.output
+    assert "low alone" in result.stdout
+    values = json.loads(out.read_text())
+    assert values["rows"][-1]["std"] == pytest.approx(values["joint"]["std_after"])
+    assert plot.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-n", 1), "--cost low=HOURS --cost high=HOURS"),
+        (GIVEN, "no limit"),
+        (("-n", 1, "--cost", "mag=1"), "unknown level; this model has low, high"),
+        (("-n", 1, "--cost", "low"), "expected F=HOURS"),
+        (("-n", 1, "--cost", "low=-1"), "positive"),
+        (("-n", 1, "--cost", "low=1", "--cost", "low=2"), "given twice"),
+        (("-n", 1, *GIVEN, "--weight", "stress=1"), "forces or energy"),
+        (("-n", 1, *GIVEN, "--target", "best"), "unknown level 'best'"),
+    ],
+)
+def test_mistakes_are_one_line(files: tuple[Path, Path], tmp_path: Path, options: tuple, message: str) -> None:  # type: ignore
+    result = run("select", *files, *options, "-o", tmp_path / "x.extxyz")
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert message in result.stderr
+    assert not (tmp_path / "x.extxyz").exists()
+
+
+def test_a_budget_for_nothing_writes_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run("select", *files, "--budget-hours", 0.001, *GIVEN, "-o", tmp_path / "x.extxyz")
+    assert result.exit_code == 0
+    assert "nothing fits the budget" in result.stderr
+    assert not (tmp_path / "x.extxyz").exists()
+
+
+def test_a_held_out_pool_is_pointed_out(files: tuple[Path, Path], tmp_path: Path) -> None:
+    frames = ase.io.read(files[1], ":")
+    frames[0].info["split"] = "test"
+    ase.io.write(tmp_path / "pool.extxyz", frames)
+    result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "x.extxyz")
+    assert "1 of 8 structures of the pool are held out" in result.stderr

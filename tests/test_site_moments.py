@@ -1,0 +1,192 @@
+"""Magnetic moments: the closed form against a dense Gaussian process, draws from the prior, and the way to the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import alloy, label
+from numpy.testing import assert_allclose
+from typer.testing import CliRunner
+
+from mfgp import DataError, FitConfig, MultiFidelityGP, read_frames
+from mfgp.cli import app
+from mfgp.datasets import load_lmfp
+from mfgp.frames import to_atoms
+from mfgp.observations import local_features
+from mfgp.site_moments import C_STD, SiteStatistics, fit_sites, predict_sites, site_evidence, site_posterior
+
+
+def moments_of(atoms: Atoms) -> np.ndarray:
+    """Made-up moments: those of Cu grow with the number of near Au, those of Au are small."""
+    d = atoms.get_all_distances(mic=True)
+    near = np.exp(-((d / 3.0) ** 2)) * (atoms.numbers == 79)[None, :] * (d > 0.1)
+    return np.where(atoms.numbers == 29, 1.0 + 6.0 * near.sum(1), 0.1)
+
+
+def magnetic(seed: int, level: str) -> Atoms:
+    atoms = label(alloy(seed), level)
+    if level == "high":
+        atoms.set_array("REF_magmoms", moments_of(atoms))
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def fitted(config: FitConfig) -> MultiFidelityGP:
+    low, high = ([magnetic(i, level) for i in range(n)] for level, n in (("low", 8), ("high", 14)))
+    return MultiFidelityGP.fit(read_frames({"low": low, "high": high}), config, progress=False)
+
+
+def features(model: MultiFidelityGP, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
+    nb = model.soap.neighborhoods([atoms])
+    return nb.numbers, model.soap.values(nb)
+
+
+def test_the_posterior_is_that_of_a_dense_gaussian_process(model: MultiFidelityGP) -> None:
+    """All environments of two structures against K + sigma^2 of the projected process plus a constant."""
+    statistics, s, sigma, values = SiteStatistics(), 0.7, 0.05, []
+    rows = []
+    for seed in (1, 2):
+        atoms = alloy(seed)
+        numbers, q = features(model, atoms)
+        y = torch.from_numpy(moments_of(atoms))
+        statistics.add(model.basis, 0, numbers, q, y)
+        rows.append(local_features(model.basis, q, numbers)[numbers == 29])
+        values.append(y[numbers == 29])
+    m, phi, y = statistics.moments[0, 29], torch.cat(rows), torch.cat(values)
+    gram = s**2 * phi @ phi.T + C_STD**2 + sigma**2 * torch.eye(len(y))
+    expected = -0.5 * (y @ torch.linalg.solve(gram, y) + torch.logdet(gram) + len(y) * np.log(2 * np.pi))
+    assert_allclose(site_evidence(m, s, sigma), float(expected), rtol=0, atol=1e-6)  # nats
+    numbers, q = features(model, alloy(3))
+    mean, std = predict_sites(
+        model.basis, {(0, 29): site_posterior(m, s, sigma)}, 0, numbers, local_features(model.basis, q, numbers)
+    )
+    new = local_features(model.basis, q, numbers)[numbers == 29]
+    cross = s**2 * new @ phi.T + C_STD**2
+    assert_allclose(mean[numbers == 29], cross @ torch.linalg.solve(gram, y), rtol=0, atol=1e-7)
+    prior = s**2 + C_STD**2 + sigma**2  # k(x, x) = 1
+    variance = prior - (cross * torch.linalg.solve(gram, cross.T).T).sum(1)
+    assert_allclose(std[numbers == 29] ** 2, variance, rtol=0, atol=1e-7)
+    assert torch.isnan(mean[numbers == 79]).all()  # no labels of Au at that level among these
+
+
+def test_coverage_on_draws_from_the_prior(model: MultiFidelityGP) -> None:
+    """Moments drawn from the model itself, hyperparameters learned from 30 structures: 95 % intervals hold."""
+    rng, s, sigma = np.random.default_rng(0), 0.6, 0.05
+    structures = [alloy(500 + i) for i in range(60)]
+    found = [features(model, a) for a in structures]
+    phi = [local_features(model.basis, q, numbers) for numbers, q in found]
+    inside, count = 0, 0
+    for _ in range(20):
+        weights = torch.from_numpy(rng.standard_normal(model.basis.size))
+        truth = []
+        for p in phi:
+            residual = (1.0 - (p**2).sum(1)).clamp(min=0.0).sqrt() * torch.from_numpy(rng.standard_normal(len(p)))
+            truth.append(2.0 + s * (p @ weights + residual) + sigma * torch.from_numpy(rng.standard_normal(len(p))))
+        statistics = SiteStatistics()
+        for (numbers, q), y in list(zip(found, truth, strict=True))[:30]:
+            statistics.add(model.basis, 0, numbers, q, y)
+        sites = fit_sites(statistics)
+        for (numbers, _), p, y in list(zip(found, phi, truth, strict=True))[30:]:
+            mean, std = predict_sites(model.basis, sites, 0, numbers, p)
+            inside += int(((mean - y).abs() < 1.96 * std).sum())
+            count += len(y)
+    assert count == 20 * 30 * 4
+    assert abs(inside / count - 0.95) < 0.015
+
+
+def test_a_fit_learns_moments(fitted: MultiFidelityGP) -> None:
+    errors, spread, inside = [], [], []
+    for seed in range(700, 712):
+        atoms = alloy(seed)
+        p, copper = fitted.predict(atoms, "high"), atoms.numbers == 29
+        expected = moments_of(atoms)
+        errors.append(np.abs(p.magmoms - expected)[copper])
+        inside.append((np.abs(p.magmoms - expected) < 1.96 * p.magmoms_std)[copper])
+        spread.append(expected[copper])
+    assert np.std(spread) > 0.1
+    constant = np.mean(np.abs(np.concatenate(spread) - np.mean(spread)))
+    assert np.mean(errors) < 0.5 * constant
+    assert np.mean(inside) > 0.85
+    assert fitted.predict(alloy(1), "low").magmoms is None
+
+
+def test_moments_are_kept_in_the_file_and_grow_by_updates(fitted: MultiFidelityGP, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "m.mfgp")
+    again, atoms = MultiFidelityGP.load(tmp_path / "m.mfgp"), alloy(720)
+    before = fitted.predict(atoms, "high")
+    after = again.predict(atoms, "high")
+    assert_allclose(after.magmoms, before.magmoms, rtol=0, atol=1e-10)
+    assert_allclose(after.magmoms_std, before.magmoms_std, rtol=0, atol=1e-10)
+    again.update({"high": [magnetic(720, "high")]})
+    assert again.site_statistics.moments[1, 29].count == fitted.site_statistics.moments[1, 29].count + 2
+    updated = again.predict(atoms, "high")
+    copper = atoms.numbers == 29
+    error_before = np.abs(before.magmoms - moments_of(atoms))[copper].max()
+    assert np.abs(updated.magmoms - moments_of(atoms))[copper].max() < error_before
+    assert fitted.site_statistics.moments[1, 29].count == 28  # the model it was copied from is unchanged
+
+
+@pytest.mark.parametrize("uncertainty", ["full", "energies", "none"])
+def test_calculator(fitted: MultiFidelityGP, uncertainty: str) -> None:
+    atoms = alloy(730)
+    expected = fitted.predict(atoms, "high").magmoms
+    atoms.calc = fitted.calculator("high", uncertainty=uncertainty)
+    atoms.get_forces()
+    assert ("magmoms" in atoms.calc.results) == (uncertainty == "full")  # otherwise not paid for until asked
+    assert_allclose(atoms.get_magnetic_moments(), expected, rtol=0, atol=1e-9)
+    assert_allclose(atoms.get_magnetic_moment(), expected.sum(), rtol=0, atol=1e-9)
+    assert atoms.calc.results["magmoms_std"].shape == (4,)
+    atoms.calc = fitted.calculator("low", uncertainty=uncertainty)
+    with pytest.raises(PropertyNotImplementedError, match="no magnetic moments"):
+        atoms.calc.get_property("magmoms", atoms)
+
+
+def test_commands(fitted: MultiFidelityGP, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "m.mfgp")
+    ase.io.write(tmp_path / "data.extxyz", [magnetic(i, "high") for i in (740, 741)])
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m.mfgp"), str(tmp_path / "data.extxyz")])
+    assert result.exit_code == 0, result.output
+    assert "moment of Cu" in result.stdout
+    out = tmp_path / "predicted.extxyz"
+    result = CliRunner().invoke(
+        app, ["predict", str(tmp_path / "m.mfgp"), str(tmp_path / "data.extxyz"), "-o", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    written = ase.io.read(out, 0)
+    assert_allclose(written.calc.results["magmoms"], fitted.predict(magnetic(740, "high"), "high").magmoms, atol=1e-6)
+    assert written.arrays["magmoms_std"].shape == (4,)
+
+
+def test_reading() -> None:
+    atoms = label(alloy(1), "high")
+    atoms.calc = SinglePointCalculator(atoms, magmoms=np.arange(4.0))
+    (frame,) = read_frames({"high": [atoms]})
+    assert_allclose(frame.magmoms, np.arange(4.0))  # type: ignore[arg-type]
+    assert_allclose(to_atoms(frame).arrays["REF_magmoms"], np.arange(4.0))
+    atoms.set_array("REF_magmoms", np.array([1.0, np.nan, 0.0, 0.0]))
+    with pytest.raises(DataError, match="NaN magmoms"):
+        read_frames({"high": [atoms]})
+
+
+@pytest.mark.slow
+def test_iron_of_lmfp_tells_its_charge() -> None:
+    """Validation structures, delithiated ones among them: Fe2+ (3.7) and Fe3+ (4.2 Bohr magnetons) are told apart."""
+    data = {"mag": load_lmfp("mag", "train")}
+    config = FitConfig(preset="oxide", model={"n_inducing": 300}, training={"optimise": False, "calibrate": False})
+    model = MultiFidelityGP.fit(read_frames(data), config, progress=False)
+    found, expected = [], []
+    for atoms in load_lmfp("mag", "validation"):
+        iron = atoms.numbers == 26
+        found.append(model.predict(atoms, "mag").magmoms[iron])
+        expected.append(atoms.calc.results["magmoms"][iron])
+    m, y = np.concatenate(found), np.concatenate(expected)
+    assert 0.1 < np.mean(y > 3.95) < 0.9  # both charges are there
+    assert np.mean((m > 3.95) == (y > 3.95)) > 0.95
+    assert np.abs(m - y).mean() < 0.1

@@ -1,0 +1,137 @@
+"""`mfgp tune`: the score against explicit folds, the search, going on after a kill, and the command."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+import yaml
+from numpy.testing import assert_allclose
+from typer.testing import CliRunner
+
+from mfgp import ConfigError, FitConfig, FrameSet, fitting, tuning
+from mfgp.autoregressive import block_scales, evidence
+from mfgp.cli import app
+from mfgp.config import load_config
+from mfgp.features import Features
+from mfgp.frames import to_atoms
+from mfgp.objectives import FOLDS
+from mfgp.tuning import Range, cross_validated_score, settings_of, tune, with_settings
+
+SPACE = {"descriptor.sigma": Range(0.3, 0.8, log=True), "model.zeta": Range(1, 4, integer=True)}
+
+
+@pytest.fixture(scope="module")
+def small(config: FitConfig) -> FitConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"max_iterations": 10})})
+
+
+def test_the_score_is_the_log_density_of_folds(
+    two_levels: FrameSet, small: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against evidences of explicitly left-out frames, at the hyperparameters that the score used."""
+    learned = {}
+    learn = fitting.learn
+
+    def remembered(prior, noise, data, *args):  # type: ignore[no-untyped-def]
+        out = learn(prior, noise, data, *args)
+        learned.update(prior=prior, noise=noise, statistics=data.statistics)
+        return out
+
+    monkeypatch.setattr("mfgp.fitting.learn", remembered)
+    training = two_levels.training()
+    score = cross_validated_score(training, small)
+    features = Features.build(training, small)
+    columns, column_std = fitting.build_columns(training, features.basis.species, small, [])
+    prior, noise = learned["prior"], learned["noise"]
+    sigmas = (small.training.noise_energy, small.training.noise_force)
+
+    def log_density(frames: FrameSet) -> float:
+        statistics = fitting.accumulate(frames, features, columns, [], sigmas)
+        d = block_scales(prior.rho, prior.scale, features.basis.species_index(), column_std)
+        with torch.no_grad():
+            return float(evidence(statistics, d, noise.inverse_variances(statistics.observed())))
+
+    parts = fitting.in_folds(training, FOLDS, small.seed)
+    total, labels = 0.0, 0
+    for part in parts:
+        rest = FrameSet(training.levels, tuple(f for f in training if all(f is not g for g in part)))
+        total += log_density(training) - log_density(rest)
+        labels += sum(1 + 3 * len(f.atoms) + 6 for f in part)
+    assert_allclose(score, total / labels, rtol=1e-6)
+
+
+def test_a_search_starts_from_the_configuration_and_goes_on(
+    two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tune(two_levels, small, 2, tmp_path / "t.db", SPACE)
+    assert len(first) == 2
+    start = next(t for t in first if t.number == 0)
+    assert start.settings == settings_of(small, list(SPACE))
+    calls = []
+    score = cross_validated_score
+    monkeypatch.setattr(tuning, "cross_validated_score", lambda *args: calls.append(1) or score(*args))
+    again = tune(two_levels, small, 3, tmp_path / "t.db", SPACE)
+    assert len(calls) == 1  # the first two were not done again
+    assert {t.number: t.score for t in first}.items() <= {t.number: t.score for t in again}.items()
+    scores = [t.score for t in again if t.score is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] >= start.score  # type: ignore[operator]
+
+
+def test_a_killed_first_trial_is_done_again(
+    two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "cross_validated_score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
+    found = tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
+    assert [t.settings for t in found] == [settings_of(small, list(SPACE))]
+
+
+def test_other_data_want_another_file(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
+    tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
+    fewer = FrameSet(two_levels.levels, two_levels.frames[1:])
+    with pytest.raises(ConfigError, match="a search of other data"):
+        tune(fewer, small, 1, tmp_path / "t.db", SPACE)
+
+
+def test_settings() -> None:
+    config = FitConfig(descriptor={"sigma": 0.9})
+    tuned = with_settings(config, {"descriptor.sigma": 0.5, "descriptor.radial_scaling.m": 3, "model.zeta": 2})
+    assert (tuned.descriptor.sigma, tuned.descriptor.radial_scaling.m, tuned.model.zeta) == (0.5, 3, 2)  # type: ignore
+    assert tuning.default_space(config).keys() == tuning.SPACE.keys()
+    plain = FitConfig(descriptor={"radial_scaling": None})
+    assert not [name for name in tuning.default_space(plain) if "radial_scaling" in name]
+    with pytest.raises(ConfigError, match="no radial_scaling to tune"):
+        with_settings(plain, {"descriptor.radial_scaling.m": 3})
+    assert Range(1.0, 2.0).with_value(3.0) == Range(1.0, 3.0)
+
+
+def test_the_command_writes_a_configuration(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
+    for level in two_levels.levels:
+        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
+    settings = small.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    out, storage = tmp_path / "tuned.yaml", tmp_path / "t.db"
+    arguments = ["tune", tmp_path / "config.yaml", "-o", out, "-n", 2, "--storage", storage]
+    result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--range", "descriptor.sigma=0.3:0.8"]])
+    assert result.exit_code == 0, result.output
+    assert "best of 2 trials" in result.stdout
+    tuned = load_config(out)
+    assert 0.3 <= tuned.descriptor.sigma <= 0.8
+    assert tuned.levels == two_levels.levels
+    with sqlite3.connect(storage) as db:
+        assert db.execute("SELECT count(*) FROM trials").fetchone()[0] == 2
+    for bad in ("sigma=1:2", "descriptor.sigma=2:1", "descriptor.sigma"):
+        result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--range", bad]])
+        assert result.exit_code == 1
+        assert "error: --range" in result.stderr
