@@ -237,6 +237,9 @@ def gradients(path: Path, data: Data) -> Iterator[str]:
         energies.setdefault(key, {})[1 if i["step"] > 0 else -1] = a.get_potential_energy()
     table = Table("level", "structure", "force", "stored", "from energies", title="forces, eV/Å")
     for (level, name, atom, axis, step), pair in energies.items():
+        if len(pair) < 2:
+            yield f"{level} {name}, atom {atom} along {'xyz'[axis]}: one of the two displaced copies is missing"
+            continue
         stored = labels[level, name].get_forces()[atom, axis]
         found = -(pair[1] - pair[-1]) / (2 * step)
         label = f"{labels[level, name].symbols[atom]}{atom} {'xyz'[axis]}"

@@ -48,7 +48,7 @@ def main(
     save(first, output / "lmfp_mag_first.extxyz")
     apart = every(raw, "mag*.other_spin.extxyz")
     save(apart, output / "lmfp_mag_other_spin.extxyz")
-    save(every(raw, "differences_*.extxyz"), output / "finite_differences.extxyz")
+    save(pairs(every(raw, "differences_*.extxyz")), output / "finite_differences.extxyz")
     save(every(raw, "strains_*.extxyz"), output / "strained.extxyz")
     failures = [line for path in sorted(raw.glob("*.failed.jsonl")) for line in path.read_text().splitlines()]
     (output / "failed.jsonl").write_text("".join(f"{line}\n" for line in failures))
@@ -60,6 +60,16 @@ def main(
     seconds = [a.info["cpu_seconds"] for a in every(raw, "*.extxyz")]
     seconds += [json.loads(line).get("cpu_seconds", 0.0) for line in failures]
     print(f"CPU hours of everything: {sum(seconds) / 3600:.1f}")
+
+
+def pairs(copies: list[Atoms]) -> list[Atoms]:
+    """Displaced copies of which the opposite one is there too."""
+
+    def key(a: Atoms, sign: int) -> tuple[str, str, int, int, float]:
+        return a.info["fidelity"], a.info["of"], int(a.info["atom"]), int(a.info["axis"]), sign * float(a.info["step"])
+
+    there = {key(a, 1) for a in copies}
+    return [a for a in copies if key(a, -1) in there]
 
 
 def every(raw: Path, pattern: str) -> list[Atoms]:
