@@ -19,7 +19,7 @@ are chosen from the structures of the pool without labels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -200,7 +200,6 @@ def main(
     chosen = {name: s for name, s in STRATEGIES.items() if only in name}
     started, cpu = time.perf_counter(), time.process_time()
     runs: list[dict[str, Any]] = []
-    forecasts: list[dict[str, Any]] = []
     with bars() as report:
         for seed in range(seeds):
             first = start(problem, seed)
@@ -209,8 +208,6 @@ def main(
                 campaign = Campaign(problem, list(first), model, np.random.default_rng(seed))
                 runs.append(run(campaign, strategy, budgets) | {"strategy": name, "seed": seed})
                 report("campaigns", len(runs), seeds * len(chosen), name)
-            if not only:
-                forecasts.append(forecast(problem, first, budgets) | {"seed": seed})
     rows = summary(runs, budgets)
     Console(width=150).print(table(rows, budgets, len(problem.test)))
     if split == "validation":
@@ -226,7 +223,6 @@ def main(
             "budgets_hours": budgets,
             "summary": rows,
             "runs": runs,
-            "forecasts": forecasts,
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu,
         },
@@ -247,13 +243,13 @@ def build(n_inducing: int, split: str) -> Problem:
     return Problem(frames, hours, structures, config, features, test)
 
 
-def start(problem: Problem, seed: int) -> list[Pick]:
+def start(problem: Problem, seed: int, counts: Mapping[str, int] = START) -> list[Pick]:
     """A few labels of each level, with all elements among them."""
     rng = np.random.default_rng(1000 + seed)
     species = {z for atoms in problem.structures.values() for z in atoms.numbers}
     while True:
         out: list[Pick] = []
-        for level, n in START.items():
+        for level, n in counts.items():
             picks = [p for p in problem.frames if p[1] == level]
             out += [picks[i] for i in rng.permutation(len(picks))[:n]]
         if all({z for p in out if p[1] == t for z in problem.frames[p].atoms.numbers} == species for t in LEVELS):
@@ -275,31 +271,6 @@ def run(campaign: Campaign, strategy: Strategy, budgets: Sequence[float]) -> dic
         out["spent_hours"].append(sum(campaign.spent.values()))
         for level in LEVELS:
             out[f"n_{level}"].append(sum(p[1] == level for p in campaign.labelled))
-    return out
-
-
-def forecast(problem: Problem, first: list[Pick], budgets: Sequence[float]) -> dict[str, Any]:
-    """The std that the first model forecasts for the test structures, and the errors that came true."""
-    model = problem.fit(first)
-    names = list(problem.structures)
-    taken = [(names.index(s), level) for s, level in first if s in problem.structures]
-    found = select(
-        model,
-        list(problem.structures.values()),
-        LEVELS[-1],
-        RecordedCosts(problem.hours),
-        budget_hours=budgets[-1],
-        taken=taken,
-        targets=[f.atoms for f in problem.test],
-    )
-    out: dict[str, list[float]] = {"std": [], "force_rmse": []}
-    for budget in budgets:
-        spent = np.cumsum([c.hours for c in found.choices])
-        bought = [c for c, s in zip(found.choices, spent, strict=True) if s <= budget]
-        picks = [(names[c.index], c.level) for c in bought]
-        error = problem.errors(problem.fit([*first, *picks]))
-        out["std"].append(bought[-1].std_after if bought else found.std_before)
-        out["force_rmse"].append(float((error**2).mean() ** 0.5))
     return out
 
 
