@@ -33,22 +33,22 @@ def main(
     out: Annotated[Path, typer.Option(help="Where log, labels and plot go.")] = Path("out/on_the_fly"),
     steps: Annotated[int, typer.Option(help="Steps of 2 fs.")] = 200,
     temperature: Annotated[float, typer.Option(help="In K.")] = 600.0,
-    threshold: Annotated[float, typer.Option(help="Largest std of a force component, eV/Å.")] = 0.6,
+    threshold: Annotated[float, typer.Option(help="Largest std of a force component, eV/Å.")] = 1.0,
     n_start: Annotated[int, typer.Option(help="Structures of the first model.")] = 20,
-    n_inducing: Annotated[int, typer.Option(help="Inducing points.")] = 400,
+    n_inducing: Annotated[int, typer.Option(help="Inducing points.")] = 600,
     n_test: Annotated[int, typer.Option(help="Frames of the run that are calculated at the end.")] = 10,
 ) -> None:
     """Run the dynamics and say what the calls bought."""
     gfn1 = load_lmfp("gfn1")
     chosen = np.random.default_rng(0).permutation(len(gfn1))
     frames = read_frames({"gfn1": [gfn1[i] for i in chosen[:n_start]]})
-    config = FitConfig(preset="oxide", model={"n_inducing": n_inducing})
+    config = FitConfig(preset="oxide", model={"n_inducing": n_inducing}, training={"n_optimise": 300})
     first = MultiFidelityGP.fit(frames, config)
     out.mkdir(parents=True, exist_ok=True)
     first.save(out / "first.mfgp")
     model = MultiFidelityGP.load(out / "first.mfgp")  # this one learns
     tight_binding = TBLite(method="GFN1-xTB", verbosity=0)
-    otf = OnTheFly(model, {"gfn1": tight_binding}, threshold, directory=out)
+    otf = OnTheFly(model, {"gfn1": tight_binding}, threshold, directory=out, frames=frames, refit_every=5)
 
     atoms = gfn1[chosen[n_start]].copy()
     atoms.calc = otf.calculator
@@ -78,7 +78,7 @@ def main(
     for a in test:
         forces = tight_binding.get_property("forces", a)
         errors["first model"].append(first.predictor()(a, "none").forces - forces)
-        errors["with what it learned"].append(model.predictor()(a, "none").forces - forces)
+        errors["with what it learned"].append(otf.model.predictor()(a, "none").forces - forces)
     for name, e in errors.items():
         console.print(
             f"{name}: force RMSE {1e3 * np.sqrt(np.mean(np.square(e))):.0f} meV/Å on {n_test} frames of the run"

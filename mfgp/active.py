@@ -33,7 +33,7 @@ from mfgp.calculator import MultiFidelityCalculator
 from mfgp.campaign_learning import error_of
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError
-from mfgp.frames import frames_from
+from mfgp.frames import FrameSet, frames_from
 from mfgp.labelling import checked
 from mfgp.model import MultiFidelityGP
 from mfgp.selection import select
@@ -56,9 +56,10 @@ class OnTheFly:
     std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies`, as the
     calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where there
     are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
-    labels.extxyz (each label is on disk before it is learned). max_calls: calculations in all. patience: steps to wait
-    after a call that did not help. spin: element -> accepted |moments|, within spin_tolerance (Bohr magnetons); other
-    states are not learned.
+    labels.extxyz (each label is on disk before it is learned). refit_every: labels after which all, with the `frames` that
+    the model was fitted to, is fitted again, inducing points too; `otf.model` is another model then. max_calls:
+    calculations in all. patience: steps to wait after a call that did not help. spin: element -> accepted |moments|, within
+    spin_tolerance (Bohr magnetons); other states are not learned.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class OnTheFly:
         uncertainty: str = "full",
         costs: CostModel | Mapping[str, float] | None = None,
         directory: str | Path | None = None,
+        frames: FrameSet | None = None,
+        refit_every: int | None = None,
         max_calls: int | None = None,
         patience: int = 20,
         max_force: float = 100.0,
@@ -96,6 +99,9 @@ class OnTheFly:
         self.directory = None if directory is None else Path(directory)
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
+        if refit_every is not None and frames is None:
+            raise ConfigError("refit_every needs frames: the data that the model was fitted to.")
+        self.frames, self.refit_every = frames, refit_every
         self.max_calls, self.patience = max_calls, patience
         self.max_force, self.spin, self.spin_tolerance = max_force, dict(spin or {}), spin_tolerance
         self.log: list[dict[str, Any]] = []  # one row for each step that was looked at
@@ -180,11 +186,22 @@ class OnTheFly:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*repeated, or already in the model")
                 self.model.update(frames)
+            if self.refit_every is not None and len(self.labels) % self.refit_every == 0:
+                self._refit()
             self.calculator.refresh()
             self.calculator.calculate(atoms)
             row["std_after"] = self.std()
         self.calls.append(row)
         self._write("calls.jsonl", row, sync=True)
+
+    def _refit(self) -> None:
+        """Fit the first data and all labels again."""
+        assert self.frames is not None
+        labels = frames_from(self.labels, self.model.levels)
+        data = FrameSet(self.model.levels, (*self.frames.training().frames, *labels.frames))
+        known = {baseline.name: baseline for baseline in self.model.baselines}
+        self.model = MultiFidelityGP.fit(data, self.model.config, baselines=known, progress=False)
+        self.calculator.model = self.model
 
     def _keep(self, label: Atoms) -> None:
         """On disk before it is learned."""

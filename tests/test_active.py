@@ -17,7 +17,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from conftest import alloy, label
 
-from mfgp import ConfigError, MultiFidelityGP, read_frames
+from mfgp import ConfigError, FrameSet, MultiFidelityGP, read_frames
 from mfgp.active import OnTheFly
 from mfgp.frames import to_atoms
 
@@ -137,10 +137,27 @@ def test_while_it_looks_away_a_rising_std_is_still_seen(own: MultiFidelityGP) ->
     otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", patience=1000)
     atoms = alloy(402, rattle=0.02)
     atoms.calc = otf.calculator
-    with pytest.warns(UserWarning, match="labels do not make the model surer"):  # noqa: PT031
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # labels do not help
         for rattle in (0.02, 0.02, 0.35):
             atoms.positions = alloy(402, rattle=rattle).positions
             atoms.get_forces()
             otf()
     assert otf.log[2]["std"] > 1.1 * otf.log[0]["std_after"]
     assert [c["step"] for c in otf.calls] == [0, 2]
+
+
+@pytest.mark.filterwarnings("ignore:too few structures to calibrate")
+def test_a_refit_takes_inducing_points_from_the_labels(own: MultiFidelityGP, two_levels: FrameSet) -> None:
+    otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", frames=two_levels, refit_every=1, max_calls=1)
+    atoms, _ = start(otf, rattle=0.35)
+    first = atoms.get_forces()
+    with pytest.warns(UserWarning, match="labels do not make the model surer"):  # noqa: PT031
+        otf()
+    assert otf.model is not own
+    assert len(otf.model.seen) == len(own.seen)  # which was updated first
+    assert not np.array_equal(otf.model.basis.points[0], own.basis.points[0])
+    np.testing.assert_allclose(atoms.get_forces(), otf.model.predict(atoms, "low").forces, rtol=0, atol=1e-9)
+    assert np.abs(atoms.get_forces() - first).max() > 1e-3  # eV/Å
+    with pytest.raises(ConfigError, match="refit_every needs frames"):
+        OnTheFly(own, {"low": EMT()}, 0.1, refit_every=2)
