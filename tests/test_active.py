@@ -152,7 +152,7 @@ def test_a_refit_takes_inducing_points_from_the_labels(own: MultiFidelityGP, two
     otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", frames=two_levels, refit_every=1, max_calls=1)
     atoms, _ = start(otf, rattle=0.35)
     first = atoms.get_forces()
-    with pytest.warns(UserWarning, match="labels do not make the model surer"):  # noqa: PT031
+    with pytest.warns(UserWarning, match="labels do not make the model surer"):
         otf()
     assert otf.model is not own
     assert len(otf.model.seen) == len(own.seen)  # which was updated first
