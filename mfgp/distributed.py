@@ -42,7 +42,7 @@ def client_of(workers: int | None = None, scheduler: str | None = None) -> Itera
     if scheduler is None:
         with (
             LocalCluster(
-                n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=None
+                n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
             ) as cluster,
             Client(cluster) as client,
         ):

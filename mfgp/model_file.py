@@ -240,7 +240,7 @@ def _statistics(header: Header, tensors: Mapping[str, Tensor], size: int) -> Sta
 
 
 def _load_sites(model: MultiFidelityGP, header: Header, tensors: Mapping[str, Tensor]) -> None:
-    for level, z, square, count, amplitude, noise in header["sites"]:
+    for level, z, square, count, amplitude, noise in header.get("sites", []):  # early files of this schema have none
         projection = tensors[f"sites.{level}.{z}.projection"]
         m = Moments(_unpack(tensors[f"sites.{level}.{z}.gram"], len(projection)), projection, square, count)
         model.site_statistics.moments[level, z] = m
