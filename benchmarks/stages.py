@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mfgp import FitConfig, FrameSet
 from mfgp.accumulation import RowBlocks, batches, needs
-from mfgp.estimate import pairs_per_centre
 from mfgp.features import Features
 from mfgp.fitting import build_columns
 from mfgp.observations import Columns, cell_volume, labelled_rows, whiten_all
+from mfgp.rates import pairs_per_centre
 from mfgp.statistics import Key, Statistics
 
 STAGES = ("rows", "whitening", "Gram")
