@@ -153,7 +153,7 @@ class Campaign:
     def costs(self) -> CostModel:
         """Hours by level: measured where MEASURED labels say their time, else as configured."""
         measured = self.model().costs
-        timed = {t: measured.sums[t][0] if t in measured.sums else 0 for t in self.config.levels}
+        timed = {t: measured.sums[t].count if t in measured.sums else 0 for t in self.config.levels}
         given = {t: c.hours for t, c in self.config.levels.items() if c.hours is not None and timed[t] < MEASURED}
         return measured.with_given(given)
 

@@ -85,9 +85,9 @@ def question(
     known = fitted.costs.with_given(given)
     for level in fitted.levels:
         if not known.missing([level]):
-            how = "given" if level in known.given else f"learned from {known.sums[level][0]:.0f} training frames"
+            how = "given" if level in known.given else f"learned from {known.sums[level].count:.0f} training frames"
             console.say(
-                notices, f"cost of {level}: {known.hours(level, structures[0]):.3g} hours a calculation ({how})"
+                notices, f"cost of {level}: {known.hours(level, structures).mean():.3g} hours a calculation ({how})"
             )
     return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted)
 
