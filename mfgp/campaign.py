@@ -139,7 +139,7 @@ class Campaign:
         if stop.std is not None and std <= stop.std:
             why = f"target reached: std {std:.4g} eV/Å, asked for {stop.std:g}"
         elif stop.steps is not None and steps >= stop.steps:
-            why = f"{steps} steps done, as asked for"
+            why = f"{steps} step{'' if steps == 1 else 's'} done, as asked for"
         elif left is not None and left <= 0:
             why = f"budget spent: {spent:.4g} of {stop.hours:g} h"
         elif not chosen.choices:
