@@ -133,7 +133,8 @@ class MultiFidelityGP:
         trained on.
         """
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        found = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        left_out = self.leave_one_out(sample, report)
+        found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
             warnings.warn(

@@ -209,7 +209,7 @@ class Predictor:
             return values
         deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
         if uncertainty == "sampled":
-            deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
+            deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms)
         return values | deviations
 
     def _from_gradient(self, nb: Neighborhoods, expansion: Expansion, alpha: list[Tensor]) -> Values:
@@ -228,16 +228,15 @@ class Predictor:
         virial = -voigt(0.5 * (tensor + tensor.T))
         return {"mean": torch.cat([energies.sum()[None], forces.view(-1), virial]), "local": energies}
 
-    def _sampled(
-        self, nb: Neighborhoods, expansion: Expansion, extra: Tensor, energy: Tensor, numbers: NDArray[np.int64]
-    ) -> Tensor:
+    def _sampled(self, nb: Neighborhoods, expansion: Expansion, extra: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
         """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
         n = self.model.basis.size
         spread = [
             self._from_gradient(nb, expansion, alpha)["mean"] + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
-        out = self._std((torch.stack(spread) ** 2).mean(0), None, numbers)
+        weights = (torch.stack(spread) ** 2).mean(0)
+        out = self._std(self._novelty(weights, atoms) * weights, None, atoms.numbers)
         out[0] = energy[0]
         return out
 
@@ -246,18 +245,28 @@ class Predictor:
         assert self.shares is not None
         residual = unexplained(self.model.basis, f.phi, f.prior)
         rows, volume = torch.cat([f.phi, extra], dim=1), stress_volume(atoms, extra)
-        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration)
+        novelty = self._novelty(((rows @ self.covariance) * rows).sum(1).clamp(min=0.0), atoms)
+        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration, novelty)
         return {name: share(part, volume) for name, part in parts.items()}
 
     def _from_rows(self, atoms: Atoms, extra: Tensor, f: Functionals) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
-        weights = self.weights[: self.model.basis.size]
+        mean = self.weights[: self.model.basis.size]
+        weights, residual = self._variances(f.phi, extra, f.prior)
+        novelty = self._novelty(weights, atoms)
         return {
-            "mean": f.phi @ weights,
-            "local": f.local @ weights,
-            "std": self._std(*self._variances(f.phi, extra, f.prior), atoms.numbers),
+            "mean": f.phi @ mean,
+            "local": f.local @ mean,
+            "std": self._std(novelty * weights, novelty * residual, atoms.numbers),
             "local_std": self._local_std(atoms.numbers, f.local),
         }
+
+    def _novelty(self, weights: Tensor, atoms: Atoms) -> Tensor:
+        """Factors of the model's variances [1+3N+6] in strange surroundings, from the weights' part; 1 uncalibrated."""
+        if self.calibration is None:
+            return torch.ones_like(weights)
+        pairs = self.model.features.pairs(atoms)
+        return self.calibration.novelty_factors(self.level, weights, atoms.numbers, pairs)
 
     def _std(self, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64]) -> Tensor:
         """Standard deviations from the two parts of the variances [1+3N+6] or [1]; calibrated where the model is.

@@ -34,6 +34,7 @@ LAYERS = [
         "level_shares",
         "prediction",
         "leave_one_out",
+        "novelty",
         "calibration",
         "calculator",
         "model",
