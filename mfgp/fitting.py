@@ -1,8 +1,8 @@
 """The steps of a fit once the features are chosen: e0 and baseline columns, one streaming pass over the data,
 hyperparameters.
 
-Memory does not grow with the number of structures: rows live for one structure at a time, what is kept are the sufficient
-statistics.
+Memory does not grow with the number of structures: rows live for a few structures at a time (accumulation.py), what is kept
+are the sufficient statistics.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError
@@ -21,7 +22,7 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
-from mfgp.observations import Columns, cell_volume, labelled_rows
+from mfgp.observations import Columns, labelled_rows
 from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
@@ -89,28 +90,6 @@ def build_columns(
     e0_std[0] = E0_STD
     columns = Columns(species, reference, tuple(b.name for b in baselines), mean)
     return columns, torch.cat([e0_std, std], dim=1)
-
-
-def accumulate(
-    frames: FrameSet,
-    features: Features,
-    columns: Columns,
-    baselines: list[Baseline],
-    default_sigmas: tuple[float, float],
-    report: Report = silent,
-) -> Statistics:
-    """One pass over the labelled frames: their sufficient statistics."""
-    statistics = Statistics(features.basis.size + columns.size)
-    for i, frame in enumerate(frames):
-        level = frames.levels.index(frame.fidelity)
-        phi = features.rows(frame.atoms)
-        volume = cell_volume(frame.atoms)
-        labels = [b.labels(frame.atoms) for b in baselines]
-        extra = columns.rows(frame.atoms.numbers, labels, volume).to(phi.device)
-        design, mean = torch.cat([phi, extra], dim=1), columns.mean(extra, level)
-        statistics.add(level, labelled_rows(frame, design, mean, default_sigmas))
-        report("labels", i + 1, len(frames), frame.fidelity)
-    return statistics
 
 
 def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:

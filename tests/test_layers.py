@@ -29,6 +29,7 @@ LAYERS = [
     ),
     *(
         "features",
+        "accumulation",
         "fitting",
         "distributed",
         "level_shares",
