@@ -39,7 +39,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 3
+SCHEMA = 4
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -54,11 +54,20 @@ def _without_calibration(header: Header) -> Header:
 
 def _without_costs(header: Header) -> Header:
     """Schema 2 kept no costs of labels, and no magnetic moments."""
-    return {**header, "costs": CostModel().to_json(), "sites": []}
+    return {**header, "costs": {"sums": {}, "given": {}}, "sites": []}
+
+
+def _without_composition(header: Header) -> Header:
+    """Schema 3 learned costs of labels from their numbers of atoms alone: n, sum x, sum x^2, sum y, sum xy, sum y^2."""
+    sums = {
+        level: {"elements": [], "moments": [[n, x, y], [x, xx, xy], [y, xy, yy]]}
+        for level, (n, x, xx, y, xy, yy) in header["costs"]["sums"].items()
+    }
+    return {**header, "costs": {**header["costs"], "sums": sums}}
 
 
 # header of schema n -> of schema n + 1
-UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs}
+UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs, 3: _without_composition}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
