@@ -32,6 +32,7 @@ LAYERS = [
         "fitting",
         "distributed",
         "level_shares",
+        "means",
         "prediction",
         "leave_one_out",
         "calibration",
