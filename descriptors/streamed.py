@@ -106,9 +106,7 @@ def streamed_pullback(given: WeightedSlots, gradient: list[Tensor], p: Primitive
         by_radial = torch.bmm(s.view(shape), b.mT).view_as(slopes)  # [slot, l n']
         along = torch.bmm(by_radial[:, None], slopes[:, :, None])[:, 0]  # [slot, 1]
         along /= r.clamp(min=torch.finfo(r.dtype).tiny)[:, None]
-        torch.baddbmm(
-            (along * vectors)[:, :, None], gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None]
-        )
+        torch.baddbmm((along * vectors)[:, :, None], gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None])
     return out.to(given.slots.vectors.dtype)
 
 

@@ -42,6 +42,11 @@ def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:
     ]
 
 
+def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tensor, ...]:
+    """The atoms of each species of the basis."""
+    return tuple(pairs.members[soap.species.index(z)] for z in basis.species)
+
+
 def local_gradient(basis: InducingBasis, alpha: list[Tensor], q: Tensor, members: tuple[Tensor, ...]) -> Tensor:
     """g [N, D] from descriptors q [N, D]; members: the atoms of each species of the basis."""
     out = None
@@ -62,8 +67,7 @@ def _species_gradient(points: Tensor, alpha: Tensor, q: Tensor, zeta: int) -> Te
 def mean(soap: SOAP, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
     """The mean for dual weights alpha, of the structure of `pairs` with its forward pass."""
     q = forward.features
-    members = tuple(pairs.members[soap.species.index(z)] for z in basis.species)
-    gradient = local_gradient(basis, alpha, q, members)
+    gradient = local_gradient(basis, alpha, q, members_of(basis, pairs, soap))
     energies = (gradient * q).sum(1).div_(basis.zeta)
     slopes = soap.pullback(forward, gradient)  # [slot, 3] dE/d r_ij
     forces = slopes.new_zeros(len(q), 3)

@@ -1,7 +1,6 @@
 """Predictions at one level: means through the reverse pass of the descriptor, standard deviations through its rows.
 
-Means:       e_i = k(q_i, Z) alpha_z + e0[z_i],   alpha = L^-T w;   dE/dq_i = zeta sum_m alpha_m (Z_m.q_i)^(zeta-1) Z_m,
-             then back through SOAP to the pair vectors: an MD step costs two products with Z, no rows.
+Means:       e_i = k(q_i, Z) alpha_z + e0[z_i] and the reverse pass of its gradient (means).
 Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; scaled to left-out errors where the model is
              calibrated (calibration). `sampled` draws weights from N(w, C) and takes the spread of the forces and virials
              that the draws give by the reverse pass: K draws cost K means, with a relative error of 1 / sqrt(2 K); what
@@ -14,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import ForwardPass, SkinPairs, SlotPairs, jacobian
+from mfgp.energy_variances import CovarianceRoot, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
 from mfgp.level_shares import LevelShares, Share, share
-from mfgp.means import Mean, dual_weights, mean
+from mfgp.means import Mean, dual_weights, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.site_moments import predict_sites
@@ -238,7 +239,7 @@ class Predictor:
         found = self._mean(self.alpha, pairs, forward)
         values = {"mean": found.stacked(), "local": found.energies}
         if uncertainty != "none":
-            values |= self._energy_deviations(forward.features, pairs.numbers, offsets.rows)
+            values |= self._energy_deviations(forward.features, pairs, offsets.rows)
         if uncertainty == "sampled":
             values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms.numbers)
         return self._prediction(atoms, offsets, values)
@@ -299,18 +300,23 @@ class Predictor:
             out = out + (extra[0, n:] @ coefficients) / len(atoms)
         return out
 
-    def _energy_deviations(self, q: Tensor, of_atom: Tensor, extra: Tensor) -> Values:
-        """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D] of_atom [N]."""
-        basis = self.model.basis
-        phi = local_features(basis, q, of_atom)  # [N, M]
-        prior = q.new_zeros(len(basis.species))
-        for index, _ in basis.blocks():
-            own = q[of_atom == basis.species[index]]
-            prior[index] = ((own @ own.T) ** basis.zeta).sum()
-        variances = self._variances(phi.sum(0)[None], extra[:1], prior[None])
+    @cached_property
+    def covariance_root(self) -> CovarianceRoot:
+        """R of C = R R^T, made when energies first get a standard deviation."""
+        return CovarianceRoot.of(self.covariance)
+
+    def _energy_deviations(self, q: Tensor, pairs: SlotPairs, extra: Tensor) -> Values:
+        """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D]."""
+        basis, members = self.model.basis, members_of(self.model.basis, pairs, self.model.soap)
+        found = energy_variances(basis, self.covariance_root, self.reference, q, members, extra[:1])
+        residual = nystrom_residual(found.prior, found.explained) @ self.variances
+        left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
+        of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species
+        for variance, own in zip(self.variances, members, strict=True):
+            of_atom[own] = variance
         return {
-            "std": self._std(*variances, of_atom.cpu().numpy()),
-            "local_std": self._local_std(of_atom.cpu().numpy(), phi),
+            "std": self._std(found.weights, residual, pairs.numbers.cpu().numpy()),
+            "local_std": self._combined_local(found.local_weights, left * of_atom),
         }
 
     def _local_std(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
@@ -326,6 +332,10 @@ class Predictor:
         weights = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
         residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
+        return self._combined_local(weights, residual)
+
+    def _combined_local(self, weights: Tensor, residual: Tensor) -> Tensor:
+        """Standard deviations of local energies [N] from the two parts of the variances."""
         if self.calibration is not None:
             return self.calibration.local_variances(self.level, weights, residual).sqrt()
         return (weights + residual).sqrt()
@@ -367,14 +377,6 @@ def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T  # symmetric, so unique
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(covariance)))).to(covariance) @ root
-
-
-def mean_inducing_features(basis: InducingBasis) -> Tensor:
-    """Mean of phi over the inducing environments of each species, [S, M]: phi(z_m) is row m of L."""
-    out = basis.factors[0].new_zeros(len(basis.species), basis.size)
-    for index, columns in basis.blocks():
-        out[index, columns] = basis.factors[index].mean(0)
-    return out
 
 
 def stress_volume(atoms: Atoms, extra: Tensor) -> float:

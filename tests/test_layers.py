@@ -33,6 +33,7 @@ LAYERS = [
         "distributed",
         "level_shares",
         "means",
+        "energy_variances",
         "prediction",
         "leave_one_out",
         "calibration",
