@@ -197,12 +197,14 @@ class MultiFidelityGP:
         draws: int = 0,
         seed: int = 0,
         by_level: bool = False,
+        skin: float = 0.0,
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
-        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
+        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs. skin (Å): for
+        steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than half of it.
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin)
 
     def predict(
         self,

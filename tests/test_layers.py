@@ -33,6 +33,8 @@ LAYERS = [
         "fitting",
         "distributed",
         "level_shares",
+        "means",
+        "energy_variances",
         "prediction",
         "leave_one_out",
         "novelty",
