@@ -112,6 +112,17 @@ class BaselineConfig(Section):
         return value
 
 
+class PairConfig(Section):
+    """A pair potential of n functions for each pair of elements, up to r_cut (Å).
+
+    std: prior standard deviation of its coefficients, eV, and of their changes from level to level.
+    """
+
+    r_cut: Float = Field(default=4.0, gt=0)
+    n: Int = Field(default=12, ge=2, le=100)
+    std: Float = Field(default=1.0, gt=0)
+
+
 class TrainingConfig(Section):
     """How hyperparameters are learned.
 
@@ -158,6 +169,7 @@ class FitConfig(Section):
     descriptor: SOAPConfig = SOAPConfig()
     model: ModelConfig = ModelConfig()
     baselines: tuple[BaselineConfig, ...] = ()
+    pair: PairConfig | None = None
     training: TrainingConfig = TrainingConfig()
     seed: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -140,7 +140,7 @@ class Predictor:
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
         labels = [b.labels(atoms) for b in self.model.baselines]
-        return self.model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
+        return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
     def _prediction(self, atoms: Atoms, extra: Tensor, values: Values) -> Prediction:
         """Add the columns to the GP part, and turn virials into stresses."""
@@ -270,15 +270,18 @@ class Predictor:
         return (weights if residual is None else weights + residual).sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
-        """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
+        """e0 of each atom, an equal share of the baselines' energy, and half the energy of its pairs, [N] eV."""
         columns, m = self.model.columns, self.model.basis.size
         n = len(columns.species)
         e0 = columns.reference[self.level] + self.weights[m : m + n]  # [S]
         index = torch.searchsorted(torch.tensor(columns.species), torch.from_numpy(atoms.numbers.astype(np.int64)))
         out = e0[index.to(e0.device)]
         if columns.baselines:
-            coefficients = self.weights[m + n :] + columns.coefficients[self.level]  # type: ignore[index]
-            out = out + (extra[0, n:] @ coefficients) / len(atoms)
+            own = columns.of_baselines
+            coefficients = self.weights[m:][own] + columns.coefficients[self.level]  # type: ignore[index]
+            out = out + (extra[0, own] @ coefficients) / len(atoms)
+        if columns.pair is not None:
+            out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
         return out
 
     def _energy_deviations(self, q: Tensor, of_atom: Tensor, extra: Tensor) -> Values:

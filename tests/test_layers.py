@@ -18,6 +18,7 @@ LAYERS = [
     *(
         "kernels",
         "inducing",
+        "pair_term",
         "rows",
         "observations",
         "statistics",
