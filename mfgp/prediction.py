@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from mfgp.kernels import functional_covariance, kernel_slope
 from mfgp.level_shares import LevelShares, Share, share
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import geometry_problems
+from mfgp.reduction import reduced
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -91,11 +93,15 @@ class Predictor:
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
-        self.alpha = dual_weights(model.basis, self.weights)
         self.reference = mean_inducing_features(model.basis)  # [S, M]
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
+
+    @cached_property
+    def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
+        """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms of the same sum."""
+        return reduced(self.model.basis, dual_weights(self.model.basis, self.weights))
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
@@ -204,7 +210,7 @@ class Predictor:
         """Means by the reverse pass, and what of the standard deviations needs no rows."""
         nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
         expansion = self.model.soap.expand(nb)
-        values = self._from_gradient(nb, expansion, self.alpha)
+        values = self._from_gradient(nb, expansion, *self.mean_terms)
         if uncertainty == "none":
             return values
         deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
@@ -212,9 +218,11 @@ class Predictor:
             deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
         return values | deviations
 
-    def _from_gradient(self, nb: Neighborhoods, expansion: Expansion, alpha: list[Tensor]) -> Values:
+    def _from_gradient(
+        self, nb: Neighborhoods, expansion: Expansion, basis: InducingBasis, alpha: list[Tensor]
+    ) -> Values:
         """The GP part for dual weights alpha by the reverse pass: energy, forces, virial [1+3N+6], local energies [N]."""
-        basis, n = self.model.basis, len(nb.numbers)
+        n = len(nb.numbers)
         q = expansion.features
         energies, gradient = q.new_zeros(n), torch.zeros_like(q)
         for index, _ in basis.blocks():
@@ -234,7 +242,7 @@ class Predictor:
         """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
         n = self.model.basis.size
         spread = [
-            self._from_gradient(nb, expansion, alpha)["mean"] + extra @ w[n:]
+            self._from_gradient(nb, expansion, self.model.basis, alpha)["mean"] + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
         out = self._std((torch.stack(spread) ** 2).mean(0), None, numbers)

@@ -33,6 +33,7 @@ LAYERS = [
         "fitting",
         "distributed",
         "level_shares",
+        "reduction",
         "prediction",
         "leave_one_out",
         "calibration",
