@@ -7,8 +7,8 @@
 The descriptor, the inducing points and the sufficient statistics are made once; the errors at several numbers of inducing
 points come from prefixes of the selection. Folds:
 
-    acac      PBE alone. `hot`: the 40 molecules of highest energy, as far from the others as the training set offers;
-              `cold`: 60 others; the first --n of the rest train. `fold` (--fifth): every tenth of the set, 400 others train
+    acac      PBE alone. `hot`: the 30 molecules of highest energy, as far from the others as the training set offers;
+              `cold`: 40 others; the first --n of the rest train. `fold` (--fifth): every tenth of the set, 400 others train
     joint     acac at two levels: the same fold, 400 GFN1-xTB molecules and --n PBE ones train
     silicon   every fourth structure is held out; --every 2 takes half of the training and of the held-out ones
     lmfp      nm, and four fifths of the mag training structures; `fold`: the other fifth at mag (--part 0 .. 4)
@@ -105,7 +105,7 @@ def typer_value(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def acac(data: Path, n: int, n_cold: int = 60, n_hot: int = 40) -> tuple[FrameSet, Folds]:
+def acac(data: Path, n: int, n_cold: int = 40, n_hot: int = 30) -> tuple[FrameSet, Folds]:
     """PBE molecules of the training set by energy: the highest, others, and n that train."""
     frames = read_frames({"pbe": [data / "isolated_atoms_pbe.extxyz", data / "train_300K_pbe.extxyz"]})
     atoms = [f for f in frames if f.isolated_atom]
