@@ -39,6 +39,7 @@ from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
 from mfgp.frames import Frame, FrameSet
 from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.objectives import FOLDS
+from mfgp.pair_term import pair_term
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.training import REFINE_ITERATIONS
 
@@ -141,6 +142,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     share = np.array([(every == z).sum() for z in soap.species]) / len(every)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
+    pair = pair_term(config.pair, soap.species)
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     statistics = {
         (f.fidelity, kind) for f in training for kind in ("energy", "forces", "stress") if getattr(f, kind) is not None
@@ -156,7 +158,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_rows=3 * len(numbers) + 7 * len(training),
         largest_rows=3 * len(largest.atoms) + 7,
         largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
-        n_columns=len(soap.species) + len(config.baselines),
+        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size),
         levels=tuple(training.levels.index(level) for level, _ in statistics),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),

@@ -296,7 +296,7 @@ class MultiFidelityGP:
             "e0": {level: dict(zip(symbols, e0[t].tolist(), strict=True)) for t, level in enumerate(self.levels)},
         }
         if self.columns.coefficients is not None:
-            coefficients = self.columns.coefficients + self.weights[:, m + len(symbols) :]
+            coefficients = self.columns.coefficients + self.weights[:, m:][:, self.columns.of_baselines]
             out["baselines"] = {
                 level: dict(zip(self.columns.baselines, coefficients[t].tolist(), strict=True))
                 for t, level in enumerate(self.levels)

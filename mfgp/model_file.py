@@ -35,6 +35,7 @@ from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import build_basis
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import Columns
+from mfgp.pair_term import pair_term
 from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
@@ -221,7 +222,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     levels, species = tuple(header["levels"]), tuple(header["species"])
     points = tuple(tensors[f"points.{z}"] for z in species)
     basis = build_basis(species, points, tensors["rank"], config.model.zeta)
-    columns = Columns(species, tensors["reference"], tuple(header["baselines"]), tensors.get("coefficients"))
+    baseline_names, pair = tuple(header["baselines"]), pair_term(config.pair, species)
+    columns = Columns(species, tensors["reference"], baseline_names, tensors.get("coefficients"), pair)
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])

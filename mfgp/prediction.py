@@ -34,6 +34,7 @@ from mfgp.level_shares import LevelShares, Share, share
 from mfgp.means import Mean, dual_weights, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
+from mfgp.reduction import reduced
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -106,12 +107,16 @@ class Predictor:
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
-        self.alpha = dual_weights(model.basis, self.weights)
         self.reference = mean_inducing_features(model.basis)  # [S, M]
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
         self._offsets: tuple[bytes, Offsets] | None = None  # of the last composition
+
+    @cached_property
+    def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
+        """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms of the same sum."""
+        return reduced(self.model.basis, dual_weights(self.model.basis, self.weights))
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
@@ -157,7 +162,7 @@ class Predictor:
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
         labels = [b.labels(atoms) for b in self.model.baselines]
-        return self.model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
+        return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
     def offsets_of(self, atoms: Atoms) -> Offsets:
         """What the columns add to the Gaussian process's part; that of the last composition is kept."""
@@ -167,7 +172,7 @@ class Predictor:
         rows = self.columns_of(atoms)
         added = rows @ self.weights[self.model.basis.size :] + self.model.columns.mean(rows, self.level)
         found = Offsets(rows, _numpy(added), _numpy(self._local_offsets(atoms, rows)), bool(torch.isfinite(rows).all()))
-        if not self.model.baselines:  # those depend on the positions
+        if not self.model.baselines and self.model.columns.pair is None:  # those depend on the positions
             self._offsets = (numbers, found)
         return found
 
@@ -236,7 +241,7 @@ class Predictor:
         if not shortest_distance(forward) >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
         offsets = self.offsets_of(atoms)
-        found = self._mean(self.alpha, pairs, forward)
+        found = self._mean(*self.mean_terms, pairs, forward)
         values = {"mean": found.stacked(), "local": found.energies}
         if uncertainty != "none":
             values |= self._energy_deviations(forward.features, pairs, offsets.rows)
@@ -244,14 +249,14 @@ class Predictor:
             values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms)
         return self._prediction(atoms, offsets, values)
 
-    def _mean(self, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
-        return mean(self.model.soap, self.model.basis, alpha, pairs, forward)
+    def _mean(self, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
+        return mean(self.model.soap, basis, alpha, pairs, forward)
 
     def _sampled(self, pairs: SlotPairs, forward: ForwardPass, extra: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
         """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
         n = self.model.basis.size
         spread = [
-            self._mean(alpha, pairs, forward).stacked() + extra @ w[n:]
+            self._mean(self.model.basis, alpha, pairs, forward).stacked() + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
         weights = (torch.stack(spread) ** 2).mean(0)
@@ -298,15 +303,18 @@ class Predictor:
         return (weights if residual is None else weights + residual).sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
-        """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
+        """e0 of each atom, an equal share of the baselines' energy, and half the energy of its pairs, [N] eV."""
         columns, m = self.model.columns, self.model.basis.size
         n = len(columns.species)
         e0 = columns.reference[self.level] + self.weights[m : m + n]  # [S]
         index = torch.searchsorted(torch.tensor(columns.species), torch.from_numpy(atoms.numbers.astype(np.int64)))
         out = e0[index.to(e0.device)]
         if columns.baselines:
-            coefficients = self.weights[m + n :] + columns.coefficients[self.level]  # type: ignore[index]
-            out = out + (extra[0, n:] @ coefficients) / len(atoms)
+            own = columns.of_baselines
+            coefficients = self.weights[m:][own] + columns.coefficients[self.level]  # type: ignore[index]
+            out = out + (extra[0, own] @ coefficients) / len(atoms)
+        if columns.pair is not None:
+            out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
         return out
 
     @cached_property

@@ -18,6 +18,7 @@ LAYERS = [
     *(
         "kernels",
         "inducing",
+        "pair_term",
         "rows",
         "observations",
         "statistics",
@@ -33,6 +34,7 @@ LAYERS = [
         "fitting",
         "distributed",
         "level_shares",
+        "reduction",
         "means",
         "energy_variances",
         "prediction",
