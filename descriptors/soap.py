@@ -3,8 +3,8 @@
     pair vectors -> density coefficients c (density.py) -> contracted channels (contraction.py)
                  -> power spectrum p -> q = p / |p| (power_spectrum.py)
 
-`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs a few
-at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
+`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs a
+few at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
 """
 
 from __future__ import annotations

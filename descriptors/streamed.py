@@ -8,9 +8,9 @@ With the primitives P_{ln'} = w(r) exp(-gamma_ln' r^2) of the radial functions, 
 
 so that M meets each segment once and not each pair. C and B are kept for all (l n', l' m), with zeros where l' != l: one
 matrix product for all degrees costs more operations than one for each, and much less time. What belongs to a pair (500
-numbers) is never kept for all pairs: the slots are taken in parts that fit a processor's cache, and the reverse pass computes
-again what it needs, which is faster than to fetch it from memory. All sums are in float64, whatever the dtype of the vectors:
-M cancels up to four digits.
+numbers) is never kept for all pairs: the slots are taken in parts that fit a processor's cache, and the reverse pass
+computes again what it needs, which is faster than to fetch it from memory. All sums are in float64, whatever the dtype of
+the vectors: M cancels up to four digits.
 """
 
 from __future__ import annotations

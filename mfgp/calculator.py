@@ -53,8 +53,8 @@ class MultiFidelityCalculator(Calculator):
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
-    skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has moved by
-    more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
+    skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has
+    moved by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
 
     The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """

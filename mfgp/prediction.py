@@ -11,7 +11,6 @@ Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; s
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from mfgp.means import Mean, dual_weights, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.reduction import reduced
+from mfgp.residual import nystrom_residual, residual_variance, unexplained
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
 UNCERTAINTIES = ("full", "sampled", "energies", "none")  # of a calculator; a predictor has `by_level` too
-RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
 
 @dataclass(frozen=True)
@@ -362,29 +361,6 @@ class Predictor:
         rows = torch.cat([phi, extra], dim=1)
         weights = ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0)
         return weights, residual_variance(self.model, self.level, phi, prior)
-
-
-def residual_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Tensor) -> Tensor:
-    """S_t (prior - |Phi|^2) of every functional, [row] eV^2: the variance that the inducing points do not carry.
-
-    phi [row, M], prior [row, S] at unit amplitude.
-    """
-    return unexplained(model.basis, phi, prior) @ model.prior.local_variances()[level].detach()
-
-
-def unexplained(basis: InducingBasis, phi: Tensor, prior: Tensor) -> Tensor:
-    """prior [row, S] at unit amplitude less |Phi|^2 by central species, phi [row, M]: [row, S], at least zero."""
-    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in basis.blocks()], dim=1)
-    return nystrom_residual(prior, explained)
-
-
-def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
-    """prior - explained, at least zero. Warns when it is below zero by more than rounding explains."""
-    residual = prior - explained
-    worst = float((residual + RESIDUAL_TOLERANCE * prior.abs()).min()) if residual.numel() else 0.0
-    if worst < -RESIDUAL_TOLERANCE:
-        warnings.warn(f"inducing points explain more variance than there is (by {-worst:.1e})", stacklevel=2)
-    return residual.clamp(min=0.0)
 
 
 def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from mfgp.calibration import PRIOR_STD, Calibration, Scale, fit_calibration, fit
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread
-from mfgp.prediction import residual_variance
+from mfgp.residual import residual_variance
 from mfgp.scores import Scores
 
 

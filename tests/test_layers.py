@@ -34,6 +34,7 @@ LAYERS = [
         "fitting",
         "distributed",
         "level_shares",
+        "residual",
         "reduction",
         "means",
         "energy_variances",
