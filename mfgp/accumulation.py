@@ -19,7 +19,7 @@ from torch import Tensor
 from mfgp.baselines import Baseline
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import Columns, cell_volume, labelled_rows, whiten_all
+from mfgp.observations import Columns, labelled_rows, whiten_all
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics
 
@@ -41,7 +41,7 @@ def accumulate(
         for group, phi in zip(batch, _rows(features, batch), strict=True):
             atoms = group[0].atoms
             labels = [b.labels(atoms) for b in baselines]
-            extra = columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(phi.device)
+            extra = columns.rows_of(atoms, labels).to(phi.device)
             design = torch.cat([phi, extra], dim=1)
             for frame in group:
                 level = frames.levels.index(frame.fidelity)

@@ -33,6 +33,7 @@ from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device, 
 from mfgp.frames import Frame, FrameSet
 from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.objectives import FOLDS
+from mfgp.pair_term import pair_term
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.statistics import Key
@@ -98,7 +99,7 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
         batches = (soap.neighborhoods([f.atoms], device=device) for f in sample)
         soap = SOAP(config.descriptor, species, fit_contraction(soap, batches, config.descriptor.contraction))
     counts = count(training, sample, soap, config)
-    rates = measure(sample, soap, counts.inducing, list(counts.keys), counts.n_levels, config, device)
+    rates = measure(sample, soap, counts.inducing, counts.n_columns, list(counts.keys), counts.n_levels, config, device)
     parts = seconds(counts, rates)
     if config.training.objective == "vfe":
         parts["prior variances"] = rates.per_left_out * counts.n_frames
@@ -115,6 +116,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     candidates = _shares(atoms, n_candidates)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
+    pair = pair_term(config.pair, soap.species)
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     keys = {(training.levels.index(f.fidelity), kind) for f in training for kind in _labels(f)}
     return Counts(
@@ -128,7 +130,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_rows=sum(sum(_labels(f).values()) for f in training),
         largest_rows=3 * len(largest.atoms) + 7,
         largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
-        n_columns=len(soap.species) + len(config.baselines),
+        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size),
         keys=tuple(sorted(keys)),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),

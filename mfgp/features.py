@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
@@ -135,6 +136,11 @@ class Features:
         if key not in self.store.functionals:
             self.store.functionals[key] = self._functionals(atoms)
         return self.store.functionals[key]
+
+    def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Centre and neighbour of every pair of atoms within the cutoff, images included."""
+        nb = self.soap.neighborhoods([atoms])
+        return nb.centre.numpy(), nb.neighbor.numpy()
 
     def _rows(self, atoms: Atoms) -> Tensor:
         return functional_rows(self.basis, self.forms, self.soap, self.soap.neighborhoods([atoms], device=self.device))

@@ -23,6 +23,7 @@ from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, labelled_rows
+from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
@@ -83,13 +84,16 @@ def reference_energies(
 def build_columns(
     frames: FrameSet, species: tuple[int, ...], config: FitConfig, baselines: list[Baseline]
 ) -> tuple[Columns, Tensor]:
-    """The e0 and baseline columns, and the prior standard deviations of their shifts [T, column]."""
+    """The e0, baseline and pair columns, and the prior standard deviations of their shifts [T, column]."""
     mean, std = baseline_coefficients(config.baselines, frames.levels)
     reference = reference_energies(frames, species, baselines, mean)
     e0_std = torch.full((len(frames.levels), len(species)), E0_SHIFT_STD, dtype=torch.float64)
     e0_std[0] = E0_STD
-    columns = Columns(species, reference, tuple(b.name for b in baselines), mean)
-    return columns, torch.cat([e0_std, std], dim=1)
+    columns = Columns(species, reference, tuple(b.name for b in baselines), mean, pair_term(config.pair, species))
+    stds = [e0_std, std]
+    if columns.pair is not None:
+        stds.append(torch.full((len(frames.levels), columns.pair.size), config.pair.std, dtype=torch.float64))  # type: ignore[union-attr]
+    return columns, torch.cat(stds, dim=1)
 
 
 def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:
