@@ -183,7 +183,9 @@ def plan(
                 report=report,
             )
         console.stdout().print(plan_table(found, asked.unit))
-        text = "note: an upper bound; a fit to more labels also learns smaller noise and amplitudes. Compare levels by it."
+        text = (
+            "note: an upper bound; a fit to more labels also learns smaller noise and amplitudes. Compare levels by it."
+        )
         console.say(notices, text)
         if found.joint.hours < 0.9 * hours:
             text = f"note: the pool is calculated in full, or nothing more fits, after {found.joint.hours:.3g} hours."
