@@ -4,16 +4,19 @@ from descriptors.config import RadialScaling, SOAPConfig
 from descriptors.contraction import Contraction, fit_contraction
 from descriptors.jacobian import Jacobian, jacobian
 from descriptors.neighbors import Neighborhoods, neighborhoods
-from descriptors.soap import SOAP, Expansion
+from descriptors.skin import SkinPairs, SlotPairs
+from descriptors.soap import SOAP, ForwardPass
 
 __all__ = [
     "SOAP",
     "Contraction",
-    "Expansion",
+    "ForwardPass",
     "Jacobian",
     "Neighborhoods",
     "RadialScaling",
     "SOAPConfig",
+    "SkinPairs",
+    "SlotPairs",
     "fit_contraction",
     "jacobian",
     "neighborhoods",

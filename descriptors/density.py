@@ -111,14 +111,6 @@ def _similar(counts: Tensor) -> list[Tensor]:
     return [torch.nonzero(octave == o).squeeze(1) for o in torch.unique(octave)]
 
 
-def pair_terms(slots: Slots, basis: RadialBasis, config: SOAPConfig) -> PairTerms:
-    """Radial functions and solid harmonics, without derivatives."""
-    r = torch.linalg.vector_norm(slots.vectors, dim=1)  # [slot] Å
-    weight = neighbor_weight(r, config)[0] * slots.filled
-    radial = radial_functions(basis, r).mul_(weight[None, :, None])
-    return PairTerms(radial, SolidHarmonics(config.l_max).compute(slots.vectors))
-
-
 def pair_terms_with_slopes(slots: Slots, basis: RadialBasis, config: SOAPConfig) -> tuple[PairTerms, PairSlopes]:
     """Radial functions and solid harmonics with their derivatives."""
     r = torch.linalg.vector_norm(slots.vectors, dim=1)  # [slot] Å
@@ -158,6 +150,8 @@ def density_coefficients(
 
 def segment_products(slots: Slots, left: Tensor, right: Tensor, n_segments: int) -> Tensor:
     """Sum over the slots of each segment of left x right: [slot, a], [slot, b] -> [n_segments, a, b]."""
+    if len(slots.blocks) == 1 and len(slots.blocks[0].segments) == n_segments:  # all segments, in ascending order
+        return blockwise(slots, left, slots.blocks[0]).transpose(1, 2) @ blockwise(slots, right, slots.blocks[0])
     out = left.new_zeros(n_segments, left.shape[1], right.shape[1])
     for block in slots.blocks:
         product = blockwise(slots, left, block).transpose(1, 2) @ blockwise(slots, right, block)
@@ -173,10 +167,10 @@ def density_pullback(slots: Slots, terms: PairTerms, slopes: PairSlopes, gradien
     for l, columns in enumerate(degrees(len(gradient) - 1)):  # noqa: E741
         a = gradient[l].reshape(-1, n_max, 2 * l + 1)  # [segment, n, m]
         for block in slots.blocks:
-            chosen = a[block.segments]
+            chosen = a if len(block.segments) == len(a) else a.index_select(0, block.segments)
             rows = slice(block.start, block.stop)
             by_harmonic[rows, columns] = (blockwise(slots, terms.radial[l], block) @ chosen).flatten(0, 1)
             by_distance[rows, columns] = (blockwise(slots, slopes.radial[l], block) @ chosen).flatten(0, 1)
-    along = torch.linalg.vecdot(by_distance, terms.harmonics)  # [slot]
-    out = torch.linalg.vecdot(slopes.harmonics, by_harmonic[:, None, :])  # [slot, xyz]
-    return out.addcmul_(along[:, None], slopes.direction)[slots.of_pair]
+    along = torch.bmm(by_distance[:, None], terms.harmonics[:, :, None])[:, 0]  # [slot, 1]
+    out = torch.bmm(slopes.harmonics, by_harmonic[:, :, None])[:, :, 0]  # [slot, xyz]
+    return out.addcmul_(along, slopes.direction).index_select(0, slots.of_pair)

@@ -75,12 +75,12 @@ def spectrum_layout(widths: list[int]) -> SpectrumLayout:
 def power_spectrum(coefficients: list[Tensor], layout: SpectrumLayout) -> Tensor:
     """p [centre, D] from c, for each l [centre, K_l, 2l+1]."""
     products = torch.cat([(c @ c.transpose(1, 2)).flatten(1) for c in coefficients], dim=1)  # [centre, sum_l K_l^2]
-    return products[:, layout.upper].mul_(layout.weight)
+    return products.index_select(1, layout.upper).mul_(layout.weight)
 
 
 def power_spectrum_pullback(coefficients: list[Tensor], layout: SpectrumLayout, gradient: Tensor) -> list[Tensor]:
     """dE/dc, for each l [centre, K_l, 2l+1], from dE/dp [centre, D]."""
-    symmetric = gradient[:, layout.full].mul_(layout.slope)  # [centre, sum_l K_l^2]
+    symmetric = gradient.index_select(1, layout.full).mul_(layout.slope)  # [centre, sum_l K_l^2]
     parts = symmetric.split([k * k for k in layout.widths], dim=1)
     pairs = zip(parts, coefficients, layout.widths, strict=True)
     return [part.unflatten(1, (k, k)) @ c for part, c, k in pairs]

@@ -3,7 +3,8 @@
     pair vectors -> density coefficients c (density.py) -> contracted channels (contraction.py)
                  -> power spectrum p -> q = p / |p| (power_spectrum.py)
 
-`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd.
+`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs a
+few at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from descriptors.density import (
     PairTerms,
     Slots,
     density_coefficients,
-    density_pullback,
     lay_out,
-    pair_terms,
     pair_terms_with_slopes,
 )
 from descriptors.neighbors import Neighborhoods, neighborhoods
@@ -39,11 +38,22 @@ from descriptors.power_spectrum import (
     spectrum_layout,
 )
 from descriptors.radial import radial_basis
+from descriptors.streamed import Primitives, WeightedSlots, streamed_coefficients, streamed_pullback, weighted
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Values of the forward pass that the reverse pass needs."""
+
+    pairs: WeightedSlots
+    coefficients: list[Tensor]  # [l] of [centre, K_l, 2l+1], after the contraction
+    norm: Tensor  # [centre] |p|
+    features: Tensor  # [centre, D] q
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """Values of the forward pass that the derivatives need."""
+    """Values of the forward pass that the derivatives of the features need."""
 
     environments: Environments
     slots: Slots
@@ -69,6 +79,7 @@ class SOAP:
             raise ValueError(f"species = {list(species)}: give each atomic number once, at least one.")
         self.contraction = contraction
         self.basis = radial_basis(config)
+        self.primitives = Primitives.of(self.basis)
         n_channels = len(self.species) * config.n_max
         widths = [n_channels] * (config.l_max + 1)
         if contraction is not None:
@@ -103,32 +114,40 @@ class SOAP:
 
     def values(self, nb: Neighborhoods) -> Tensor:
         """q [centre, D], |q| = 1."""
-        c = self.coefficients(nb)
-        contracted = c if self.contraction is None else contract(c, self.contraction)
-        return normalised(power_spectrum(contracted, self.layout.to(c[0].device, c[0].dtype)))[0]
+        return self.expand(nb).features
 
     def coefficients(self, nb: Neighborhoods) -> list[Tensor]:
         """Density coefficients before any contraction: for each l [centre, channel, 2l+1]."""
         env = environments(self, nb)
-        slots = lay_out(env, len(self.species))
-        terms = pair_terms(slots, self.basis, self.config)
-        return density_coefficients(env, slots, terms, self.basis, len(self.species))
+        pairs = weighted(lay_out(env, len(self.species)), self.config)
+        return streamed_coefficients(pairs, env.species, len(self.species), self.primitives.to(nb.vectors.device))
 
-    def expand(self, nb: Neighborhoods) -> Expansion:
+    def expand(self, nb: Neighborhoods) -> ForwardPass:
         """q with everything `pullback` needs."""
-        return expand_environments(self, environments(self, nb))
+        env = environments(self, nb)
+        return self.expand_slots(lay_out(env, len(self.species)), env.species)
 
-    def pullback(self, expansion: Expansion, gradient: Tensor) -> Tensor:
+    def expand_slots(self, slots: Slots, species: Tensor) -> ForwardPass:
+        """q of centres [centre] of the given species (indices into self.species), whose pairs are laid out already."""
+        pairs = weighted(slots, self.config)
+        c = streamed_coefficients(pairs, species, len(self.species), self.primitives.to(species.device))
+        if self.contraction is not None:
+            c = contract(c, self.contraction)
+        q, norm = normalised(power_spectrum(c, self.layout.to(c[0].device, c[0].dtype)))
+        return ForwardPass(pairs, c, norm, q)
+
+    def pullback(self, forward: ForwardPass, gradient: Tensor) -> Tensor:
         """dE/dr of each pair's vector, [pair, 3], in the order of the neighbourhoods; gradient = dE/dq [centre, D]."""
-        dc = self.gradient_of_coefficients(expansion, gradient)
+        dc = self.gradient_of_coefficients(forward, gradient)
         if self.contraction is not None:
             dc = expand_channels(dc, self.contraction)
-        return density_pullback(expansion.slots, expansion.terms, expansion.slopes, dc)
+        per_slot = streamed_pullback(forward.pairs, dc, self.primitives.to(gradient.device))
+        return per_slot.index_select(0, forward.pairs.slots.of_pair)
 
-    def gradient_of_coefficients(self, expansion: Expansion, gradient: Tensor) -> list[Tensor]:
+    def gradient_of_coefficients(self, forward: ForwardPass, gradient: Tensor) -> list[Tensor]:
         """dE/dc of the contracted channels, for each l [centre, K_l, 2l+1], from dE/dq [centre, D]."""
-        dp = normalised_pullback(expansion.features, expansion.norm, gradient)
-        return power_spectrum_pullback(expansion.coefficients, self.layout.to(dp.device, dp.dtype), dp)
+        dp = normalised_pullback(forward.features, forward.norm, gradient)
+        return power_spectrum_pullback(forward.coefficients, self.layout.to(dp.device, dp.dtype), dp)
 
     def centre_blocks(self, nb: Neighborhoods, max_bytes: float) -> list[Tensor]:
         """All centres in ascending blocks. Each block's Jacobian needs at most max_bytes, or is of a single centre."""

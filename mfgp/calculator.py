@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 
+SKIN = 0.2  # Å; a larger one means fewer searches and more pairs beyond the cutoff
+
+
 class UncertaintyWarning(UserWarning):
     """The model says that it does not know this structure."""
 
@@ -50,6 +53,8 @@ class MultiFidelityCalculator(Calculator):
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
+    skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has
+    moved by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
 
     The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """
@@ -66,6 +71,7 @@ class MultiFidelityCalculator(Calculator):
         calibrated: bool = True,
         draws: int = 8,
         seed: int = 0,
+        skin: float = SKIN,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,6 +85,7 @@ class MultiFidelityCalculator(Calculator):
             "calibrated": calibrated,
             "draws": draws if uncertainty == "sampled" else 0,
             "seed": seed,
+            "skin": skin,
         }
         self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline
 from mfgp.errors import ConfigError
 from mfgp.features import Features
-from mfgp.fitting import accumulate
 from mfgp.frames import FrameSet
 from mfgp.observations import Columns
 from mfgp.progress import Report, silent
@@ -59,7 +59,7 @@ def client_of(workers: int | None = None, scheduler: str | None = None) -> Itera
 
 
 class DistributedPass:
-    """`fitting.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
+    """`accumulation.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from descriptors import SOAP, fit_contraction
-from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion_bytes
+from descriptors.slopes import expand_with_slopes, expansion_bytes, row_factors
 from mfgp.config import FitConfig
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
 from mfgp.frames import Frame, FrameSet
@@ -260,8 +260,8 @@ def descriptor_rates(sample: list[Frame], soap: SOAP, device: torch.device) -> t
 
     def slopes() -> Tensor:
         expansion = expand_with_slopes(soap, nb, centres)
-        parts = [coefficient_slopes(expansion, 0, len(centres), s) for s in range(len(soap.species))]
-        return parts[0].norm
+        parts = [row_factors(expansion, 0, len(centres), s) for s in range(len(soap.species))]
+        return parts[0].centre
 
     derivatives = _best(slopes, device)
     return values / n, derivatives / float(cumulative[len(centres) - 1])

@@ -1,8 +1,8 @@
 """The steps of a fit once the features are chosen: e0 and baseline columns, one streaming pass over the data,
 hyperparameters.
 
-Memory does not grow with the number of structures: rows live for one structure at a time, what is kept are the sufficient
-statistics.
+Memory does not grow with the number of structures: rows live for a few structures at a time (accumulation.py), what is kept
+are the sufficient statistics.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError
@@ -93,26 +94,6 @@ def build_columns(
     if columns.pair is not None:
         stds.append(torch.full((len(frames.levels), columns.pair.size), config.pair.std, dtype=torch.float64))  # type: ignore[union-attr]
     return columns, torch.cat(stds, dim=1)
-
-
-def accumulate(
-    frames: FrameSet,
-    features: Features,
-    columns: Columns,
-    baselines: list[Baseline],
-    default_sigmas: tuple[float, float],
-    report: Report = silent,
-) -> Statistics:
-    """One pass over the labelled frames: their sufficient statistics."""
-    statistics = Statistics(features.basis.size + columns.size)
-    for i, frame in enumerate(frames):
-        level = frames.levels.index(frame.fidelity)
-        phi = features.rows(frame.atoms)
-        extra = columns.rows_of(frame.atoms, [b.labels(frame.atoms) for b in baselines]).to(phi.device)
-        design, mean = torch.cat([phi, extra], dim=1), columns.mean(extra, level)
-        statistics.add(level, labelled_rows(frame, design, mean, default_sigmas))
-        report("labels", i + 1, len(frames), frame.fidelity)
-    return statistics
 
 
 def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:

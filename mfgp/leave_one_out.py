@@ -32,8 +32,8 @@ from mfgp.autoregressive import Posterior
 from mfgp.features import Functionals, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import labelled_rows
-from mfgp.prediction import residual_variance
 from mfgp.progress import Report, silent
+from mfgp.residual import residual_variance
 from mfgp.statistics import Key
 
 if TYPE_CHECKING:

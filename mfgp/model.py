@@ -133,7 +133,8 @@ class MultiFidelityGP:
         trained on.
         """
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        found = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        left_out = self.leave_one_out(sample, report)
+        found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
             warnings.warn(
@@ -196,12 +197,14 @@ class MultiFidelityGP:
         draws: int = 0,
         seed: int = 0,
         by_level: bool = False,
+        skin: float = 0.0,
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
-        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
+        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs. skin (Å): for
+        steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than half of it.
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin)
 
     def predict(
         self,

@@ -40,7 +40,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 4
+SCHEMA = 5
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -67,8 +67,19 @@ def _without_composition(header: Header) -> Header:
     return {**header, "costs": {**header["costs"], "sums": sums}}
 
 
+def _without_novelty(header: Header) -> Header:
+    """Schema 4 calibrated forces without the novelty of their surroundings."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "novelty": []}}
+
+
 # header of schema n -> of schema n + 1
-UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs, 3: _without_composition}
+UPGRADES: dict[int, Callable[[Header], Header]] = {
+    1: _without_calibration,
+    2: _without_costs,
+    3: _without_composition,
+    4: _without_novelty,
+}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:

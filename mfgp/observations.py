@@ -53,17 +53,19 @@ def whiten(basis: InducingBasis, index: int, k: Tensor) -> Tensor:
 
 def functional_rows(basis: InducingBasis, forms: InducingForms, soap: SOAP, neighborhoods: Neighborhoods) -> Tensor:
     """Phi of one structure, [1+3N+6, M], in a bounded memory; `forms` from inducing_forms(basis, soap)."""
-    return _whiten_all(basis, raw_rows(basis, forms, soap, neighborhoods))
+    raw = raw_rows(basis, forms, soap, neighborhoods).of_structure(0, 0, len(neighborhoods.numbers))
+    return whiten_all(basis, raw)
 
 
 def rows_of_jacobian(basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> Tensor:
     """Phi of one structure from a Jacobian of all its centres, [1+3N+6, M]."""
     raw = jac.features.new_zeros(n_functionals(len(numbers)), basis.size)
     _add_rows(raw, basis, jac, numbers)
-    return _whiten_all(basis, raw)
+    return whiten_all(basis, raw)
 
 
-def _whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
+def whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
+    """Whiten rows k(functional, Z) [row, M or more] in place; columns beyond M are left alone."""
     for index, columns in basis.blocks():
         raw[:, columns] = whiten(basis, index, raw[:, columns])
     return raw

@@ -1,7 +1,6 @@
 """Predictions at one level: means through the reverse pass of the descriptor, standard deviations through its rows.
 
-Means:       e_i = k(q_i, Z) alpha_z + e0[z_i],   alpha = L^-T w;   dE/dq_i = zeta sum_m alpha_m (Z_m.q_i)^(zeta-1) Z_m,
-             then back through SOAP to the pair vectors: an MD step costs two products with Z, no rows.
+Means:       e_i = k(q_i, Z) alpha_z + e0[z_i] and the reverse pass of its gradient (means).
 Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; scaled to left-out errors where the model is
              calibrated (calibration). `sampled` draws weights from N(w, C) and takes the spread of the forces and virials
              that the draws give by the reverse pass: K draws cost K means, with a relative error of 1 / sqrt(2 K); what
@@ -11,7 +10,7 @@ Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; s
 
 from __future__ import annotations
 
-import warnings
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,14 +24,17 @@ from linear_operator import to_linear_operator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors import Expansion, Neighborhoods, jacobian
+from descriptors import ForwardPass, SkinPairs, SlotPairs, jacobian
+from mfgp.energy_variances import CovarianceRoot, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
-from mfgp.kernels import functional_covariance, kernel_slope
+from mfgp.kernels import functional_covariance
 from mfgp.level_shares import LevelShares, Share, share
+from mfgp.means import Mean, dual_weights, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
-from mfgp.reading import geometry_problems
+from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.reduction import reduced
+from mfgp.residual import nystrom_residual, residual_variance, unexplained
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
 UNCERTAINTIES = ("full", "sampled", "energies", "none")  # of a calculator; a predictor has `by_level` too
-RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ class Prediction:
     std_by_level: dict[str, Share] | None = None
 
 
+@dataclass(frozen=True)
+class Offsets:
+    """What composition and baselines add to the Gaussian process's part of a prediction."""
+
+    rows: Tensor  # [1+3N+6, column]
+    functionals: Array  # [1+3N+6] eV, eV/Å, eV
+    local: Array  # [N] eV
+    has_stress: bool  # False for a baseline without
+
+
 class Predictor:
     """One level of a model, with what repeated predictions share."""
 
@@ -86,8 +97,10 @@ class Predictor:
         draws: int = 0,
         seed: int = 0,
         by_level: bool = False,
+        skin: float = 0.0,
     ) -> None:
         self.model, self.level = model, level
+        self.pairs = SkinPairs(model.soap, skin, self.check, model.weights.device)
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
         self.weights = model.weights[level]  # [M'] eV
@@ -97,6 +110,7 @@ class Predictor:
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
+        self._offsets: tuple[bytes, Offsets] | None = None  # of the last composition
 
     @cached_property
     def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
@@ -114,18 +128,19 @@ class Predictor:
             raise ValueError(
                 "uncertainty='by_level' needs a predictor that splits: model.predictor(fidelity, by_level=True)"
             )
-        self.check(atoms)
-        extra = self.columns_of(atoms)
         if uncertainty in ("sampled", "energies", "none"):
-            return self._prediction(atoms, extra, self._from_descriptor(atoms, extra, uncertainty))
+            with torch.inference_mode():  # without the bookkeeping of autograd
+                return self._from_descriptor(atoms, uncertainty)
+        self.check(atoms)
+        offsets = self.offsets_of(atoms)
         functionals = self.model.features.functionals(atoms)
-        prediction = self._prediction(atoms, extra, self._from_rows(atoms, extra, functionals))
+        prediction = self._prediction(atoms, offsets, self._from_rows(atoms, offsets.rows, functionals))
         if self.has_moments:
             magmoms, std = self._moments(atoms.numbers, functionals.local)
             prediction = replace(prediction, magmoms=magmoms, magmoms_std=std)
         if uncertainty == "full":
             return prediction
-        return replace(prediction, std_by_level=self._by_level(atoms, extra, functionals))
+        return replace(prediction, std_by_level=self._by_level(atoms, offsets.rows, functionals))
 
     @property
     def has_moments(self) -> bool:
@@ -148,22 +163,34 @@ class Predictor:
         labels = [b.labels(atoms) for b in self.model.baselines]
         return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
-    def _prediction(self, atoms: Atoms, extra: Tensor, values: Values) -> Prediction:
+    def offsets_of(self, atoms: Atoms) -> Offsets:
+        """What the columns add to the Gaussian process's part; that of the last composition is kept."""
+        numbers = atoms.numbers.tobytes()
+        if self._offsets is not None and self._offsets[0] == numbers:
+            return self._offsets[1]
+        rows = self.columns_of(atoms)
+        added = rows @ self.weights[self.model.basis.size :] + self.model.columns.mean(rows, self.level)
+        found = Offsets(rows, _numpy(added), _numpy(self._local_offsets(atoms, rows)), bool(torch.isfinite(rows).all()))
+        if not self.model.baselines and self.model.columns.pair is None:  # those depend on the positions
+            self._offsets = (numbers, found)
+        return found
+
+    def _prediction(self, atoms: Atoms, offsets: Offsets, values: Values) -> Prediction:
         """Add the columns to the GP part, and turn virials into stresses."""
-        offset = extra @ self.weights[self.model.basis.size :] + self.model.columns.mean(extra, self.level)
-        volume = stress_volume(atoms, extra)
-        mean, std, local_std = values["mean"] + offset, values.get("std"), values.get("local_std")
+        volume = cell_volume(atoms) if offsets.has_stress else 0.0
+        mean = _numpy(values["mean"]) + offsets.functionals
+        std = None if "std" not in values else _numpy(values["std"])
         full = std is not None and len(std) > 1
         return Prediction(
             self.fidelity,
             energy=float(mean[0]),
-            forces=_numpy(mean[1:-6].view(-1, 3)),
-            stress=None if volume == 0 else _numpy(-mean[-6:] / volume),
-            energies=_numpy(values["local"] + self._local_offsets(atoms, extra)),
+            forces=mean[1:-6].reshape(-1, 3),
+            stress=None if volume == 0 else -mean[-6:] / volume,
+            energies=_numpy(values["local"]) + offsets.local,
             energy_std=None if std is None else float(std[0]),
-            forces_std=_numpy(std[1:-6].view(-1, 3)) if std is not None and full else None,
-            stress_std=_numpy(std[-6:] / volume) if std is not None and full and volume else None,
-            energies_std=None if local_std is None else _numpy(local_std),
+            forces_std=std[1:-6].reshape(-1, 3) if std is not None and full else None,
+            stress_std=std[-6:] / volume if std is not None and full and volume else None,
+            energies_std=None if "local_std" not in values else _numpy(values["local_std"]),
             calibrated=self.calibration is not None and std is not None,
         )
 
@@ -206,46 +233,33 @@ class Predictor:
                 "Fit again with training structures that contain it."
             )
 
-    def _from_descriptor(self, atoms: Atoms, extra: Tensor, uncertainty: str) -> Values:
+    def _from_descriptor(self, atoms: Atoms, uncertainty: str) -> Prediction:
         """Means by the reverse pass, and what of the standard deviations needs no rows."""
-        nb = self.model.soap.neighborhoods([atoms], device=self.weights.device)
-        expansion = self.model.soap.expand(nb)
-        values = self._from_gradient(nb, expansion, *self.mean_terms)
-        if uncertainty == "none":
-            return values
-        deviations = self._energy_deviations(expansion.features, nb.numbers, extra)
+        pairs = self.pairs(atoms)
+        forward = self.model.soap.expand_slots(pairs.slots, pairs.species)
+        if not shortest_distance(forward) >= MIN_DISTANCE:  # nor for a position that is not a number
+            self.check(atoms)
+        offsets = self.offsets_of(atoms)
+        found = self._mean(*self.mean_terms, pairs, forward)
+        values = {"mean": found.stacked(), "local": found.energies}
+        if uncertainty != "none":
+            values |= self._energy_deviations(forward.features, pairs, offsets.rows)
         if uncertainty == "sampled":
-            deviations["std"] = self._sampled(nb, expansion, extra, deviations["std"], atoms.numbers)
-        return values | deviations
+            values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms)
+        return self._prediction(atoms, offsets, values)
 
-    def _from_gradient(
-        self, nb: Neighborhoods, expansion: Expansion, basis: InducingBasis, alpha: list[Tensor]
-    ) -> Values:
-        """The GP part for dual weights alpha by the reverse pass: energy, forces, virial [1+3N+6], local energies [N]."""
-        n = len(nb.numbers)
-        q = expansion.features
-        energies, gradient = q.new_zeros(n), torch.zeros_like(q)
-        for index, _ in basis.blocks():
-            centres = torch.nonzero(nb.numbers == basis.species[index]).squeeze(1)
-            dot = q[centres] @ basis.points[index].T
-            energies[centres] = dot**basis.zeta @ alpha[index]
-            gradient[centres] = (kernel_slope(dot, basis.zeta) * alpha[index]) @ basis.points[index]
-        pair = self.model.soap.pullback(expansion, gradient)  # [pair, 3] dE/d r_ij
-        forces = q.new_zeros(n, 3).index_add_(0, nb.centre, pair).index_add_(0, nb.neighbor, pair, alpha=-1)
-        tensor = pair.T @ nb.vectors  # [3, 3] dE/d(strain)
-        virial = -voigt(0.5 * (tensor + tensor.T))
-        return {"mean": torch.cat([energies.sum()[None], forces.view(-1), virial]), "local": energies}
+    def _mean(self, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
+        return mean(self.model.soap, basis, alpha, pairs, forward)
 
-    def _sampled(
-        self, nb: Neighborhoods, expansion: Expansion, extra: Tensor, energy: Tensor, numbers: NDArray[np.int64]
-    ) -> Tensor:
+    def _sampled(self, pairs: SlotPairs, forward: ForwardPass, extra: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
         """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
         n = self.model.basis.size
         spread = [
-            self._from_gradient(nb, expansion, self.model.basis, alpha)["mean"] + extra @ w[n:]
+            self._mean(self.model.basis, alpha, pairs, forward).stacked() + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
-        out = self._std((torch.stack(spread) ** 2).mean(0), None, numbers)
+        weights = (torch.stack(spread) ** 2).mean(0)
+        out = self._std(self._novelty(weights, atoms) * weights, None, atoms.numbers)
         out[0] = energy[0]
         return out
 
@@ -254,18 +268,28 @@ class Predictor:
         assert self.shares is not None
         residual = unexplained(self.model.basis, f.phi, f.prior)
         rows, volume = torch.cat([f.phi, extra], dim=1), stress_volume(atoms, extra)
-        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration)
+        novelty = self._novelty(((rows @ self.covariance) * rows).sum(1).clamp(min=0.0), atoms)
+        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration, novelty)
         return {name: share(part, volume) for name, part in parts.items()}
 
     def _from_rows(self, atoms: Atoms, extra: Tensor, f: Functionals) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
-        weights = self.weights[: self.model.basis.size]
+        mean = self.weights[: self.model.basis.size]
+        weights, residual = self._variances(f.phi, extra, f.prior)
+        novelty = self._novelty(weights, atoms)
         return {
-            "mean": f.phi @ weights,
-            "local": f.local @ weights,
-            "std": self._std(*self._variances(f.phi, extra, f.prior), atoms.numbers),
+            "mean": f.phi @ mean,
+            "local": f.local @ mean,
+            "std": self._std(novelty * weights, novelty * residual, atoms.numbers),
             "local_std": self._local_std(atoms.numbers, f.local),
         }
+
+    def _novelty(self, weights: Tensor, atoms: Atoms) -> Tensor:
+        """Factors of the model's variances [1+3N+6] in strange surroundings, from the weights' part; 1 uncalibrated."""
+        if self.calibration is None:
+            return torch.ones_like(weights)
+        pairs = self.model.features.pairs(atoms)
+        return self.calibration.novelty_factors(self.level, weights, atoms.numbers, pairs)
 
     def _std(self, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64]) -> Tensor:
         """Standard deviations from the two parts of the variances [1+3N+6] or [1]; calibrated where the model is.
@@ -292,18 +316,23 @@ class Predictor:
             out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
         return out
 
-    def _energy_deviations(self, q: Tensor, of_atom: Tensor, extra: Tensor) -> Values:
-        """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D] of_atom [N]."""
-        basis = self.model.basis
-        phi = local_features(basis, q, of_atom)  # [N, M]
-        prior = q.new_zeros(len(basis.species))
-        for index, _ in basis.blocks():
-            own = q[of_atom == basis.species[index]]
-            prior[index] = ((own @ own.T) ** basis.zeta).sum()
-        variances = self._variances(phi.sum(0)[None], extra[:1], prior[None])
+    @cached_property
+    def covariance_root(self) -> CovarianceRoot:
+        """R of C = R R^T, made when energies first get a standard deviation."""
+        return CovarianceRoot.of(self.covariance)
+
+    def _energy_deviations(self, q: Tensor, pairs: SlotPairs, extra: Tensor) -> Values:
+        """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D]."""
+        basis, members = self.model.basis, members_of(self.model.basis, pairs, self.model.soap)
+        found = energy_variances(basis, self.covariance_root, self.reference, q, members, extra[:1])
+        residual = nystrom_residual(found.prior, found.explained) @ self.variances
+        left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
+        of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species
+        for variance, own in zip(self.variances, members, strict=True):
+            of_atom[own] = variance
         return {
-            "std": self._std(*variances, of_atom.cpu().numpy()),
-            "local_std": self._local_std(of_atom.cpu().numpy(), phi),
+            "std": self._std(found.weights, residual, pairs.numbers.cpu().numpy()),
+            "local_std": self._combined_local(found.local_weights, left * of_atom),
         }
 
     def _local_std(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
@@ -319,6 +348,10 @@ class Predictor:
         weights = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
         residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
+        return self._combined_local(weights, residual)
+
+    def _combined_local(self, weights: Tensor, residual: Tensor) -> Tensor:
+        """Standard deviations of local energies [N] from the two parts of the variances."""
         if self.calibration is not None:
             return self.calibration.local_variances(self.level, weights, residual).sqrt()
         return (weights + residual).sqrt()
@@ -330,29 +363,6 @@ class Predictor:
         return weights, residual_variance(self.model, self.level, phi, prior)
 
 
-def residual_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Tensor) -> Tensor:
-    """S_t (prior - |Phi|^2) of every functional, [row] eV^2: the variance that the inducing points do not carry.
-
-    phi [row, M], prior [row, S] at unit amplitude.
-    """
-    return unexplained(model.basis, phi, prior) @ model.prior.local_variances()[level].detach()
-
-
-def unexplained(basis: InducingBasis, phi: Tensor, prior: Tensor) -> Tensor:
-    """prior [row, S] at unit amplitude less |Phi|^2 by central species, phi [row, M]: [row, S], at least zero."""
-    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in basis.blocks()], dim=1)
-    return nystrom_residual(prior, explained)
-
-
-def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
-    """prior - explained, at least zero. Warns when it is below zero by more than rounding explains."""
-    residual = prior - explained
-    worst = float((residual + RESIDUAL_TOLERANCE * prior.abs()).min()) if residual.numel() else 0.0
-    if worst < -RESIDUAL_TOLERANCE:
-        warnings.warn(f"inducing points explain more variance than there is (by {-worst:.1e})", stacklevel=2)
-    return residual.clamp(min=0.0)
-
-
 def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
     """n draws of N(0, covariance [M', M']), [n, M'], the same for the same seed on every device."""
     if n == 0:
@@ -362,30 +372,15 @@ def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(covariance)))).to(covariance) @ root
 
 
-def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:
-    """alpha = L^-T w of each species, [M_s]."""
-    return [
-        torch.linalg.solve_triangular(basis.factors[i].T, weights[columns, None], upper=True).squeeze(1)
-        for i, columns in basis.blocks()
-    ]
-
-
-def mean_inducing_features(basis: InducingBasis) -> Tensor:
-    """Mean of phi over the inducing environments of each species, [S, M]: phi(z_m) is row m of L."""
-    out = basis.factors[0].new_zeros(len(basis.species), basis.size)
-    for index, columns in basis.blocks():
-        out[index, columns] = basis.factors[index].mean(0)
-    return out
-
-
 def stress_volume(atoms: Atoms, extra: Tensor) -> float:
     """Volume of the cell in Å^3; 0 where there is no stress: no cell, or a baseline without (NaN in its columns)."""
     return cell_volume(atoms) if bool(torch.isfinite(extra).all()) else 0.0
 
 
-def voigt(tensor: Tensor) -> Tensor:
-    """Symmetric [3, 3] -> [6]: xx yy zz yz xz xy."""
-    return torch.stack([tensor[0, 0], tensor[1, 1], tensor[2, 2], tensor[1, 2], tensor[0, 2], tensor[0, 1]])
+def shortest_distance(forward: ForwardPass) -> float:
+    """Between two atoms, Å; infinite where there are no pairs, NaN where a position is not a number."""
+    empty = forward.pairs.slots.filled == 0
+    return float(forward.pairs.distance.masked_fill(empty, torch.inf).min()) if len(empty) else math.inf
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -42,8 +42,9 @@ def agree(found: Statistics, expected: Statistics) -> None:
         scale = float(m.gram.abs().max())
         assert scale > 0
         assert float((found.moments[key].gram - m.gram).abs().max()) < 1e-12 * scale
+        # rows are whitened in blocks, and parts have other blocks: rounding times the condition number of L
         assert_allclose(
-            found.moments[key].projection, m.projection, rtol=0, atol=1e-12 * float(m.projection.abs().max())
+            found.moments[key].projection, m.projection, rtol=0, atol=1e-10 * float(m.projection.abs().max())
         )
         assert_allclose(found.moments[key].square, m.square, rtol=1e-12)
         assert found.moments[key].count == m.count

@@ -1,0 +1,82 @@
+"""Means of energies, forces and virials by the reverse pass of the descriptor.
+
+    e_i = sum_m alpha_m (Z_m . q_i)^zeta,      g_i = de_i/dq_i = zeta sum_m alpha_m (Z_m . q_i)^(zeta-1) Z_m
+    e_i = g_i . q_i / zeta
+
+with dual weights alpha = L^-T w; then g goes back through SOAP to the vectors of the pairs:
+
+    F_a = sum_{i a} dE/dr_ia (as centre) - (as neighbour),      virial = - dE/d(strain) = - sum_ij dE/dr_ij r_ij
+
+so that a step of dynamics costs two products with Z, and no rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from descriptors import SOAP, ForwardPass, SlotPairs
+from mfgp.inducing import InducingBasis
+from mfgp.kernels import power
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The Gaussian process's part of a prediction."""
+
+    energies: Tensor  # [N] eV
+    forces: Tensor  # [N, 3] eV/Å
+    virial: Tensor  # [6] eV, xx yy zz yz xz xy
+
+    def stacked(self) -> Tensor:
+        """Energy, forces and virial, [1+3N+6]."""
+        return torch.cat([self.energies.sum()[None], self.forces.flatten(), self.virial])
+
+
+def dual_weights(basis: InducingBasis, weights: Tensor) -> list[Tensor]:
+    """alpha = L^-T w of each species, [M_s]."""
+    return [
+        torch.linalg.solve_triangular(basis.factors[i].T, weights[columns, None], upper=True).squeeze(1)
+        for i, columns in basis.blocks()
+    ]
+
+
+def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tensor, ...]:
+    """The atoms of each species of the basis."""
+    return tuple(pairs.members[soap.species.index(z)] for z in basis.species)
+
+
+def local_gradient(basis: InducingBasis, alpha: list[Tensor], q: Tensor, members: tuple[Tensor, ...]) -> Tensor:
+    """g [N, D] from descriptors q [N, D]; members: the atoms of each species of the basis."""
+    out = None
+    for points, a, own in zip(basis.points, alpha, members, strict=True):
+        if len(own) == len(q):
+            return _species_gradient(points, a, q, basis.zeta)
+        if len(own):
+            out = torch.empty_like(q) if out is None else out
+            out.index_copy_(0, own, _species_gradient(points, a, q.index_select(0, own), basis.zeta))
+    return torch.zeros_like(q) if out is None else out
+
+
+def _species_gradient(points: Tensor, alpha: Tensor, q: Tensor, zeta: int) -> Tensor:
+    slope = power(q @ points.T, zeta - 1)  # [centre, M_s]
+    return (slope.mul_(alpha) @ points).mul_(zeta)
+
+
+def mean(soap: SOAP, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
+    """The mean for dual weights alpha, of the structure of `pairs` with its forward pass."""
+    q = forward.features
+    gradient = local_gradient(basis, alpha, q, members_of(basis, pairs, soap))
+    energies = (gradient * q).sum(1).div_(basis.zeta)
+    slopes = soap.pullback(forward, gradient)  # [slot, 3] dE/d r_ij
+    forces = slopes.new_zeros(len(q), 3)
+    forces.index_add_(0, pairs.centre, slopes).index_add_(0, pairs.neighbor, slopes, alpha=-1)
+    tensor = slopes.T @ pairs.slots.vectors  # [3, 3] dE/d(strain)
+    return Mean(energies, forces, voigt(tensor + tensor.T).mul_(-0.5))
+
+
+def voigt(tensor: Tensor) -> Tensor:
+    """Symmetric [3, 3] -> [6]: xx yy zz yz xz xy."""
+    return tensor.flatten()[[0, 4, 8, 5, 2, 1]]
