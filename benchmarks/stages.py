@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mfgp import FitConfig, FrameSet
 from mfgp.accumulation import RowBlocks, batches, needs
-from mfgp.estimate import pairs_per_centre
 from mfgp.features import Features
 from mfgp.fitting import build_columns
-from mfgp.observations import Columns, cell_volume, labelled_rows, whiten_all
+from mfgp.observations import Columns, labelled_rows, whiten_all
+from mfgp.rates import pairs_per_centre
 from mfgp.statistics import Key, Statistics
 
 STAGES = ("rows", "whitening", "Gram")
@@ -61,7 +61,7 @@ def timed_pass(
         blocks.spent["rows"] += rows.cpu
         pairs += sum(pair_points(group[0], features) for group in batch)
         for group, phi in zip(batch, raw, strict=True):
-            extra = columns.rows(group[0].atoms.numbers, [], cell_volume(group[0].atoms))
+            extra = columns.rows_of(group[0].atoms, [])
             design = torch.cat([phi, extra], dim=1)
             for frame in group:
                 level = frames.levels.index(frame.fidelity)

@@ -82,6 +82,13 @@ class Features:
         basis = _choose_basis(frames, soap, config, device, report)
         return Features(soap, basis, device, RowStore() if keep_rows else None)
 
+    def to(self, device: torch.device) -> Features:
+        """The same features on another device, without a store."""
+        basis = self.basis
+        points, factors = (tuple(x.to(device) for x in part) for part in (basis.points, basis.factors))
+        moved = InducingBasis(basis.species, points, factors, basis.rank.to(device), basis.zeta, basis.jitter)
+        return Features(self.soap, moved, device)
+
     def check(self, frames: FrameSet, config: FitConfig) -> None:
         """Raise ConfigError where they are not what `config` describes, DataError for elements that they do not cover."""
         if self.basis.zeta != config.model.zeta or self.soap.config != config.descriptor:

@@ -80,6 +80,14 @@ class Statistics:
         """Statistics of the model with only the parameters `index` [m]."""
         return Statistics(len(index), {key: m.subset(index) for key, m in self.moments.items()})
 
+    def to(self, device: torch.device | str) -> Statistics:
+        """The same statistics on a device."""
+        moved = {
+            key: Moments(m.gram.to(device), m.projection.to(device), m.square, m.count)
+            for key, m in self.moments.items()
+        }
+        return Statistics(self.size, moved)
+
     def observed(self) -> list[Key]:
         """(level, kind) in a fixed order."""
         return sorted(self.moments)

@@ -56,6 +56,7 @@ LAYERS = [
         "evaluation",
         "doctor_fit",
         "learning_curve",
+        "rates",
         "estimate",
         "report",
         "console",
