@@ -99,7 +99,7 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
         batches = (soap.neighborhoods([f.atoms], device=device) for f in sample)
         soap = SOAP(config.descriptor, species, fit_contraction(soap, batches, config.descriptor.contraction))
     counts = count(training, sample, soap, config)
-    rates = measure(sample, soap, counts.inducing, list(counts.keys), counts.n_levels, config, device)
+    rates = measure(sample, soap, counts.inducing, counts.n_columns, list(counts.keys), counts.n_levels, config, device)
     parts = seconds(counts, rates)
     if config.training.objective == "vfe":
         parts["prior variances"] = rates.per_left_out * counts.n_frames

@@ -50,19 +50,20 @@ def measure(
     sample: list[Frame],
     soap: SOAP,
     sizes: np.ndarray,
+    n_columns: int,
     keys: list[Key],
     n_levels: int,
     config: FitConfig,
     device: torch.device,
 ) -> Rates:
-    """Time a bit of everything, in about a second. sizes [S]: inducing points M_s; keys: (level, kind) of the statistics."""
+    """Time a bit of everything, in a second or two. sizes [S]: M_s; keys: (level, kind) of the statistics."""
     by_size = sorted(sample, key=lambda f: len(f.atoms))
     typical = by_size[len(by_size) // 2]
     features = pretended(soap, sizes, config.model.zeta, device)
     gemm = product_rate(device)
     nb = soap.neighborhoods([typical.atoms], device=device)
     values = best(lambda: soap.values(nb), device)
-    size = features.basis.size + len(soap.species) + len(config.baselines)
+    size = features.basis.size + n_columns
     return Rates(
         gemm=gemm,
         per_atom=values / len(typical.atoms),
