@@ -74,12 +74,15 @@ def _bare(atoms: Atoms) -> Atoms:
 
 def predict(model: Any, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Energies (eV a cell), forces (eV/Å), moments (Bohr magnetons)."""
+    energies, forces, magmoms = [], [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [model([graph], task="efm") for graph in graphs(model, structures)]
-    energies = np.array([float(p["e"][0]) * len(atoms) for p, atoms in zip(found, structures, strict=True)])
-    forces, magmoms = ([p[k][0].detach().numpy().astype(float) for p in found] for k in "fm")
-    return energies, forces, magmoms
+        for atoms, graph in zip(structures, graphs(model, structures), strict=True):
+            found = model([graph], task="efm")
+            energies.append(float(found["e"][0].detach()) * len(atoms))  # detached: each keeps its graph of some 100 MB
+            forces.append(found["f"][0].detach().numpy().astype(float))
+            magmoms.append(found["m"][0].detach().numpy().astype(float))
+    return np.array(energies), forces, magmoms
 
 
 def composition_shift(frames: Sequence[Frame], energies: np.ndarray) -> dict[int, float]:
