@@ -45,8 +45,8 @@ class _Search:
 class SkinPairs:
     """Pairs within a descriptor's cutoff for one structure after another; see the module.
 
-    skin: Å. A search is made for other elements, another cell or other periodic directions, and when an atom has moved by more
-    than skin / 2; before it `check` is called with the structure. `searches` counts them.
+    skin: Å. A search is made for other elements, another cell or other periodic directions, and when an atom has moved by
+    more than skin / 2; before it `check` is called with the structure. `searches` counts them.
     """
 
     def __init__(
