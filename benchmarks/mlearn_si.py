@@ -24,17 +24,16 @@ from ase import Atoms
 from common import Usage, best_of, data_option, gemm_rate, machine, run_measured, timed, write_result
 from rich.console import Console
 from rich.table import Table
+from stages import STAGES, timed_pass
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales, posterior
 from mfgp.config import load_config
-from mfgp.estimate import pairs_per_centre
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
-from mfgp.fitting import build_columns, learn, make_prior
+from mfgp.fitting import learn, make_prior
 from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import select_inducing
 from mfgp.objectives import TrainingData
-from mfgp.observations import labelled_rows, whiten
 from mfgp.statistics import Statistics
 
 SETTINGS: dict[str, Any] = {
@@ -51,7 +50,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
 }
 GAP = {"sigma": "0.6", "sigma_energy": "0.004", "sigma_force": "0.1", "delta": "1.0"}
-TARGETS = {"energy_mae": 2.9e-3, "force_mae": 0.072, "fit_cpu_over_gap_fit": 0.25}  # eV/atom, eV/Å
+TARGETS = {"energy_mae": 2.9e-3, "force_mae": 0.072, "fit_cpu_over_gap_fit": 1 / 15}  # eV/atom, eV/Å
 TIMED_STRUCTURES = 5
 
 Evaluate = Callable[[Atoms], tuple[float, np.ndarray]]  # structure -> energy eV, forces [N, 3] eV/Å
@@ -174,17 +173,15 @@ def profile(frames: FrameSet, config: FitConfig) -> dict[str, dict[str, float]]:
     """CPU seconds of each stage of our fit, and over the floor: its flops at the matrix-product rate of this run."""
     rate = gemm_rate()
     features, n_candidates, spent = profile_features(frames, config)
-    spent |= profile_learning(frames, features, config)
-    m, n_rows = features.basis.size, sum(3 * len(f.atoms) + 7 for f in frames)
-    n_pairs = sum(float(pairs_per_centre(f, features.soap).sum()) for f in frames)
-    flops = {
-        "inducing points": 2.0 * n_candidates * m * (features.soap.n_features + 0.5 * m),
-        "rows": 6.0 * n_pairs * features.soap.n_features * m,
-        "whitening": 1.0 * n_rows * m**2,
-        "Gram": 1.0 * n_rows * m**2,
-        "posterior": 1.0 * m**3,  # factor and inverse
-    }
+    statistics, passed, flops, _, column_std = timed_pass(frames, features, config)
+    rate = 0.5 * (rate + gemm_rate())
+    spent |= passed | profile_learning(frames, features, config, statistics, column_std)
+    m = features.basis.size
+    flops["inducing points"] = 2.0 * n_candidates * m * (features.soap.n_features + 0.5 * m)
+    flops["posterior"] = 1.0 * m**3  # factor and inverse
     spent["all"], flops["all"] = sum(spent.values()), sum(flops.values())
+    three = [sum(x[stage] for stage in STAGES) for x in (spent, flops)]
+    spent["rows, whitening, Gram"], flops["rows, whitening, Gram"] = three
     return {
         stage: {"cpu_seconds": seconds, "over_floor": seconds * rate / flops.get(stage, np.nan)}
         for stage, seconds in spent.items()
@@ -205,24 +202,12 @@ def profile_features(frames: FrameSet, config: FitConfig) -> tuple[Features, int
     return features, len(kept), {"descriptors": both.cpu - choice.cpu, "inducing points": choice.cpu}
 
 
-def profile_learning(frames: FrameSet, features: Features, config: FitConfig) -> dict[str, float]:
-    """CPU seconds of rows, whitening, Gram matrices, evidence and posterior."""
-    spent = dict.fromkeys(("rows", "whitening", "Gram"), 0.0)
+def profile_learning(
+    frames: FrameSet, features: Features, config: FitConfig, statistics: Statistics, column_std: torch.Tensor
+) -> dict[str, float]:
+    """CPU seconds of evidence and posterior."""
     basis, training = features.basis, config.training
-    columns, column_std = build_columns(frames, basis.species, config, [])
-    statistics = Statistics(basis.size + columns.size)
     noises = (training.noise_energy, training.noise_force, training.noise_virial)
-    for frame in frames:
-        with timed() as rows:
-            phi = features.rows(frame.atoms)
-        with timed() as whitening:
-            whiten(basis, 0, phi)
-        extra = columns.rows(frame.atoms.numbers, [], frame.atoms.get_volume())
-        with timed() as gram:
-            design = torch.cat([phi, extra], dim=1)
-            statistics.add(0, labelled_rows(frame, design, columns.mean(extra, 0), noises[:2]))
-        for stage, seconds in zip(spent, (rows.cpu - whitening.cpu, whitening.cpu, gram.cpu), strict=True):
-            spent[stage] += seconds
     prior, noise = make_prior(frames.levels, basis, config.model.rho), LevelNoise(1, noises)
     with timed() as learning:
         learn(prior, noise, TrainingData(statistics), basis, column_std, config)
@@ -230,7 +215,7 @@ def profile_learning(frames: FrameSet, features: Features, config: FitConfig) ->
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
         joint = posterior(statistics, d, noise.inverse_variances(statistics.observed()))
         joint.level_mean(0), joint.level_covariances()
-    return spent | {"evidence": learning.cpu, "posterior": solving.cpu}
+    return {"evidence": learning.cpu, "posterior": solving.cpu}
 
 
 def score_table(result: dict[str, Any]) -> Table:

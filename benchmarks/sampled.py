@@ -25,8 +25,9 @@ from rich.table import Table
 from mfgp import MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.prediction import Predictor, residual_variance
+from mfgp.prediction import Predictor
 from mfgp.progress import bars
+from mfgp.residual import residual_variance
 
 DRAWS = (4, 8, 16, 32)
 KINDS = ("weights", "posterior", "calibrated")

@@ -1,53 +1,80 @@
-"""Derivatives of the density coefficients, in the channels that move.
+"""What the derivatives of the power spectrum of some centres are made from, pair by pair, laid out for long vectors.
 
-For a pair (i, j) with H_nl = w G_nl and R = |r_ij|, in the radial channels n of j's species,
+For a pair (i, j) with H_a = w G_nl in the channels a of j's species and R = |r_ij|, and c' the (contracted) coefficients,
 
-    dc_{n lm}/dr_ij = H_nl grad S_lm + dH_nl/dR rhat S_lm,
+    F_ab = sum_m (dc_a/dr_ij) c'_b = H_a U_b + dH_a/dR rhat V_b,      U_b = sum_m grad S_lm c'_b,   V_b = sum_m S_lm c'_b
 
-while the channels of all other species stay. The derivative with respect to an atom a != i sums the pairs (i, a), all
-images; that with respect to the strain, r -> (1 + strain) r, sums 1/2 (dc/dr_x r_y + dc/dr_y r_x) over all pairs, images
-of i itself included. What is moved is a target of three components: an atom, or one half of the strain (xx yy zz, then
-yz xz xy), which counts as atoms N and N + 1.
+and dp/dr_ij follows from F. The derivative with respect to an atom a != i sums the pairs (i, a), all images: those are a
+row. Rows of one species of neighbour are contiguous, by centre. The derivative with respect to the strain,
+r -> (1 + strain) r, sums 1/2 (F_x r_y + F_y r_x) over all pairs, images of i itself included.
+
+Degrees with equally many channels K_l are handled together, as a run: all of them without a contraction. There the
+channels b are taken in an order that starts with those of j's species, so that the products where both a and b belong to it
+stand side by side (`rows.py` adds F_ab and F_ba up).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
 from descriptors.contraction import expand_channels
-from descriptors.density import PADDING, Environments, degrees, segment_products
+from descriptors.density import PADDING, Environments, blockwise, degrees, density_pullback, segment_products
 from descriptors.neighbors import Neighborhoods
 from descriptors.power_spectrum import power_spectrum_pullback
 from descriptors.soap import SOAP, Expansion, environments, expand_environments
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
-STRAIN = 2  # targets that the strain counts as
 
 
 @dataclass(frozen=True)
 class CentreExpansion:
-    """The expansion of some centres, with what the derivatives of their coefficients are made from."""
+    """The expansion of some centres, with what the derivatives of their power spectra are made from."""
 
     expansion: Expansion
     centres: Tensor  # [c] atoms of the batch, in the order of the expansion
     neighbor: Tensor  # [pair] atom of the batch
-    n_atoms: int  # N, of the batch
-    ascent: Tensor  # [c, s, n lm] d|p|/dc of the uncontracted channels
-    strain: Tensor  # [c, s, 2, 3, n, lm] dc/d(strain)
-    pairs: Tensor  # [moving pair] by species of the neighbour, then by centre; without images of the centre itself
-    offsets: tuple[tuple[int, ...], ...]  # [s][c + 1] where the pairs of each centre start among `pairs`
+    runs: tuple[slice, ...]  # degrees l with equally many channels
+    angular: tuple[
+        Tensor, ...
+    ]  # of each run [slot, U and rhat V, l, K_l, xyz], channels in the order of the slot's species
+    norm: Tensor  # [pair, 3] d|p|/dr_ij
+    pairs: Tensor  # [moving pair] by species of the neighbour, centre, neighbour; without images of the centre itself
+    first: Tensor  # [row] place of a row's first image among `pairs`
+    images: Tensor  # [row] number of images
+    row_centre: Tensor  # [row] position in `centres`
+    row_atom: Tensor  # [row] atom of the batch
+    offsets: tuple[tuple[int, ...], ...]  # [s][c + 1] where the rows of each centre start
 
 
 @dataclass(frozen=True)
-class CoefficientSlopes:
-    """Derivatives of the coefficients of some centres i in the channels of one species; zero in places not taken."""
+class RowFactors:
+    """F of some rows as a sum over their images, most images first: sum_k H_k U_k; the k-th holds the first r_k rows."""
 
-    target: Tensor  # [i, w] strain (N, N + 1), then each atom of the species in range; N where the place is not taken
-    coefficients: Tensor  # [i, w, 3, n, lm] dc/d(target), 1/Å or 1
-    norm: Tensor  # [i, w, 3] what they change |p| by
+    centre: Tensor  # [R] position in `centres`
+    atom: Tensor  # [R]
+    terms: tuple[tuple[tuple[Tensor, Tensor], ...], ...]  # [run][k]: H or dH [l, n, r xyz], U or rhat V [l, K, r xyz]
+
+
+def channel_runs(soap: SOAP) -> tuple[slice, ...]:
+    """Degrees with equally many channels."""
+    starts = [0]
+    for _, group in groupby(soap.layout.widths):
+        starts.append(starts[-1] + len(list(group)))
+    return tuple(slice(a, b) for a, b in pairwise(starts))
+
+
+def channel_order(soap: SOAP, l: int) -> Tensor:  # noqa: E741
+    """Order of the channels b for neighbours of each species, [S, K_l]: their own first; as they are under a contraction."""
+    n_species, k = len(soap.species), soap.layout.widths[l]
+    every = torch.arange(k)
+    if soap.contraction is not None:
+        return every.expand(n_species, k)
+    of = torch.div(every, soap.config.n_max, rounding_mode="floor")
+    return torch.stack([torch.cat([every[of == s], every[of != s]]) for s in range(n_species)])
 
 
 def expand_centres(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Expansion, Tensor]:
@@ -65,27 +92,39 @@ def expand_centres(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Expa
 
 
 def expand_with_slopes(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> CentreExpansion:
-    """What `coefficient_slopes` needs, for centres in any order. Raises ValueError as SOAP.values."""
+    """The expansion for centres in any order. Raises ValueError as SOAP.values."""
     ex, neighbor = expand_centres(soap, nb, centres)
-    env = ex.environments
-    key = env.pair_species * len(centres) + env.centre
-    pairs = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
-    pairs = pairs[torch.argsort(key[pairs], stable=True)]
-    counts = torch.bincount(key[pairs], minlength=len(soap.species) * len(centres))
-    stops = [0, *counts.cumsum(0).tolist()]
-    starts = range(0, len(stops) - 1, max(1, len(centres)))
-    offsets = tuple(tuple(stops[k : k + len(centres) + 1]) for k in starts)
-    ascent, strain = norm_gradient(soap, ex), _strain_slopes(soap, ex)
-    flat = torch.cat(ascent, dim=2).view(len(centres), len(soap.species), -1)
-    return CentreExpansion(ex, centres, neighbor, len(nb.numbers), flat, strain, pairs, offsets)
+    env, n_atoms = ex.environments, len(nb.numbers)
+    n_keys = len(soap.species) * len(centres)
+    moving = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
+    key = (env.pair_species * len(centres) + env.centre)[moving] * n_atoms + neighbor[moving]
+    key, order = torch.sort(key, stable=True)
+    rows, images = torch.unique_consecutive(key, return_counts=True)
+    segment = torch.div(rows, n_atoms, rounding_mode="floor")  # [row] species, centre
+    stops = [0, *torch.bincount(segment, minlength=n_keys).cumsum(0).tolist()]
+    starts = range(0, n_keys, max(1, len(centres)))
+    return CentreExpansion(
+        expansion=ex,
+        centres=centres,
+        neighbor=neighbor,
+        runs=channel_runs(soap),
+        angular=_angular_products(soap, ex),
+        norm=density_pullback(ex.slots, ex.terms, ex.slopes, norm_gradient(soap, ex)),
+        pairs=moving[order],
+        first=images.cumsum(0) - images,
+        images=images,
+        row_centre=segment % len(centres),
+        row_atom=rows % n_atoms,
+        offsets=tuple(tuple(stops[k : k + len(centres) + 1]) for k in starts),
+    )
 
 
 def expansion_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
     """Memory of each centre's share of a CentreExpansion and of what it is made from, [centre] bytes: an estimate."""
     pairs = torch.bincount(nb.centre, minlength=len(nb.numbers)).to(torch.float64)  # [centre]
     n_max, n_degrees = soap.config.n_max, soap.config.l_max + 1
-    per_slot = 20 * n_degrees**2 + 8 * n_max * n_degrees + 30  # harmonics and radial functions, with slopes and strains
-    per_centre = 16 * len(soap.species) * n_max * n_degrees**2 + 4 * soap.n_features
+    per_slot = 16 * n_degrees**2 + 8 * n_max * n_degrees + 8 * sum(soap.layout.widths) + 30
+    per_centre = 8 * len(soap.species) * n_max * n_degrees**2 + 4 * soap.n_features
     return nb.vectors.element_size() * (PADDING * per_slot * pairs + per_centre)
 
 
@@ -96,54 +135,88 @@ def norm_gradient(soap: SOAP, ex: Expansion) -> list[Tensor]:
     return ascent if soap.contraction is None else expand_channels(ascent, soap.contraction)
 
 
-def coefficient_slopes(expansion: CentreExpansion, start: int, stop: int, s: int) -> CoefficientSlopes:
-    """Slopes of centres start .. stop - 1 of the expansion in the channels of species s."""
-    first, last = expansion.offsets[s][start], expansion.offsets[s][stop]
-    pairs, n_centres, n_atoms = expansion.pairs[first:last], stop - start, expansion.n_atoms
-    of_pair = expansion.expansion.environments.centre[pairs] - start
-    keys, row = torch.unique(of_pair * n_atoms + expansion.neighbor[pairs], return_inverse=True)
-    centre = torch.div(keys, n_atoms, rounding_mode="floor")  # [row]
-    counts = torch.bincount(centre, minlength=n_centres)
-    width = STRAIN + int(counts.max())
-    before = counts.cumsum(0) - counts  # [c] rows of the centres before
-    place = centre * width + STRAIN + torch.arange(len(keys), device=keys.device) - before[centre]  # [row]
-    target = keys.new_full((n_centres, width), n_atoms)
-    target[:, 1] += 1
-    target.view(-1)[place] = keys % n_atoms
-    strain = expansion.strain[start:stop, s]
-    slopes = strain.new_zeros(n_centres, width, *strain.shape[2:])
-    slopes.flatten(0, 1).index_add_(0, place[row], _pair_slopes(expansion.expansion, pairs))
-    slopes[:, :STRAIN] = strain
-    norm = slopes.view(n_centres, width * 3, -1) @ expansion.ascent[start:stop, s, :, None]
-    return CoefficientSlopes(target, slopes, norm.view(n_centres, width, 3))
+def row_factors(expansion: CentreExpansion, start: int, stop: int, s: int) -> RowFactors:
+    """Factors of F for the rows of centres start .. stop - 1 of the expansion and neighbours of species s."""
+    rows = slice(expansion.offsets[s][start], expansion.offsets[s][stop])
+    centre, atom = expansion.row_centre[rows], expansion.row_atom[rows]
+    first, images = expansion.first[rows], expansion.images[rows]
+    most = int(images.max()) if len(images) else 0
+    counts = [len(first)]
+    if most > 1:
+        images, order = torch.sort(images, descending=True, stable=True)
+        centre, atom, first = centre[order], atom[order], first[order]
+        counts += [int((images > k).sum()) for k in range(1, most)]
+    terms: list[list[tuple[Tensor, Tensor]]] = [[] for _ in expansion.runs]
+    for k, r in enumerate(counts):
+        slots = expansion.expansion.slots.of_pair[expansion.pairs[first[:r] + k]]
+        for run, of_run in enumerate(_image_terms(expansion, slots)):
+            terms[run] += of_run
+    return RowFactors(centre, atom, tuple(tuple(t) for t in terms))
 
 
-def _pair_slopes(ex: Expansion, pairs: Tensor) -> Tensor:
-    """dc/dr_ij, [pair, 3, n, lm]."""
-    slot = ex.slots.of_pair[pairs]
-    n_degrees = len(ex.terms.radial)
-    repeat = ex.norm.new_zeros(n_degrees, n_degrees**2)  # [l, lm] 1 where m belongs to l
-    for l, columns in enumerate(degrees(n_degrees - 1)):  # noqa: E741
-        repeat[l, columns] = 1
-    h = ex.terms.radial.index_select(1, slot).permute(1, 2, 0) @ repeat  # [pair, n, lm]
-    dh = ex.slopes.radial.index_select(1, slot).permute(1, 2, 0) @ repeat
-    dh *= ex.terms.harmonics.index_select(0, slot)[:, None]
-    out = h[:, None] * ex.slopes.harmonics.index_select(0, slot)[:, :, None]
-    return out.addcmul_(dh[:, None], ex.slopes.direction[slot][:, :, None, None])
+def _image_terms(expansion: CentreExpansion, slots: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+    """The terms of one image of each row, in these slots: for each run."""
+    ex, out = expansion.expansion, []
+    for degree, angular in zip(expansion.runs, expansion.angular, strict=True):
+        both = (
+            angular.index_select(0, slots).view(len(slots), 2, angular[0, 0, ..., 0].numel(), 3).permute(1, 2, 0, 3)
+        )  # [U V, l K, r, xyz]
+        u, v = both.contiguous().view(2, *angular.shape[2:4], -1)
+        h, dh = (x[degree].index_select(1, slots).transpose(1, 2) for x in _radial(ex))  # [l, n, r]
+        out.append([(_thrice(h), u), (_thrice(dh), v)])
+    return out
 
 
-def _strain_slopes(soap: SOAP, ex: Expansion) -> Tensor:
-    """dc/d(strain), [c, s, 2, 3, n, lm]."""
-    n_centres, n_species, n_max = len(ex.norm), len(soap.species), soap.config.n_max
+def _thrice(x: Tensor) -> Tensor:
+    """[..., r] -> [..., r xyz]."""
+    return x[..., None].expand(*x.shape, 3).flatten(-2)
+
+
+def _radial(ex: Expansion) -> tuple[Tensor, Tensor]:
+    return ex.terms.radial, ex.slopes.radial
+
+
+def _angular_products(soap: SOAP, ex: Expansion) -> tuple[Tensor, ...]:
+    """U and rhat V of every slot, for each run [slot, 2, l, K_l, xyz]."""
+    n_species = len(soap.species)
+    four = torch.cat([ex.slopes.harmonics, ex.terms.harmonics[:, None]], dim=1)  # [slot, xyz and value, lm]
+    columns, out = degrees(soap.config.l_max), []
+    direction = ex.slopes.direction[:, None]  # [slot, 1, xyz]
+    for run in channel_runs(soap):
+        width = soap.layout.widths[run.start]
+        products = four.new_empty(len(four), 2, run.stop - run.start, width, 3)
+        order = channel_order(soap, run.start).to(four.device)
+        for block in ex.slots.blocks:
+            s = block.segments % n_species
+            centre = torch.div(block.segments, n_species, rounding_mode="floor")
+            index = (centre[:, None] * width + order[s]).flatten()  # [segment K]
+            here = slice(block.start, block.stop)
+            for i, l in enumerate(range(run.start, run.stop)):  # noqa: E741
+                c = ex.coefficients[l].flatten(0, 1).index_select(0, index).view(len(s), width, 2 * l + 1)
+                left = blockwise(ex.slots, four[:, :, columns[l]], block).flatten(1, 2)  # [segment, w 4, m]
+                both = torch.bmm(left, c.transpose(1, 2)).view(-1, 4, width)
+                products[here, 0, i] = both[:, :3].transpose(1, 2)
+                torch.mul(both[:, 3, :, None], direction[here], out=products[here, 1, i])
+        out.append(products)
+    return tuple(out)
+
+
+def strain_products(soap: SOAP, expansion: CentreExpansion) -> tuple[list[Tensor], Tensor]:
+    """F of the strain for each run [c, s, 6, l, n, K_l], and d|p|/d(strain) [c, 6]."""
+    ex, n_centres, n_max = expansion.expansion, len(expansion.centres), soap.config.n_max
     voigt = voigt_products(ex.slots.vectors)  # [slot, 6, 3]
-    by_harmonic = voigt @ ex.slopes.harmonics  # [slot, 6, lm]
-    by_distance = (voigt @ ex.slopes.direction[:, :, None]) * ex.terms.harmonics[:, None]
-    out = voigt.new_empty(n_centres * n_species, 6, n_max, by_harmonic.shape[2])
-    for l, columns in enumerate(degrees(soap.config.l_max)):  # noqa: E741
-        part = segment_products(ex.slots, ex.terms.radial[l], by_harmonic[:, :, columns].flatten(1), len(out))
-        part += segment_products(ex.slots, ex.slopes.radial[l], by_distance[:, :, columns].flatten(1), len(out))
-        out[..., columns] = part.view(len(out), n_max, 6, 2 * l + 1).transpose(1, 2)
-    return out.view(n_centres, n_species, STRAIN, 3, n_max, by_harmonic.shape[2])
+    n_segments, out = n_centres * len(soap.species), []
+    for run, angular in zip(expansion.runs, expansion.angular, strict=True):
+        parts = []
+        for i, l in enumerate(range(run.start, run.stop)):  # noqa: E741
+            u, v = ((angular[:, k, i] @ voigt.transpose(1, 2)).flatten(1) for k in range(2))  # [slot, K 6]
+            f = segment_products(ex.slots, ex.terms.radial[l], u, n_segments)
+            f = f + segment_products(ex.slots, ex.slopes.radial[l], v, n_segments)
+            parts.append(f.view(n_centres, -1, n_max, angular.shape[3], 6).permute(0, 1, 4, 2, 3))
+        out.append(torch.stack(parts, dim=3))
+    env = ex.environments
+    along = (voigt_products(env.vectors) @ expansion.norm[:, :, None]).squeeze(2)  # [pair, 6]
+    return out, along.new_zeros(n_centres, 6).index_add_(0, env.centre, along)
 
 
 def voigt_products(vectors: Tensor) -> Tensor:

@@ -192,8 +192,24 @@ def _chgnet(*, model_name: str = "0.3.0", device: str = "cpu") -> Calculator:
         return CHGNetCalculator(model, use_device=device, on_isolated_atoms="ignore")
 
 
-_REGISTRY: dict[str, Callable[..., Calculator]] = {"chgnet": _chgnet, "emt": _emt, "zbl": _zbl}
-_VACUUM = {"chgnet": 15.0}  # Å; beyond its cutoff of 6 Å, so a box is as good as open space
+def _chgnet_0_2(*, device: str = "cpu") -> Calculator:
+    """CHGNet's earlier weights, trained on the same data: errors of its own, so a second column beside the first helps."""
+    return _chgnet(model_name="0.2.0", device=device)
+
+
+def _chgnet_r2scan(*, device: str = "cpu") -> Calculator:
+    """CHGNet's weights after transfer to r2SCAN."""
+    return _chgnet(model_name="r2scan", device=device)
+
+
+_REGISTRY: dict[str, Callable[..., Calculator]] = {
+    "chgnet": _chgnet,
+    "chgnet-0.2.0": _chgnet_0_2,
+    "chgnet-r2scan": _chgnet_r2scan,
+    "emt": _emt,
+    "zbl": _zbl,
+}
+_VACUUM = {name: 15.0 for name in _REGISTRY if name.startswith("chgnet")}  # Å; beyond its cutoff of 6 Å: as open space
 
 
 def _settings_hash(settings: Mapping[str, Any]) -> str:

@@ -17,13 +17,14 @@ a handful of structures the calibration stays near what the model says by itself
 cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std is that of the
 difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard deviations) a
 second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al.,
-Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+Mach. Learn.: Sci. Technol. 3, 015012 (2022). Of forces v_weights and v_residual are multiplied by the factor of novelty.py
+first, which is fitted in turns with a, r and b.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,14 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mfgp.leave_one_out import LeftOut
+from mfgp.novelty import Neighbours, Novelty, Pairs, Surprise, fit_exponent
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
 PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-9.0, 6.0)
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
+ROUNDS = 3  # of factors and exponents in turns
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,24 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of energies and virials by level, of forces by level and atomic number."""
+    """Scales of energies and virials by level, of forces by level and atomic number; novelty of forces by level."""
 
     energy: tuple[Scale, ...]
     forces: tuple[dict[int, Scale], ...]
     virial: tuple[Scale, ...]
     fitted: tuple[Fitted, ...] = ()
+    novelty: tuple[Novelty, ...] = ()
+
+    def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
+        """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 but for forces.
+
+        weights [1+3N+6]: the weights' part; pairs: of neighbours within the cutoff.
+        """
+        out = torch.ones_like(weights)
+        if self.novelty:
+            found = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
+            out[1:-6] = torch.from_numpy(found.repeat(3)).to(out)
+        return out
 
     def variances(
         self, level: int, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64], noise: Tensor
@@ -128,6 +143,10 @@ class Calibration:
             "forces": [{chemical_symbols[z]: asdict(s) for z, s in level.items()} for level in self.forces],
             "virial": [asdict(s) for s in self.virial],
             "fitted": [asdict(f) for f in self.fitted],
+            "novelty": [
+                {"exponent": n.exponent, "reference": {chemical_symbols[z]: v for z, v in n.reference.items()}}
+                for n in self.novelty
+            ],
         }
 
     @staticmethod
@@ -138,6 +157,10 @@ class Calibration:
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
             tuple(Scale(**s) for s in data["virial"]),
             tuple(Fitted(**{**f, "scale": Scale(**f["scale"])}) for f in data["fitted"]),
+            tuple(
+                Novelty(n["exponent"], {atomic_numbers[z]: v for z, v in n["reference"].items()})
+                for n in data["novelty"]
+            ),
         )
 
 
@@ -156,7 +179,71 @@ class _Errors:
         return Scale(a, r, b, *fit_factors(self.error, [self.weights, self.noise], self.structures))
 
 
-def fit_calibration(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
+def fit_calibration(
+    left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int], neighbours: Neighbours | None = None
+) -> Calibration:
+    """Fit the scales of every property at every level, and the novelty of forces, to left-out errors.
+
+    neighbours: pairs of a structure within the cutoff; without them there is no novelty. See fit_scales for what happens
+    where there is little to fit to.
+    """
+    left = list(left_out)
+    first = found = fit_scales(left, levels, species)
+    if neighbours is None:
+        return found
+    of_forces = {level: [p for p in left if p.kind == "forces" and p.frame.fidelity == level] for level in levels}
+    usual = [{z: _mean_variance(of_forces[level], z) for z in species} for level in levels]
+    novelty = [Novelty(0.0, {z: v for z, v in u.items() if v > 0}) for u in usual]
+    ratios = {
+        id(p): _ratios(p, novelty[levels.index(p.frame.fidelity)], neighbours) for p in left if p.kind == "forces"
+    }
+    for _ in range(ROUNDS):
+        for t, level in enumerate(levels):
+            if len(of_forces[level]) >= MIN_STRUCTURES:
+                surprises = [_surprise(p, found.forces[t], ratios[id(p)]) for p in of_forces[level]]
+                novelty[t] = replace(novelty[t], exponent=fit_exponent(surprises))
+        exponents = {level: n.exponent for level, n in zip(levels, novelty, strict=True)}
+        found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
+    before = {(f.level, f.kind, f.species): f for f in first.fitted}
+    fitted = []
+    for f in found.fitted:
+        was = before[f.level, f.kind, f.species]
+        fitted.append(replace(f, coverage_before=was.coverage_before, z_std_before=was.z_std_before))
+    return replace(found, fitted=tuple(fitted), novelty=tuple(novelty))
+
+
+def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
+    """Of the weights, over the force components on species z; 0 for none."""
+    found = np.concatenate([p.weight_variance[p.species == z] for p in parts] or [np.zeros(0)])
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _ratios(part: LeftOut, novelty: Novelty, neighbours: Neighbours) -> Array:
+    """log u of every left-out force component, [row]."""
+    frame = part.frame
+    atoms = np.flatnonzero(frame.force_mask)
+    u = novelty.ratios(part.weight_variance, frame.atoms.numbers, atoms, neighbours(frame.atoms))
+    return np.log(u[atoms]).repeat(3)
+
+
+def _surprise(part: LeftOut, scales: Mapping[int, Scale], log_ratio: Array) -> Surprise:
+    a, r, b = (
+        np.array([getattr(scales[int(z)], name) for z in part.species]) for name in ("weights", "residual", "noise")
+    )
+    return Surprise(
+        part.error, a * part.weight_variance + r * part.residual_variance, b * part.noise_variance, log_ratio
+    )
+
+
+def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[str, float]) -> LeftOut:
+    """With the model's variances of forces as their novelty makes them."""
+    if part.kind != "forces":
+        return part
+    g = np.exp(exponents[part.frame.fidelity] * ratios[id(part)])
+    return replace(part, weight_variance=g * part.weight_variance, residual_variance=g * part.residual_variance)
+
+
+def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
     """Fit the scales of every property at every level to left-out errors.
 
     A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials

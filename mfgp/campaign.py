@@ -139,7 +139,7 @@ class Campaign:
         if stop.std is not None and std <= stop.std:
             why = f"target reached: std {std:.4g} eV/Å, asked for {stop.std:g}"
         elif stop.steps is not None and steps >= stop.steps:
-            why = f"{steps} steps done, as asked for"
+            why = f"{steps} step{'' if steps == 1 else 's'} done, as asked for"
         elif left is not None and left <= 0:
             why = f"budget spent: {spent:.4g} of {stop.hours:g} h"
         elif not chosen.choices:
@@ -153,7 +153,7 @@ class Campaign:
     def costs(self) -> CostModel:
         """Hours by level: measured where MEASURED labels say their time, else as configured."""
         measured = self.model().costs
-        timed = {t: measured.sums[t][0] if t in measured.sums else 0 for t in self.config.levels}
+        timed = {t: measured.sums[t].count if t in measured.sums else 0 for t in self.config.levels}
         given = {t: c.hours for t, c in self.config.levels.items() if c.hours is not None and timed[t] < MEASURED}
         return measured.with_given(given)
 

@@ -85,9 +85,9 @@ def question(
     known = fitted.costs.with_given(given)
     for level in fitted.levels:
         if not known.missing([level]):
-            how = "given" if level in known.given else f"learned from {known.sums[level][0]:.0f} training frames"
+            how = "given" if level in known.given else f"learned from {known.sums[level].count:.0f} training frames"
             console.say(
-                notices, f"cost of {level}: {known.hours(level, structures[0]):.3g} hours a calculation ({how})"
+                notices, f"cost of {level}: {known.hours(level, structures).mean():.3g} hours a calculation ({how})"
             )
     return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted)
 
@@ -183,6 +183,10 @@ def plan(
                 report=report,
             )
         console.stdout().print(plan_table(found, asked.unit))
+        text = (
+            "note: an upper bound; a fit to more labels also learns smaller noise and amplitudes. Compare levels by it."
+        )
+        console.say(notices, text)
         if found.joint.hours < 0.9 * hours:
             text = f"note: the pool is calculated in full, or nothing more fits, after {found.joint.hours:.3g} hours."
             console.say(notices, text, "yellow")

@@ -112,6 +112,17 @@ class BaselineConfig(Section):
         return value
 
 
+class PairConfig(Section):
+    """A pair potential of n functions for each pair of elements, up to r_cut (Å).
+
+    std: prior standard deviation of its coefficients, eV, and of their changes from level to level.
+    """
+
+    r_cut: Float = Field(default=4.0, gt=0)
+    n: Int = Field(default=12, ge=2, le=100)
+    std: Float = Field(default=1.0, gt=0)
+
+
 class TrainingConfig(Section):
     """How hyperparameters are learned.
 
@@ -133,18 +144,19 @@ class TrainingConfig(Section):
     max_energy_ratio: Float = Field(default=0.1, gt=0)
 
 
+# from folds of acetylacetone, silicon and LMFP (docs/accuracy.md)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "molecule": {
-        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 2}},
-        "model": {"zeta": 4, "n_inducing": 2000},
+        "descriptor": {"r_cut": 5.0, "n_max": 6, "l_max": 3, "sigma": 0.6, "radial_scaling": {"r0": 1.0, "m": 2}},
+        "model": {"zeta": 2, "n_inducing": 3000},
     },
     "solid": {
-        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 4}},
+        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.6, "radial_scaling": {"r0": 3.0, "m": 2}},
         "model": {"zeta": 4, "n_inducing": 1000},
     },
     "oxide": {
-        "descriptor": {"r_cut": 5.0, "n_max": 6, "l_max": 5, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 4}},
-        "model": {"zeta": 4, "n_inducing": 1000},
+        "descriptor": {"r_cut": 5.0, "n_max": 5, "l_max": 4, "sigma": 0.5, "radial_scaling": {"r0": 1.5, "m": 3}},
+        "model": {"zeta": 2, "n_inducing": 2000},
     },
 }
 
@@ -158,6 +170,7 @@ class FitConfig(Section):
     descriptor: SOAPConfig = SOAPConfig()
     model: ModelConfig = ModelConfig()
     baselines: tuple[BaselineConfig, ...] = ()
+    pair: PairConfig | None = None
     training: TrainingConfig = TrainingConfig()
     seed: Int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"

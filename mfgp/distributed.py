@@ -5,6 +5,8 @@ lie until one is left: what travels is O(M'^2) for each worker, whatever the num
 process but for the order of the additions. A task whose worker is lost is computed again elsewhere by dask, from the frames
 and the features that the scheduler holds.
 
+Where the fit is on a GPU each worker takes one: start as many workers as there are GPUs. Sums travel through the CPU.
+
 Workers and scheduler exchange Python objects by pickle, as dask does: use a scheduler of your own, in a network you trust.
 """
 
@@ -12,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline
 from mfgp.errors import ConfigError
 from mfgp.features import Features
-from mfgp.fitting import accumulate
 from mfgp.frames import FrameSet
 from mfgp.observations import Columns
 from mfgp.progress import Report, silent
@@ -59,7 +62,7 @@ def client_of(workers: int | None = None, scheduler: str | None = None) -> Itera
 
 
 class DistributedPass:
-    """`fitting.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
+    """`accumulation.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -75,22 +78,22 @@ class DistributedPass:
     ) -> Statistics:
         if baselines:
             raise ConfigError("a fit on several workers takes no baselines; leave out --workers, or the baselines.")
-        if features.device.type != "cpu":
-            raise ConfigError("workers compute on the CPU; set device: cpu, or leave out --workers.")
         from distributed import as_completed
 
         client, size = self.client, features.basis.size + columns.size
         # a task, not scattered data: what a lost worker held is made again
-        shared = client.submit(_held, (replace(features, store=None), columns), pure=False)
+        cpu = torch.device("cpu")
+        shared = client.submit(_held, (features.to(cpu), columns.to(cpu)), pure=False)
         workers = max(1, len(client.scheduler_info()["workers"]))
         parts = chunks(frames, TASKS_PER_WORKER * workers)
-        futures = [client.submit(_part, part, shared, default_sigmas, size, pure=False) for part in parts]
+        kind = features.device.type
+        futures = [client.submit(_part, part, shared, default_sigmas, size, kind, pure=False) for part in parts]
         root = _tree(client, futures)
         done = 0
         for future in as_completed(futures):
             done += len(parts[futures.index(future)])
             report("labels", done, len(frames), f"{workers} workers")
-        return root.result()
+        return root.result().to(features.device)
 
 
 def chunks(frames: FrameSet, n: int) -> list[FrameSet]:
@@ -105,10 +108,29 @@ def _held(shared: tuple[Features, Columns]) -> tuple[Features, Columns]:
 
 
 def _part(
-    frames: FrameSet, shared: tuple[Features, Columns], default_sigmas: tuple[float, float], size: int
+    frames: FrameSet, shared: tuple[Features, Columns], default_sigmas: tuple[float, float], size: int, kind: str
 ) -> Statistics:
+    """Statistics of some frames, on the CPU, computed on the worker's device of this kind."""
+    if not len(frames):
+        return Statistics(size)
     features, columns = shared
-    return accumulate(frames, features, columns, [], default_sigmas) if len(frames) else Statistics(size)
+    if kind == "cuda":
+        from distributed import get_worker
+
+        device = torch.device("cuda", device_index(get_worker().name, torch.cuda.device_count()))
+        features, columns = features.to(device), columns.to(device)
+    return accumulate(frames, features, columns, [], default_sigmas).to("cpu")
+
+
+def device_index(name: object, n_devices: int) -> int:
+    """The GPU of a worker: by its number, where workers are numbered as in a local cluster; else the first it sees.
+
+    Workers that a job script starts see one GPU each (CUDA_VISIBLE_DEVICES, as dask-cuda sets it). Raises ConfigError where
+    there is none.
+    """
+    if n_devices < 1:
+        raise ConfigError("device: cuda, but a worker finds no CUDA device; start one worker for each GPU.")
+    return int(name) % n_devices if isinstance(name, int) else 0
 
 
 def _merged(*parts: Statistics) -> Statistics:

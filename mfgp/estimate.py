@@ -1,55 +1,46 @@
 """What a fit will take, before it is started: memory and time from a sample of the data and a moment of measuring.
 
 With n_ca the (centre, atom) pairs in range of a structure, counted on a sample, D features, E entries of a form (rows.py),
-M_s inducing points of a species (M in all, M' with the columns beside them), T levels, rows R = 3N + 7 of a structure of N
-atoms:
+M_s inducing points of a species (M in all, M' with the columns beside them), T levels, R labelled rows:
 
-    descriptors        seconds per atom of SOAP values, measured on the sample
-    inducing points    sum_s [ n_s M_s D + n_s M_s^2 / 2 ] multiply-adds of matrix-vector products    (n_s candidates)
-    derivatives        seconds per pair of the coefficients' derivatives, measured on the sample
-    rows               2 * 3 n_ca E M_s flops, summed over the species of the centres: matrix products
-    statistics         whitening R M_s^2, Gram R M'^2 multiply-adds, and one pass over M'^2 numbers for each kind of label
-    evidence           evaluations * [ (T M')^3 + passes over the statistics ]
-    posterior          (T M')^3 and T covariances
-    calibration        derivatives, rows and whitening of the structures that are left out, times CALIBRATION
+    descriptors        seconds per atom of SOAP values
+    inducing points    sum_s n_s M_s (D + M_s / 2) multiply-adds, and seconds per pivot beside them    (n_s candidates)
+    rows               seconds per pair and inducing point of its centre's species; each geometry once
+    statistics         seconds per R M'^2 of whitening and Gram matrices
+    evidence           evaluations, (T M')^3 each
+    posterior          two more of them
+    calibration        seconds per structure that is left out
 
-Rates of matrix-matrix and matrix-vector products are those of this machine at this moment, on the device of the fit.
-`OVERHEAD` is the ratio of measured to counted time: CPU seconds of every stage of fits to the LiFePO4 / LiMnPO4 example (111
-structures at two levels, preset oxide, one core) with M = 400 and 1000, over the counts at rates measured in CPU seconds
-too; with them the totals were 9.2 for 11.1 and 21.5 for 24.2 s. Memory is the largest of the stages of the fit, beyond what
-the interpreter takes (about 0.3 GB): 0.28 and 0.38 GB where 0.18 and 0.29 GB were measured at M = 400 and 1000.
-Calculators of baselines come on top, in time and memory.
+All seconds are measured on this machine at this moment, with the code of the fit (rates.py). What is not known beforehand is
+how many evaluations the optimiser will take: EVALUATIONS of those allowed, as found on fits of silicon, acetylacetone and
+LMFP (`python benchmarks/estimates.py` compares). Memory is the largest of the stages of the fit, beyond what the interpreter
+takes (about 0.3 GB). Calculators of baselines come on top, in time and memory.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from descriptors import SOAP, fit_contraction
-from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion_bytes
+from descriptors.slopes import expansion_bytes
+from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.objectives import FOLDS
+from mfgp.pair_term import pair_term
+from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
+from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
 
 SAMPLE = 24  # structures on which pairs are counted
-TIMED_PAIRS = 100  # (centre, atom) pairs whose derivatives are timed
-GEMM_SIZE, GEMV_SIZE = 512, 2048
 FLOAT = 8  # bytes
-CALIBRATION = (
-    3.0  # time of full Jacobian, rows and prior variances of a structure over that of its rows alone, measured
-)
-OVERHEAD = {"rows": 3.2, "statistics": 1.5, "evidence": 2.3, "posterior": 2.3}  # measured, see above
 EVALUATIONS = 0.5  # of the evidence, for each iteration that is allowed
 COPIES = 5  # of the joint precision that are held at a time
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
@@ -68,7 +59,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Counts:
-    """Sizes that set the cost. By species: atoms, pairs n_ca, candidates, inducing points M_s, each [S]."""
+    """Sizes that set the cost. By species [S]: atoms, pairs n_ca (of distinct structures, where needed), candidates, M_s."""
 
     atoms: np.ndarray
     pairs: np.ndarray
@@ -77,11 +68,11 @@ class Counts:
     n_features: int  # D
     n_entries: int  # E, of a form
     n_frames: int
-    n_rows: int  # of all structures
+    n_rows: int  # with labels, of all frames
     largest_rows: int  # of the largest structure
     largest_bytes: float  # of its expansion with slopes
     n_columns: int
-    levels: tuple[int, ...]  # level of each set of statistics
+    keys: tuple[Key, ...]  # (level, kind) of each set of statistics
     n_levels: int
     evaluations: tuple[tuple[int, float], ...]  # (inducing points, evaluations) of each run of the optimiser
     n_calibrated: int  # structures that are left out one by one
@@ -94,18 +85,8 @@ class Counts:
         return int(self.inducing.sum()) + self.n_columns
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Of this machine: multiply-adds per second of matrix-matrix and matrix-vector products, seconds per atom and pair."""
-
-    gemm: float
-    gemv: float
-    per_atom: float
-    per_pair: float
-
-
 def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
-    """Memory and time of `MultiFidelityGP.fit(frames, config)`; takes well under a second.
+    """Memory and time of `MultiFidelityGP.fit(frames, config)`; takes a second or two.
 
     Raises DataError where there is nothing to train on.
     """
@@ -118,52 +99,76 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
         batches = (soap.neighborhoods([f.atoms], device=device) for f in sample)
         soap = SOAP(config.descriptor, species, fit_contraction(soap, batches, config.descriptor.contraction))
     counts = count(training, sample, soap, config)
-    gemm, gemv = product_rates(device)
-    rates = Rates(gemm, gemv, *descriptor_rates(sample, soap, device))
-    parts = {name: OVERHEAD.get(name, 1.0) * value for name, value in seconds(counts, rates).items()}
-    of_rows = parts["derivatives"] + parts["rows"] + parts["statistics"]
-    parts["calibration"] = CALIBRATION * of_rows * counts.n_calibrated / counts.n_frames
+    rates = measure(sample, soap, counts.inducing, list(counts.keys), counts.n_levels, config, device)
+    parts = seconds(counts, rates)
     if config.training.objective == "vfe":
-        parts["prior variances"] = (CALIBRATION - 1) * of_rows
-    return Estimate(memory_bytes(counts), sum(parts.values()), 2e-9 * gemm, soap.n_features, parts)
+        parts["prior variances"] = rates.per_left_out * counts.n_frames
+    return Estimate(memory_bytes(counts), sum(parts.values()), 2e-9 * rates.gemm, soap.n_features, parts)
 
 
 def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig) -> Counts:
     """Sizes of a fit; pairs are counted on the sample and scaled by the number of atoms of each species."""
-    numbers = np.concatenate([f.atoms.numbers for f in training])
-    atoms = np.array([(numbers == z).sum() for z in soap.species])
     per_centre = np.concatenate([pairs_per_centre(f, soap) for f in sample])
     sampled = np.concatenate([f.atoms.numbers for f in sample])
     mean = [per_centre[sampled == z].mean() if (sampled == z).any() else per_centre.mean() for z in soap.species]
-    distinct = {f.atoms.numbers.tobytes() + f.atoms.positions.tobytes(): f.atoms.numbers for f in training}
-    every = np.concatenate(list(distinct.values()))
-    n_candidates = min(len(every), max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing))
-    share = np.array([(every == z).sum() for z in soap.species]) / len(every)
+    atoms, moved = _atoms(training, soap.species)
+    n_candidates = min(int(atoms.sum()), max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing))
+    candidates = _shares(atoms, n_candidates)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
+    pair = pair_term(config.pair, soap.species)
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
-    statistics = {
-        (f.fidelity, kind) for f in training for kind in ("energy", "forces", "stress") if getattr(f, kind) is not None
-    }
+    keys = {(training.levels.index(f.fidelity), kind) for f in training for kind in _labels(f)}
     return Counts(
         atoms=atoms,
-        pairs=atoms * np.array(mean),
-        candidates=share * n_candidates,
-        inducing=share * m,
+        pairs=moved * np.array(mean),
+        candidates=candidates,
+        inducing=candidates / candidates.sum() * m,
         n_features=soap.n_features,
         n_entries=form_entries(soap),
         n_frames=len(training),
-        n_rows=3 * len(numbers) + 7 * len(training),
+        n_rows=sum(sum(_labels(f).values()) for f in training),
         largest_rows=3 * len(largest.atoms) + 7,
         largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
-        n_columns=len(soap.species) + len(config.baselines),
-        levels=tuple(training.levels.index(level) for level, _ in statistics),
+        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size),
+        keys=tuple(sorted(keys)),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
         n_calibrated=_left_out(training, config) if config.training.calibrate else 0,
         jacobian_bytes=_jacobian_bytes(largest, soap) if needs_jacobian else 0.0,
         copies=FOLDS + 2 if config.training.objective == "cv" else 1,
     )
+
+
+def _labels(frame: Frame) -> dict[str, int]:
+    """Number of labels of a frame by kind."""
+    out = {} if frame.energy is None else {"given" if frame.isolated_atom else "energy": 1}
+    if frame.forces is not None and not frame.isolated_atom:
+        out["forces"] = 3 * int(frame.force_mask.sum())
+    return out if frame.stress is None else {**out, "virial": 6}
+
+
+def _atoms(training: FrameSet, species: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of distinct structures by species, [S]: of all, and of those with labels of derivatives."""
+    derivatives: dict[bytes, bool] = {}
+    numbers: dict[bytes, np.ndarray] = {}
+    for f in training:
+        key = structure_key(f.atoms)
+        numbers[key] = f.atoms.numbers
+        moved = f.stress is not None or (f.forces is not None and not f.isolated_atom)
+        derivatives[key] = derivatives.get(key, False) or moved
+    counts = {key: np.array([(z == s).sum() for s in species]) for key, z in numbers.items()}
+    total = sum(counts.values(), np.zeros(len(species), dtype=int))
+    return total, sum((counts[key] for key, moved in derivatives.items() if moved), np.zeros(len(species), dtype=int))
+
+
+def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
+    """Candidates of each species: an equal share, what rare species leave goes to the others (features.py)."""
+    out, room = np.zeros(len(atoms)), limit
+    for rank, index in enumerate(np.argsort(atoms)):
+        out[index] = min(int(atoms[index]), room // (len(atoms) - rank))
+        room -= int(out[index])
+    return out
 
 
 def _left_out(training: FrameSet, config: FitConfig) -> int:
@@ -192,90 +197,35 @@ def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:
 
 
 def seconds(c: Counts, r: Rates) -> dict[str, float]:
-    """Seconds of each part (module docstring), without overheads."""
-    m, d, size = c.inducing, c.n_features, c.size
-    pivots = float((c.candidates * m * (d + 0.5 * m)).sum())
-    row_products = float((3 * c.pairs * c.n_entries * m).sum())
-    whitening = float(c.n_rows * (0.5 * m**2).sum())
-    passes = len(c.levels) / c.n_levels * c.n_frames * size**2  # every structure updates the statistics of its level
-    learning = 0.0
-    for points, evaluations in c.evaluations:
-        learning += evaluations * _evidence(c, points + c.n_columns, r)
-    posterior = 0.5 * (c.n_levels * size) ** 3 / r.gemm + 2 * c.n_levels**3 * size**2 / r.gemv
+    """Seconds of each part (module docstring)."""
+    m, size = c.inducing, c.size
+    pivots = float((c.candidates * m * (c.n_features + 0.5 * m)).sum())
+    learning = sum(n * (c.n_levels * (points + c.n_columns)) ** 3 for points, n in c.evaluations)
     return {
         "descriptors": float(c.atoms.sum()) * r.per_atom,
-        "inducing points": pivots / r.gemv,
-        "derivatives": float(c.pairs.sum()) * r.per_pair,
-        "rows": row_products / r.gemm,
-        "statistics": (whitening + c.n_rows * size**2) / r.gemm + 2 * passes / r.gemv,
-        "evidence": learning,
-        "posterior": posterior,
+        "inducing points": pivots / r.gemm + float(m.sum()) * r.per_pivot,
+        "rows": float((c.pairs * m).sum()) * r.per_row_product,
+        "statistics": c.n_rows * size**2 * r.per_block_product,
+        "evidence": learning * r.per_evaluation,
+        "posterior": 2 * (c.n_levels * size) ** 3 * r.per_evaluation,
+        "calibration": c.n_calibrated * r.per_left_out,
     }
 
 
-def _evidence(c: Counts, size: int, r: Rates) -> float:
-    """Seconds of one evaluation with its gradient: a factorisation, an inverse, and passes over the statistics."""
-    passes = sum(3 * (t + 1) ** 2 for t in c.levels) + 4 * c.n_levels**2
-    return 0.5 * (c.n_levels * size) ** 3 / r.gemm + passes * size**2 / r.gemv
-
-
 def memory_bytes(c: Counts) -> float:
-    """The largest of what the stages hold: candidates, rows of the largest structure, joint precision."""
-    m, size = c.inducing, c.size
+    """The largest of what the stages hold: candidates, a batch of rows with blocks that wait, joint precision."""
+    m, size, n_keys = c.inducing, c.size, len(c.keys)
     basis = FLOAT * float((m * (c.n_features + len(m) * c.n_entries) + m**2).sum())
     candidates = FLOAT * float((3 * c.candidates * c.n_features + c.candidates * m).sum())
-    statistics = FLOAT * c.copies * len(c.levels) * size**2
-    rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * (3 * c.largest_rows * size + size**2)
+    statistics = FLOAT * c.copies * n_keys * size**2
+    block = max(BLOCK_ROWS, BLOCK_ENTRIES // size)
+    waiting = min(c.n_rows, n_keys * block) + 2 * min(c.n_rows, block)
+    batch = min(c.n_rows, max(c.largest_rows, 3 * BATCH_ATOMS))
+    rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * size * (3 * batch + waiting)
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2
     rows += c.jacobian_bytes
     return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + covariances))
-
-
-def pairs_per_centre(frame: Frame, soap: SOAP) -> np.ndarray:
-    """Unique (centre, atom) pairs of every atom of a structure, itself included, [N]."""
-    nb = soap.neighborhoods([frame.atoms])
-    n = len(frame.atoms)
-    keys = torch.unique(torch.cat([nb.centre * n + nb.neighbor, torch.arange(n) * (n + 1)]))
-    return torch.bincount(keys // n, minlength=n).numpy().astype(np.float64)
-
-
-def product_rates(device: torch.device) -> tuple[float, float]:
-    """Multiply-adds per second of float64 matrix-matrix and matrix-vector products on a device, in about 0.1 s."""
-    a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=torch.float64, device=device)
-    b = torch.ones(GEMV_SIZE, GEMV_SIZE, dtype=torch.float64, device=device)
-    return GEMM_SIZE**3 / _best(lambda: a @ a, device), GEMV_SIZE**2 / _best(lambda: b @ b[0], device)
-
-
-def descriptor_rates(sample: list[Frame], soap: SOAP, device: torch.device) -> tuple[float, float]:
-    """Seconds per atom of descriptor values, and per (centre, atom) pair of their derivatives, on one structure."""
-    frame = sorted(sample, key=lambda f: len(f.atoms))[len(sample) // 2]
-    nb = soap.neighborhoods([frame.atoms], device=device)
-    n = len(frame.atoms)
-    cumulative = np.cumsum(pairs_per_centre(frame, soap))
-    centres = torch.arange(min(n, 1 + int(np.searchsorted(cumulative, TIMED_PAIRS))), device=device)
-    values = _best(lambda: soap.values(nb), device)
-
-    def slopes() -> Tensor:
-        expansion = expand_with_slopes(soap, nb, centres)
-        parts = [coefficient_slopes(expansion, 0, len(centres), s) for s in range(len(soap.species))]
-        return parts[0].norm
-
-    derivatives = _best(slopes, device)
-    return values / n, derivatives / float(cumulative[len(centres) - 1])
-
-
-def _best(work: Callable[[], Tensor], device: torch.device, repeats: int = 3) -> float:
-    """Shortest of a few runs, seconds; the first, which sets things up, does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _sample(frames: FrameSet, seed: int) -> list[Frame]:

@@ -6,13 +6,14 @@ structures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
@@ -20,10 +21,10 @@ from mfgp.config import FitConfig
 from mfgp.errors import ConfigError, DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.inducing import InducingBasis, select_inducing
-from mfgp.kernels import functional_variances
+from mfgp.kernels import functional_variances, n_functionals
 from mfgp.observations import functional_rows, local_features, rows_of_jacobian
 from mfgp.progress import Report, silent
-from mfgp.rows import InducingForms, inducing_forms
+from mfgp.rows import InducingForms, energy_rows, inducing_forms, raw_rows
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
 MIN_CANDIDATES = 4000
@@ -81,6 +82,13 @@ class Features:
         basis = _choose_basis(frames, soap, config, device, report)
         return Features(soap, basis, device, RowStore() if keep_rows else None)
 
+    def to(self, device: torch.device) -> Features:
+        """The same features on another device, without a store."""
+        basis = self.basis
+        points, factors = (tuple(x.to(device) for x in part) for part in (basis.points, basis.factors))
+        moved = InducingBasis(basis.species, points, factors, basis.rank.to(device), basis.zeta, basis.jitter)
+        return Features(self.soap, moved, device)
+
     def check(self, frames: FrameSet, config: FitConfig) -> None:
         """Raise ConfigError where they are not what `config` describes, DataError for elements that they do not cover."""
         if self.basis.zeta != config.model.zeta or self.soap.config != config.descriptor:
@@ -104,6 +112,22 @@ class Features:
             self.store.rows[key] = self._rows(atoms)
         return self.store.rows[key]
 
+    def raw(self, structures: Sequence[Atoms], derivatives: bool = True, virial: bool = True) -> list[Tensor]:
+        """Rows of structures before whitening, [1+3N+6, M] each; NaN where they are not wanted."""
+        nb = self.soap.neighborhoods(structures, device=self.device)
+        if not derivatives:
+            energies = energy_rows(self.basis, self.soap, nb)
+            out = [
+                e.new_full((n_functionals(len(a)), len(e)), torch.nan)
+                for e, a in zip(energies, structures, strict=True)
+            ]
+            for rows, energy in zip(out, energies, strict=True):
+                rows[0] = energy
+            return out
+        every = raw_rows(self.basis, self.forms, self.soap, nb, virial=virial)
+        stops = np.cumsum([len(a) for a in structures]).tolist()
+        return [every.of_structure(i, stop - len(structures[i]), stop) for i, stop in enumerate(stops)]
+
     def functionals(self, atoms: Atoms) -> Functionals:
         """Rows and prior variances of all functionals, and the features of every environment."""
         if self.store is None:
@@ -112,6 +136,11 @@ class Features:
         if key not in self.store.functionals:
             self.store.functionals[key] = self._functionals(atoms)
         return self.store.functionals[key]
+
+    def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Centre and neighbour of every pair of atoms within the cutoff, images included."""
+        nb = self.soap.neighborhoods([atoms])
+        return nb.centre.numpy(), nb.neighbor.numpy()
 
     def _rows(self, atoms: Atoms) -> Tensor:
         return functional_rows(self.basis, self.forms, self.soap, self.soap.neighborhoods([atoms], device=self.device))

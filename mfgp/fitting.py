@@ -1,8 +1,8 @@
 """The steps of a fit once the features are chosen: e0 and baseline columns, one streaming pass over the data,
 hyperparameters.
 
-Memory does not grow with the number of structures: rows live for one structure at a time, what is kept are the sufficient
-statistics.
+Memory does not grow with the number of structures: rows live for a few structures at a time (accumulation.py), what is kept
+are the sufficient statistics.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError
@@ -21,7 +22,8 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
-from mfgp.observations import Columns, cell_volume, labelled_rows
+from mfgp.observations import Columns, labelled_rows
+from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
@@ -82,35 +84,16 @@ def reference_energies(
 def build_columns(
     frames: FrameSet, species: tuple[int, ...], config: FitConfig, baselines: list[Baseline]
 ) -> tuple[Columns, Tensor]:
-    """The e0 and baseline columns, and the prior standard deviations of their shifts [T, column]."""
+    """The e0, baseline and pair columns, and the prior standard deviations of their shifts [T, column]."""
     mean, std = baseline_coefficients(config.baselines, frames.levels)
     reference = reference_energies(frames, species, baselines, mean)
     e0_std = torch.full((len(frames.levels), len(species)), E0_SHIFT_STD, dtype=torch.float64)
     e0_std[0] = E0_STD
-    columns = Columns(species, reference, tuple(b.name for b in baselines), mean)
-    return columns, torch.cat([e0_std, std], dim=1)
-
-
-def accumulate(
-    frames: FrameSet,
-    features: Features,
-    columns: Columns,
-    baselines: list[Baseline],
-    default_sigmas: tuple[float, float],
-    report: Report = silent,
-) -> Statistics:
-    """One pass over the labelled frames: their sufficient statistics."""
-    statistics = Statistics(features.basis.size + columns.size)
-    for i, frame in enumerate(frames):
-        level = frames.levels.index(frame.fidelity)
-        phi = features.rows(frame.atoms)
-        volume = cell_volume(frame.atoms)
-        labels = [b.labels(frame.atoms) for b in baselines]
-        extra = columns.rows(frame.atoms.numbers, labels, volume).to(phi.device)
-        design, mean = torch.cat([phi, extra], dim=1), columns.mean(extra, level)
-        statistics.add(level, labelled_rows(frame, design, mean, default_sigmas))
-        report("labels", i + 1, len(frames), frame.fidelity)
-    return statistics
+    columns = Columns(species, reference, tuple(b.name for b in baselines), mean, pair_term(config.pair, species))
+    stds = [e0_std, std]
+    if columns.pair is not None:
+        stds.append(torch.full((len(frames.levels), columns.pair.size), config.pair.std, dtype=torch.float64))  # type: ignore[union-attr]
+    return columns, torch.cat(stds, dim=1)
 
 
 def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:

@@ -8,6 +8,10 @@ which is the pivoted (partial) Cholesky factorisation of the kernel matrix (Harb
 (2012)). The kernel is block diagonal in species, so the greedy choice runs over all species at once while every
 factorisation stays inside its species. The order of selection is kept: a prefix of it is the inducing set that a smaller
 M would have given, and, since the whitening is triangular, its whitened rows are a subset of the columns of the larger one.
+
+Conditional variances only fall. So pivots are chosen among the BLOCK candidates of largest variance, whose kernel matrix is
+small, as long as the best of them beats what any other candidate had when the block began; then all candidates are
+updated by the block's pivots in matrix products. The choice is that of one pivot at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from mfgp.kernels import kernel
 
 # conditional variance (k(x, x) = 1) under which an environment adds nothing that float64 can hold
 RESIDUAL_FLOOR = 1e-12
+BLOCK = 192  # candidates that pivots are chosen from before all are updated
 JITTERS = (0.0, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
 
 
@@ -121,24 +126,60 @@ def select_inducing(
 
 
 class _Pool:
-    """The candidates of one species and their partial factor A."""
+    """The candidates of one species and their partial factor A, extended by a block of pivots at a time."""
 
     def __init__(self, features: Tensor, zeta: int, limit: int) -> None:
         self.features, self.zeta = features, zeta
-        self.residual = features.new_ones(len(features))  # conditional variances d_i
+        self.residual = features.new_ones(len(features))  # conditional variances d_i given the pivots of past blocks
         self.factor = features.new_empty(min(limit, len(features)), len(features))  # A^T [selected, candidate]
         self.chosen: list[int] = []
-        self.largest, self.next = 1.0, 0
+        self.largest, self.place = 1.0, 0
+        self._start(torch.zeros(1, dtype=torch.long, device=features.device), 1.0)  # all are alike: the first it is
 
     def take(self) -> None:
         """Take the candidate of largest conditional variance and update the others'."""
-        pivot, m = self.next, len(self.chosen)
-        column = (self.features @ self.features[pivot]) ** self.zeta
-        column -= self.factor[:m, pivot] @ self.factor[:m]
-        column /= self.residual[pivot].sqrt()
-        self.factor[m] = column
-        self.residual -= column**2
-        self.chosen.append(pivot)
-        self.residual[pivot] = 0.0
-        value, index = self.residual.max(0)
-        self.largest, self.next = float(value), int(index)
+        column = self.schur[self.place] - self.columns[: self.done, self.place] @ self.columns[: self.done]
+        column /= self.inside[self.place].sqrt()
+        self.columns[self.done] = column
+        self.pivots.append(self.place)
+        self.chosen.append(int(self.block[self.place]))
+        self.inside -= column**2
+        self.inside[self.place] = 0.0
+        self._find()
+        if self.largest < self.outside or self.done == len(self.block):
+            self._finish()
+            value, index = self.residual.topk(min(BLOCK + 1, len(self.residual)))
+            self._start(index[:BLOCK].sort().values, float(value[BLOCK]) if len(value) > BLOCK else 0.0)
+            self._find()
+
+    @property
+    def done(self) -> int:
+        """Pivots of this block."""
+        return len(self.pivots)
+
+    def _find(self) -> None:
+        value, index = self.inside.max(0)
+        self.largest, self.place = float(value), int(index)
+
+    def _start(self, block: Tensor, outside: float) -> None:
+        """A block of candidates, ascending; `outside` bounds the conditional variances of all others."""
+        m = len(self.chosen)
+        self.block, self.outside, self.pivots = block, outside, list[int]()
+        self.inside = self.residual[block]
+        self.columns = self.features.new_empty(len(block), len(block))  # A^T of the block [pivot, candidate]
+        known = self.factor[:m, block]
+        self.schur = kernel(self.features[block], self.features[block], self.zeta).addmm_(known.T, known, alpha=-1)
+
+    def _finish(self) -> None:
+        """Extend A by the pivots of the block, for all candidates."""
+        stop = len(self.chosen)
+        if stop == len(self.factor):
+            return  # nothing left to choose from, or enough
+        new = torch.tensor(self.chosen[stop - self.done :], device=self.features.device)
+        triangle = self.columns[: self.done, self.pivots].T  # [pivot, pivot] lower triangular but for rounding
+        past = self.factor[: stop - self.done]
+        rows = kernel(self.features[new], self.features, self.zeta).addmm_(past[:, new].T, past, alpha=-1)
+        rows = torch.linalg.solve_triangular(triangle, rows, upper=False)
+        self.factor[stop - self.done : stop] = rows
+        self.residual -= (rows**2).sum(0)
+        self.residual[self.chosen] = 0.0

@@ -31,9 +31,9 @@ from torch import Tensor
 from mfgp.autoregressive import Posterior
 from mfgp.features import Functionals, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import cell_volume, labelled_rows
-from mfgp.prediction import residual_variance
+from mfgp.observations import labelled_rows
 from mfgp.progress import Report, silent
+from mfgp.residual import residual_variance
 from mfgp.statistics import Key
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def labelled_parts(
     """The rows of a frame by kind, in units of their noise; `functionals` of its structure."""
     level = model.level(frame.fidelity)
     labels = [b.labels(frame.atoms) for b in model.baselines]
-    extra = model.columns.rows(frame.atoms.numbers, labels, cell_volume(frame.atoms)).to(functionals.phi)
+    extra = model.columns.rows_of(frame.atoms, labels).to(functionals.phi)
     excess = residual_variance(model, level, functionals.phi, functionals.prior)
     design = torch.cat([functionals.phi, extra, excess.sqrt()[:, None]], dim=1)  # one more column: scaled like the rows
     sigmas = (model.config.training.noise_energy, model.config.training.noise_force)

@@ -54,11 +54,17 @@ class LevelShares:
         self.noise = model.label_noise(level)  # [3]
 
     def variances_by_name(
-        self, rows: Tensor, residual: Tensor, numbers: NDArray[np.int64], calibration: Calibration | None
+        self,
+        rows: Tensor,
+        residual: Tensor,
+        numbers: NDArray[np.int64],
+        calibration: Calibration | None,
+        novelty: Tensor,
     ) -> dict[str, Tensor]:
         """Shares of the variances of energy, forces and virial, [1+3N+6] each, by level and, calibrated, `noise`.
 
-        rows [1+3N+6, M']; residual [1+3N+6, S]: what the inducing points do not carry at unit amplitude; numbers [N].
+        rows [1+3N+6, M']; residual [1+3N+6, S]: what the inducing points do not carry at unit amplitude; numbers [N];
+        novelty [1+3N+6]: factors of the calibration.
         """
         weights = torch.stack([((rows @ c) * rows).sum(1) for c in self.covariances])  # [u, row]
         residuals = self.variances @ residual.T  # [u, row]
@@ -68,7 +74,7 @@ class LevelShares:
         if calibration is None:
             return dict(zip(self.names, weights + residuals, strict=True))
         none = torch.zeros_like(self.noise)
-        pairs = zip(self.names, weights, residuals, strict=True)
+        pairs = zip(self.names, novelty * weights, novelty * residuals, strict=True)
         out = {name: calibration.variances(self.level, w, r, numbers, none) for name, w, r in pairs}
         out["noise"] = calibration.noise_variances(self.level, numbers, self.noise).to(rows)
         return out

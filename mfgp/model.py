@@ -133,7 +133,8 @@ class MultiFidelityGP:
         trained on.
         """
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        found = fit_calibration(self.leave_one_out(sample, report), self.levels, self.basis.species)
+        left_out = self.leave_one_out(sample, report)
+        found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
             warnings.warn(
@@ -298,7 +299,7 @@ class MultiFidelityGP:
             "e0": {level: dict(zip(symbols, e0[t].tolist(), strict=True)) for t, level in enumerate(self.levels)},
         }
         if self.columns.coefficients is not None:
-            coefficients = self.columns.coefficients + self.weights[:, m + len(symbols) :]
+            coefficients = self.columns.coefficients + self.weights[:, m:][:, self.columns.of_baselines]
             out["baselines"] = {
                 level: dict(zip(self.columns.baselines, coefficients[t].tolist(), strict=True))
                 for t, level in enumerate(self.levels)

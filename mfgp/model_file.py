@@ -35,11 +35,12 @@ from mfgp.hyperparameters import LevelNoise
 from mfgp.inducing import build_basis
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import Columns
+from mfgp.pair_term import pair_term
 from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 3
+SCHEMA = 5
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -54,11 +55,31 @@ def _without_calibration(header: Header) -> Header:
 
 def _without_costs(header: Header) -> Header:
     """Schema 2 kept no costs of labels, and no magnetic moments."""
-    return {**header, "costs": CostModel().to_json(), "sites": []}
+    return {**header, "costs": {"sums": {}, "given": {}}, "sites": []}
+
+
+def _without_composition(header: Header) -> Header:
+    """Schema 3 learned costs of labels from their numbers of atoms alone: n, sum x, sum x^2, sum y, sum xy, sum y^2."""
+    sums = {
+        level: {"elements": [], "moments": [[n, x, y], [x, xx, xy], [y, xy, yy]]}
+        for level, (n, x, xx, y, xy, yy) in header["costs"]["sums"].items()
+    }
+    return {**header, "costs": {**header["costs"], "sums": sums}}
+
+
+def _without_novelty(header: Header) -> Header:
+    """Schema 4 calibrated forces without the novelty of their surroundings."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "novelty": []}}
 
 
 # header of schema n -> of schema n + 1
-UPGRADES: dict[int, Callable[[Header], Header]] = {1: _without_calibration, 2: _without_costs}
+UPGRADES: dict[int, Callable[[Header], Header]] = {
+    1: _without_calibration,
+    2: _without_costs,
+    3: _without_composition,
+    4: _without_novelty,
+}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
@@ -201,7 +222,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     levels, species = tuple(header["levels"]), tuple(header["species"])
     points = tuple(tensors[f"points.{z}"] for z in species)
     basis = build_basis(species, points, tensors["rank"], config.model.zeta)
-    columns = Columns(species, tensors["reference"], tuple(header["baselines"]), tensors.get("coefficients"))
+    baseline_names, pair = tuple(header["baselines"]), pair_term(config.pair, species)
+    columns = Columns(species, tensors["reference"], baseline_names, tensors.get("coefficients"), pair)
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])

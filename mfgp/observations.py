@@ -12,7 +12,7 @@ and its baseline columns. Rows are ordered: energy, forces (atom-major, x y z), 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from mfgp.errors import DataError
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope, n_functionals
+from mfgp.pair_term import PairTerm
 from mfgp.rows import InducingForms, raw_rows
 from mfgp.single_point import SinglePoint
 
@@ -52,17 +53,19 @@ def whiten(basis: InducingBasis, index: int, k: Tensor) -> Tensor:
 
 def functional_rows(basis: InducingBasis, forms: InducingForms, soap: SOAP, neighborhoods: Neighborhoods) -> Tensor:
     """Phi of one structure, [1+3N+6, M], in a bounded memory; `forms` from inducing_forms(basis, soap)."""
-    return _whiten_all(basis, raw_rows(basis, forms, soap, neighborhoods))
+    raw = raw_rows(basis, forms, soap, neighborhoods).of_structure(0, 0, len(neighborhoods.numbers))
+    return whiten_all(basis, raw)
 
 
 def rows_of_jacobian(basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> Tensor:
     """Phi of one structure from a Jacobian of all its centres, [1+3N+6, M]."""
     raw = jac.features.new_zeros(n_functionals(len(numbers)), basis.size)
     _add_rows(raw, basis, jac, numbers)
-    return _whiten_all(basis, raw)
+    return whiten_all(basis, raw)
 
 
-def _whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
+def whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
+    """Whiten rows k(functional, Z) [row, M or more] in place; columns beyond M are left alone."""
     for index, columns in basis.blocks():
         raw[:, columns] = whiten(basis, index, raw[:, columns])
     return raw
@@ -103,33 +106,44 @@ def cell_volume(atoms: Atoms) -> float:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the design matrix beside Phi: one for each element, then one for each baseline."""
+    """The columns of the design matrix beside Phi: one for each element, one for each baseline, those of the pair term."""
 
     species: tuple[int, ...]
     reference: Tensor  # [level, species] eV: prior mean of e0, subtracted from the labels
     baselines: tuple[str, ...] = ()
     coefficients: Tensor | None = None  # [level, baseline] prior mean of each coefficient at each level
+    pair: PairTerm | None = None  # its coefficients have a prior mean of zero
 
     def to(self, device: torch.device) -> Columns:
         """The same columns on a device."""
         coefficients = None if self.coefficients is None else self.coefficients.to(device)
-        return Columns(self.species, self.reference.to(device), self.baselines, coefficients)
+        return replace(self, reference=self.reference.to(device), coefficients=coefficients)
 
     @property
     def size(self) -> int:
         """Number of columns."""
-        return len(self.species) + len(self.baselines)
+        return len(self.species) + len(self.baselines) + (0 if self.pair is None else self.pair.size)
+
+    @property
+    def of_baselines(self) -> slice:
+        """Columns of the baselines."""
+        return slice(len(self.species), len(self.species) + len(self.baselines))
 
     def composition(self, numbers: np.ndarray) -> Tensor:
         """Number of atoms of each species, [species]."""
         return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
 
+    def rows_of(self, atoms: Atoms, labels: list[SinglePoint]) -> Tensor:
+        """[1+3N+6, column] of a structure and the baselines' labels of it: `rows`, then those of the pair term."""
+        out = self.rows(atoms.numbers, labels, cell_volume(atoms))
+        return out if self.pair is None else torch.cat([out, self.pair.rows(atoms)], dim=1)
+
     def rows(self, numbers: np.ndarray, labels: list[SinglePoint], volume: float) -> Tensor:
-        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional.
+        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional. No pair term.
 
         Virials of a baseline without stress are NaN where there is a volume: unknown, not zero.
         """
-        out = torch.zeros(n_functionals(len(numbers)), self.size, dtype=torch.float64)
+        out = torch.zeros(n_functionals(len(numbers)), self.of_baselines.stop, dtype=torch.float64)
         out[0, : len(self.species)] = self.composition(numbers)
         for k, label in enumerate(labels):
             column = len(self.species) + k
@@ -146,7 +160,7 @@ class Columns:
         n = len(self.species)
         out = rows[:, :n] @ self.reference[level]
         if self.coefficients is not None:
-            out = out + rows[:, n:] @ self.coefficients[level]
+            out = out + rows[:, self.of_baselines] @ self.coefficients[level]
         return out
 
 

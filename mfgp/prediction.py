@@ -11,7 +11,6 @@ Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; s
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,6 +33,8 @@ from mfgp.level_shares import LevelShares, Share, share
 from mfgp.means import Mean, dual_weights, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
+from mfgp.reduction import reduced
+from mfgp.residual import nystrom_residual, residual_variance, unexplained
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
 UNCERTAINTIES = ("full", "sampled", "energies", "none")  # of a calculator; a predictor has `by_level` too
-RESIDUAL_TOLERANCE = 1e-7  # relative: rounding may push a residual this far below zero, anything more is reported
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,16 @@ class Predictor:
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
-        self.alpha = dual_weights(model.basis, self.weights)
         self.reference = mean_inducing_features(model.basis)  # [S, M]
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
         self._offsets: tuple[bytes, Offsets] | None = None  # of the last composition
+
+    @cached_property
+    def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
+        """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms of the same sum."""
+        return reduced(self.model.basis, dual_weights(self.model.basis, self.weights))
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
@@ -162,7 +166,7 @@ class Predictor:
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
         labels = [b.labels(atoms) for b in self.model.baselines]
-        return self.model.columns.rows(atoms.numbers, labels, cell_volume(atoms)).to(self.weights)
+        return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
     def offsets_of(self, atoms: Atoms) -> Offsets:
         """What the columns add to the Gaussian process's part; that of the last composition is kept."""
@@ -172,7 +176,7 @@ class Predictor:
         rows = self.columns_of(atoms)
         added = rows @ self.weights[self.model.basis.size :] + self.model.columns.mean(rows, self.level)
         found = Offsets(rows, _numpy(added), _numpy(self._local_offsets(atoms, rows)), bool(torch.isfinite(rows).all()))
-        if not self.model.baselines:  # those depend on the positions
+        if not self.model.baselines and self.model.columns.pair is None:  # those depend on the positions
             self._offsets = (numbers, found)
         return found
 
@@ -241,27 +245,26 @@ class Predictor:
         if not shortest_distance(forward) >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
         offsets = self.offsets_of(atoms)
-        found = self._mean(self.alpha, pairs, forward)
+        found = self._mean(*self.mean_terms, pairs, forward)
         values = {"mean": found.stacked(), "local": found.energies}
         if uncertainty != "none":
             values |= self._energy_deviations(forward.features, pairs, offsets.rows)
         if uncertainty == "sampled":
-            values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms.numbers)
+            values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms)
         return self._prediction(atoms, offsets, values)
 
-    def _mean(self, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
-        return mean(self.model.soap, self.model.basis, alpha, pairs, forward)
+    def _mean(self, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
+        return mean(self.model.soap, basis, alpha, pairs, forward)
 
-    def _sampled(
-        self, pairs: SlotPairs, forward: ForwardPass, extra: Tensor, energy: Tensor, numbers: NDArray[np.int64]
-    ) -> Tensor:
+    def _sampled(self, pairs: SlotPairs, forward: ForwardPass, extra: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
         """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
         n = self.model.basis.size
         spread = [
-            self._mean(alpha, pairs, forward).stacked() + extra @ w[n:]
+            self._mean(self.model.basis, alpha, pairs, forward).stacked() + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
-        out = self._std((torch.stack(spread) ** 2).mean(0), None, numbers)
+        weights = (torch.stack(spread) ** 2).mean(0)
+        out = self._std(self._novelty(weights, atoms) * weights, None, atoms.numbers)
         out[0] = energy[0]
         return out
 
@@ -270,18 +273,28 @@ class Predictor:
         assert self.shares is not None
         residual = unexplained(self.model.basis, f.phi, f.prior)
         rows, volume = torch.cat([f.phi, extra], dim=1), stress_volume(atoms, extra)
-        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration)
+        novelty = self._novelty(((rows @ self.covariance) * rows).sum(1).clamp(min=0.0), atoms)
+        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration, novelty)
         return {name: share(part, volume) for name, part in parts.items()}
 
     def _from_rows(self, atoms: Atoms, extra: Tensor, f: Functionals) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
-        weights = self.weights[: self.model.basis.size]
+        mean = self.weights[: self.model.basis.size]
+        weights, residual = self._variances(f.phi, extra, f.prior)
+        novelty = self._novelty(weights, atoms)
         return {
-            "mean": f.phi @ weights,
-            "local": f.local @ weights,
-            "std": self._std(*self._variances(f.phi, extra, f.prior), atoms.numbers),
+            "mean": f.phi @ mean,
+            "local": f.local @ mean,
+            "std": self._std(novelty * weights, novelty * residual, atoms.numbers),
             "local_std": self._local_std(atoms.numbers, f.local),
         }
+
+    def _novelty(self, weights: Tensor, atoms: Atoms) -> Tensor:
+        """Factors of the model's variances [1+3N+6] in strange surroundings, from the weights' part; 1 uncalibrated."""
+        if self.calibration is None:
+            return torch.ones_like(weights)
+        pairs = self.model.features.pairs(atoms)
+        return self.calibration.novelty_factors(self.level, weights, atoms.numbers, pairs)
 
     def _std(self, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64]) -> Tensor:
         """Standard deviations from the two parts of the variances [1+3N+6] or [1]; calibrated where the model is.
@@ -294,15 +307,18 @@ class Predictor:
         return (weights if residual is None else weights + residual).sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
-        """e0 of each atom, and an equal share of the baselines' energy for each, [N] eV."""
+        """e0 of each atom, an equal share of the baselines' energy, and half the energy of its pairs, [N] eV."""
         columns, m = self.model.columns, self.model.basis.size
         n = len(columns.species)
         e0 = columns.reference[self.level] + self.weights[m : m + n]  # [S]
         index = torch.searchsorted(torch.tensor(columns.species), torch.from_numpy(atoms.numbers.astype(np.int64)))
         out = e0[index.to(e0.device)]
         if columns.baselines:
-            coefficients = self.weights[m + n :] + columns.coefficients[self.level]  # type: ignore[index]
-            out = out + (extra[0, n:] @ coefficients) / len(atoms)
+            own = columns.of_baselines
+            coefficients = self.weights[m:][own] + columns.coefficients[self.level]  # type: ignore[index]
+            out = out + (extra[0, own] @ coefficients) / len(atoms)
+        if columns.pair is not None:
+            out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
         return out
 
     @cached_property
@@ -350,29 +366,6 @@ class Predictor:
         rows = torch.cat([phi, extra], dim=1)
         weights = ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0)
         return weights, residual_variance(self.model, self.level, phi, prior)
-
-
-def residual_variance(model: MultiFidelityGP, level: int, phi: Tensor, prior: Tensor) -> Tensor:
-    """S_t (prior - |Phi|^2) of every functional, [row] eV^2: the variance that the inducing points do not carry.
-
-    phi [row, M], prior [row, S] at unit amplitude.
-    """
-    return unexplained(model.basis, phi, prior) @ model.prior.local_variances()[level].detach()
-
-
-def unexplained(basis: InducingBasis, phi: Tensor, prior: Tensor) -> Tensor:
-    """prior [row, S] at unit amplitude less |Phi|^2 by central species, phi [row, M]: [row, S], at least zero."""
-    explained = torch.stack([(phi[:, columns] ** 2).sum(1) for _, columns in basis.blocks()], dim=1)
-    return nystrom_residual(prior, explained)
-
-
-def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
-    """prior - explained, at least zero. Warns when it is below zero by more than rounding explains."""
-    residual = prior - explained
-    worst = float((residual + RESIDUAL_TOLERANCE * prior.abs()).min()) if residual.numel() else 0.0
-    if worst < -RESIDUAL_TOLERANCE:
-        warnings.warn(f"inducing points explain more variance than there is (by {-worst:.1e})", stacklevel=2)
-    return residual.clamp(min=0.0)
 
 
 def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:

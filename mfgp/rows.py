@@ -4,17 +4,19 @@ With q = p / |p| and z an inducing point,
 
     dk(z, q) = zeta (z . q)^(zeta-1) z . dq,          z . dq = (z . dp - (z . q) d|p|) / |p|
 
-An atom of species s moves only the n_max coefficients a of s (slopes.py), under a contraction c' = U^T c too. With the
-products F_ab = sum_m dc_a c'_b, a in s, b among all K_l (contracted) channels of degree l, and the slopes w' of
+An atom of species s moves only the n_max coefficients a of s, under a contraction c' = U^T c too. With the products
+F_ab = sum_m dc_a c'_b of slopes.py, a in s, b among all K_l (contracted) channels of degree l, and the slopes w' of
 power_spectrum.py (dp/dc'_a = sum_b w'_ab c'_b for the entry of a and b),
 
     z . dp = sum_l sum_{a in s, b} F_ab Z_ab,        Z_ab = sum_a' U_aa' w'_a'b z_a'b        (U = 1 without a contraction)
 
-The forms Z, one matrix for each species of centre and of neighbour, depend on the inducing points alone: `inducing_forms`
-gathers them once. F has sum_l n_max K_l entries against the D = sum_l K_l (K_l + 1) / 2 of q; for a single species, where
-that is more, it is folded into F_ab + F_ba, a <= b, which are D again. All is done for a few centres at a time, while it is
-in cache: slopes, F, the product with Z, the factors, the sum over centres. An atom's own slope is minus the sum of the
-others'; d|p| is small, and enters through one product for all centres of a species.
+Without a contraction Z is symmetric, so that F_ab + F_ba, a < b, is all that is needed where both channels belong to s. The
+forms Z, one matrix for each species of centre and of neighbour, depend on the inducing points alone: `inducing_forms`
+gathers them once. F has sum_l n_max (K_l - (n_max - 1) / 2) entries against the D = sum_l K_l (K_l + 1) / 2 of q (as many
+for a single species). All is done for a few centres at a time, near the caches: F, with rows along its contiguous axis,
+the product with Z, the factors, the sum over centres. Structures come in batches, so that a product has many rows. An
+atom's own slope is minus the sum of the others'; d|p| is small, and enters through one product for all centres of a
+species in a structure.
 """
 
 from __future__ import annotations
@@ -25,142 +27,244 @@ import torch
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods
-from descriptors.density import degrees
 from descriptors.slopes import (
-    STRAIN,
     CentreExpansion,
-    CoefficientSlopes,
-    coefficient_slopes,
+    RowFactors,
+    channel_order,
+    channel_runs,
     expand_with_slopes,
     expansion_bytes,
+    row_factors,
+    strain_products,
 )
 from descriptors.soap import blocks_within
 from mfgp.inducing import InducingBasis
-from mfgp.kernels import kernel_slope, n_functionals
+from mfgp.kernels import kernel_slope
 
-BLOCK_BYTES = 256e6  # of expansions held at a time
-WORKSPACE = {"cpu": 2**19, "cuda": 2**26}  # entries of F and z . dp held at a time; on a CPU they stay in cache
+BLOCK_BYTES = 128e6  # of expansions held at a time
+PRODUCTS = {"cpu": 2**19, "cuda": 2**26}  # entries of F held at a time; on a CPU near the caches
+ROWS = {"cpu": 2**19, "cuda": 2**26}  # entries of z . dp held at a time
 
 
 @dataclass(frozen=True)
 class InducingForms:
-    """The forms Z of a basis."""
+    """The forms Z of a basis; entries are ordered by run of degrees, a, l, b."""
 
-    forms: tuple[tuple[Tensor, ...], ...]  # [species of the basis][species of the descriptor] of [entry of all l, M_s]
-    fold: Tensor | None  # [a b, entry of one l] from F to (F_ab + F_ba) / 2, a <= b; None where F is not folded
+    forms: tuple[tuple[Tensor, ...], ...]  # [species of the basis][species of the descriptor] of [entry, M_s]
+    folded: bool  # entries with both channels of the neighbour's species are there for a <= b only
+    n_max: int
+
+    @property
+    def n_entries(self) -> int:
+        """E."""
+        return len(self.forms[0][0])
 
 
 def inducing_forms(basis: InducingBasis, soap: SOAP) -> InducingForms:
-    """Gather the forms of a basis: S n_max sum_l K_l M numbers, D M for one species."""
-    fold = None
-    if len(soap.species) == 1 and soap.contraction is None:
-        fold = _fold(soap.config.n_max).to(basis.points[0])
-    return InducingForms(tuple(_forms(z, soap, fold) for z in basis.points), fold)
+    """Gather the forms of a basis: S E M numbers, D M for one species."""
+    return InducingForms(tuple(_forms(z, soap) for z in basis.points), soap.contraction is None, soap.config.n_max)
 
 
 def form_entries(soap: SOAP) -> int:
-    """Entries of a form: what a (centre, atom) pair takes of products with each inducing point, for each component."""
-    if len(soap.species) == 1 and soap.contraction is None:
-        return soap.n_features
-    return soap.config.n_max * sum(soap.layout.widths)
+    """E, entries of a form: what a (centre, atom) pair takes of products with each inducing point, for each component."""
+    n, folded = soap.config.n_max, soap.contraction is None
+    return sum(n * k - (n * (n - 1) // 2 if folded else 0) for k in soap.layout.widths)
 
 
-def _fold(n: int) -> Tensor:
-    a, b = torch.triu_indices(n, n)
-    entry = torch.arange(len(a))
-    fold = torch.zeros(n * n, len(a))
-    fold[a * n + b, entry] += 0.5
-    fold[b * n + a, entry] += 0.5
-    return fold
-
-
-def _forms(points: Tensor, soap: SOAP, fold: Tensor | None) -> tuple[Tensor, ...]:
-    """Z for neighbours of each species, [entry of all l, M_s]."""
+def _forms(points: Tensor, soap: SOAP) -> tuple[Tensor, ...]:
+    """Z for neighbours of each species, [entry, M_s]."""
     layout, n_max = soap.layout.to(points.device, points.dtype), soap.config.n_max
-    parts: list[list[Tensor]] = [[] for _ in soap.species]
     of_degree = layout.full.split([k * k for k in layout.widths])
     slopes = layout.slope.split([k * k for k in layout.widths])
-    for l, k in enumerate(layout.widths):  # noqa: E741
-        z = (points.T[of_degree[l]] * slopes[l][:, None]).view(k, k, -1)  # [a', b, M_s]
-        if soap.contraction is not None:
-            z = torch.tensordot(soap.contraction.matrices[l].to(z), z, 1)  # [a, b, M_s]
-        for s, form in enumerate(z.split(n_max)):
-            part = form.flatten(0, 1)
-            parts[s].append(part if fold is None else (fold > 0).to(z).T @ part)
+    parts: list[list[Tensor]] = [[] for _ in soap.species]
+    for run in channel_runs(soap):
+        of_species: list[list[Tensor]] = [[] for _ in soap.species]
+        for l in range(run.start, run.stop):  # noqa: E741
+            k = layout.widths[l]
+            z = (points.T[of_degree[l]] * slopes[l][:, None]).view(k, k, -1)  # [a', b, M_s]
+            if soap.contraction is not None:
+                z = torch.tensordot(soap.contraction.matrices[l].to(z), z, 1)  # [a, b, M_s]
+            order = channel_order(soap, l).to(points.device)
+            for s, form in enumerate(z.split(n_max)):
+                of_species[s].append(form[:, order[s]])
+        for s, forms in enumerate(of_species):
+            every = torch.stack(forms)  # [l, a, b, M_s]
+            parts[s] += [every[:, a, _first(a, soap.contraction is None) :].flatten(0, 1) for a in range(n_max)]
     return tuple(torch.cat(p) for p in parts)
 
 
-def raw_rows(
-    basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, max_bytes: float = BLOCK_BYTES
-) -> Tensor:
-    """k(functional, Z) of one structure, [1+3N+6, M]: energy, forces and virial, not yet whitened.
+def _first(a: int, folded: bool) -> int:
+    """The first channel b of the entries of channel a."""
+    return a if folded else 0
 
-    Centres are taken in blocks whose expansions fill at most max_bytes, or one by one.
-    """
-    n = len(nb.numbers)
-    out = nb.vectors.new_zeros(n_functionals(n), basis.size)
-    targets = out[1:].view(n + STRAIN, 3, -1)  # [target, 3, M]
-    n_pairs = torch.bincount(nb.centre, minlength=n)
-    order = nb.numbers * (n_pairs.max() + 1) + n_pairs  # by species, then padded to similar widths
+
+@dataclass(frozen=True)
+class RawRows:
+    """k(functional, Z) of a batch of structures, not yet whitened."""
+
+    energy: Tensor  # [structure, M]
+    forces: Tensor  # [3N, M], atoms of all structures
+    virial: Tensor | None  # [structure, 6, M]; None where they are not wanted
+
+    def of_structure(self, index: int, first: int, stop: int) -> Tensor:
+        """[1+3N+6, M] of one structure with the atoms first .. stop - 1; NaN for the virial where it is unknown."""
+        virial = (
+            self.energy.new_full((6, self.energy.shape[1]), torch.nan) if self.virial is None else self.virial[index]
+        )
+        return torch.cat([self.energy[index, None], self.forces[3 * first : 3 * stop], virial])
+
+
+def raw_rows(
+    basis: InducingBasis,
+    forms: InducingForms,
+    soap: SOAP,
+    nb: Neighborhoods,
+    max_bytes: float = BLOCK_BYTES,
+    virial: bool = True,
+) -> RawRows:
+    """Rows of a batch of structures. Centres are taken in blocks whose expansions fill at most max_bytes, or one by one."""
+    n_structures, m = nb.n_structures, basis.size
+    energy = nb.vectors.new_zeros(n_structures, m)
+    forces = nb.vectors.new_zeros(3 * len(nb.numbers), m)
+    virials = nb.vectors.new_zeros(n_structures, 6, m) if virial else None
     for block in blocks_within(expansion_bytes(soap, nb), max_bytes):
-        centres = block[torch.argsort(order[block], stable=True)]
+        centres = block[torch.argsort(nb.numbers[block], stable=True)]  # by species, then structure
         expansion = expand_with_slopes(soap, nb, centres)
-        for index, columns in basis.blocks():
-            chosen = torch.nonzero(nb.numbers[centres] == basis.species[index]).squeeze(1).tolist()
-            if chosen:
-                group = range(chosen[0], chosen[-1] + 1)  # centres are sorted by species
-                dot = expansion.expansion.features[group.start : group.stop] @ basis.points[index].T  # [i, M_s]
-                out[0, columns] += (dot**basis.zeta).sum(0)
-                slope = kernel_slope(dot, basis.zeta)
-                _add_slopes(targets[:, :, columns], expansion, group, forms, index, dot, slope)
+        groups = _groups(basis, expansion, nb)
+        for g in groups:
+            energy[:, g.columns].index_add_(0, g.structure, g.dot**basis.zeta)
+            _add_norm_slopes(forces[:, g.columns], expansion, g)
+            for s, form in enumerate(forms.forms[g.index]):
+                _add_slopes(forces[:, g.columns], expansion, g, forms, s, form)
+        if virials is not None:
+            _add_strains(virials, strain_products(soap, expansion), groups, forms)
+    return RawRows(energy, forces, virials)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Centres of one species of the basis, contiguous in an expansion and ascending in their structures."""
+
+    index: int  # among the species of the basis
+    columns: slice  # of the rows
+    start: int
+    stop: int
+    structure: Tensor  # [i]
+    atoms: Tensor  # [structure + 1] where the atoms of each structure start
+    dot: Tensor  # [i, M_s] z . q
+    factor: Tensor  # [i, M_s] dk/d(z . q) / |p|
+
+
+def _groups(basis: InducingBasis, expansion: CentreExpansion, nb: Neighborhoods) -> list[_Group]:
+    out, numbers = [], nb.numbers[expansion.centres]
+    atoms = torch.nn.functional.pad(torch.bincount(nb.structure, minlength=nb.n_structures).cumsum(0), (1, 0))
+    for index, columns in basis.blocks():
+        chosen = torch.nonzero(numbers == basis.species[index]).squeeze(1).tolist()
+        if chosen:
+            here = slice(chosen[0], chosen[-1] + 1)  # centres are sorted by species
+            dot = expansion.expansion.features[here] @ basis.points[index].T
+            factor = kernel_slope(dot, basis.zeta) / expansion.expansion.norm[here, None]
+            structure = nb.structure[expansion.centres[here]]
+            out.append(_Group(index, columns, here.start, here.stop, structure, atoms, dot, factor))
+    return out
+
+
+def energy_rows(basis: InducingBasis, soap: SOAP, nb: Neighborhoods) -> Tensor:
+    """k(energy, Z), [structure, M]: all that structures without forces and stress take."""
+    out, q = nb.vectors.new_zeros(nb.n_structures, basis.size), soap.values(nb)
+    for index, columns in basis.blocks():
+        chosen = torch.nonzero(nb.numbers == basis.species[index]).squeeze(1)
+        k = (q[chosen] @ basis.points[index].T) ** basis.zeta
+        out[:, columns].index_add_(0, nb.structure[chosen], k)
     return out
 
 
 def _add_slopes(
-    targets: Tensor,
-    expansion: CentreExpansion,
-    group: range,
-    forms: InducingForms,
-    index: int,
-    dot: Tensor,
-    slope: Tensor,
+    forces: Tensor, expansion: CentreExpansion, group: _Group, forms: InducingForms, s: int, form: Tensor
 ) -> None:
-    """Subtract slope * z . dq of a group of centres i, all of one species, from the targets [target, 3, M_s].
-
-    dot [i, M_s] = z . q, slope [i, M_s] = dk/d(z . q).
-    """
-    factor = slope / expansion.expansion.norm[group.start : group.stop, None]
-    d_norm = dot.new_zeros(len(group), *targets.shape[:2])  # [i, target, 3] d|p|
-    for s, form in enumerate(forms.forms[index]):
-        for chunk in _chunks(expansion, group, s, form):
-            part = coefficient_slopes(expansion, chunk.start, chunk.stop, s)
-            here = slice(chunk.start - group.start, chunk.stop - group.start)
-            centres = expansion.centres[chunk.start : chunk.stop]
-            c = [x[chunk.start : chunk.stop] for x in expansion.expansion.coefficients]
-            t = (_products(part, c, forms.fold) @ form).view(*part.target.shape, 3, -1)  # [i, w, 3, M_s] z . dp
-            t *= factor[here, None, None]
-            targets.index_add_(0, part.target.flatten(), t.flatten(0, 1), alpha=-1)
-            targets.index_add_(0, centres, t[:, STRAIN:].sum(1))
-            d_norm[here].scatter_add_(1, part.target[:, :, None].expand(-1, -1, 3), part.norm)
-            own = -part.norm[:, STRAIN:].sum(1, keepdim=True)
-            d_norm[here].scatter_add_(1, centres[:, None, None].expand(-1, 1, 3), own)
-    targets += (d_norm.flatten(1).T @ (dot * factor)).view(targets.shape)
-
-
-def _chunks(expansion: CentreExpansion, group: range, s: int, form: Tensor) -> list[range]:
-    """The group in parts whose F and z . dp fill about a workspace, as their neighbours of species s are many."""
-    pairs = expansion.offsets[s][group.stop] - expansion.offsets[s][group.start]
-    width = STRAIN + pairs / len(group)
-    step = max(1, int(WORKSPACE[form.device.type] / (3 * width * sum(form.shape))))
-    return [group[start : start + step] for start in range(0, len(group), step)]
+    """Subtract factor * z . dp of a group for neighbours of species s from the forces [3N, M_s]."""
+    offsets, device = expansion.offsets[s], forces.device.type
+    n_rows = offsets[group.stop] - offsets[group.start]
+    if n_rows == 0:
+        return
+    per_atom = forces.view(-1, 3, forces.shape[1])  # [atom, xyz, M_s]
+    half = 0.5 * group.factor  # exact; torch adds by index faster with a factor other than 1
+    n_centres = group.stop - group.start
+    step = max(1, int(PRODUCTS[device] * n_centres / (3 * n_rows * forms.n_entries)))
+    height = max(1, ROWS[device] // (3 * form.shape[1]))
+    buffer = forces.new_empty(3 * min(height, n_rows), form.shape[1])
+    for start in range(group.start, group.stop, step):
+        rows = row_factors(expansion, start, min(group.stop, start + step), s)
+        f, weight = _products(rows, forms), half.index_select(0, rows.centre - group.start)
+        own = expansion.centres[rows.centre]
+        for first in range(0, len(own), height):
+            here = slice(first, first + height)
+            left = f[:, 3 * first : 3 * (first + height)].T  # [row xyz, entry]
+            t = torch.mm(left, form, out=buffer[: len(left)]).view(-1, 3, form.shape[1])  # [row, xyz, M_s] z . dp
+            t *= weight[here, None]
+            per_atom.index_add_(0, rows.atom[here], t, alpha=-2)
+            per_atom.index_add_(0, own[here], t, alpha=2)
 
 
-def _products(part: CoefficientSlopes, coefficients: list[Tensor], fold: Tensor | None) -> Tensor:
-    """F [i w 3, entry], folded where there is a fold; coefficients for each l [i, b, 2l+1]."""
-    slopes = part.coefficients.flatten(1, 3)  # [i, w 3 n, lm]
-    n_max, n_rows = part.coefficients.shape[3], 3 * part.target.numel()
-    out = []
-    for columns, c in zip(degrees(len(coefficients) - 1), coefficients, strict=True):
-        f = (slopes[:, :, columns] @ c.transpose(1, 2)).view(n_rows, n_max * c.shape[1])  # [i w 3, a b]
-        out.append(f if fold is None else f @ fold)
-    return torch.cat(out, dim=1)
+def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, group: _Group) -> None:
+    """Add factor * (z . q) d|p| of a group of centres i to the forces [3N, M_s]."""
+    env, weight = expansion.expansion.environments, group.dot * group.factor
+    structures, counts = torch.unique_consecutive(group.structure, return_counts=True)
+    start = group.start
+    for k, n_centres in zip(structures.tolist(), counts.tolist(), strict=True):
+        atoms = range(int(group.atoms[k]), int(group.atoms[k + 1]))
+        bounds = torch.tensor([start, start + n_centres], device=env.centre.device)
+        first, last = torch.searchsorted(env.centre, bounds).tolist()
+        centre, slopes = env.centre[first:last], expansion.norm[first:last]  # [pair], [pair, 3]
+        before = (centre - start) * len(atoms) - atoms.start
+        d_norm = slopes.new_zeros(n_centres * len(atoms), 3)  # [i atom, xyz]
+        d_norm.index_add_(0, before + expansion.neighbor[first:last], slopes)
+        d_norm.index_add_(0, before + expansion.centres[centre], slopes, alpha=-1)  # its own images cancel
+        here = slice(start - group.start, start - group.start + n_centres)
+        forces[3 * atoms.start : 3 * atoms.stop] += d_norm.view(n_centres, -1).T @ weight[here]
+        start += n_centres
+
+
+def _add_strains(
+    virials: Tensor, strained: tuple[list[Tensor], Tensor], groups: list[_Group], forms: InducingForms
+) -> None:
+    """Subtract factor * (z . dp - (z . q) d|p|) of the strain of all centres from the virials [structure, 6, M]."""
+    products, norm = strained  # [c, s, 6, l, a, b] of each run, [c, 6]
+    for s in range(products[0].shape[1]):
+        parts: list[Tensor] = []
+        for f in products:
+            for a in range(forms.n_max):
+                part = f[:, s, :, :, a, _first(a, forms.folded) :]
+                if forms.folded:
+                    part = part.clone()
+                    part[..., 1 : forms.n_max - a] += f[:, s, :, :, a + 1 : forms.n_max, a]
+                parts.append(part.flatten(2))
+        every = torch.cat(parts, dim=2)  # [c, 6, entry]
+        for g in groups:
+            t = (every[g.start : g.stop] @ forms.forms[g.index][s]) * g.factor[:, None]
+            virials[:, :, g.columns].index_add_(0, g.structure, t, alpha=-1)
+    for g in groups:
+        t = norm[g.start : g.stop, :, None] * (g.dot * g.factor)[:, None]
+        virials[:, :, g.columns].index_add_(0, g.structure, t)
+
+
+def _products(rows: RowFactors, forms: InducingForms) -> Tensor:
+    """F [entry, row xyz], folded: F_ab + F_ba where both channels belong to the neighbour's species."""
+    n, n_columns = forms.n_max, 3 * len(rows.centre)
+    out = rows.terms[0][0][0].new_empty(forms.n_entries, n_columns)
+    start = 0
+    for terms in rows.terms:
+        n_degrees, n_channels, _ = terms[0][1].shape
+        for a in range(n):
+            first = _first(a, forms.folded)
+            width = n_channels - first
+            block = out[start : start + n_degrees * width].view(n_degrees, width, n_columns)
+            start += n_degrees * width
+            torch.mul(terms[0][0][:, a, None], terms[0][1][:, first:], out=block)
+            for k, (h, u) in enumerate(terms):
+                into = block if h.shape[2] == n_columns else block[:, :, : h.shape[2]]
+                if k:
+                    into.addcmul_(h[:, a, None], u[:, first:])
+                if forms.folded and a + 1 < n:
+                    into[:, 1 : n - a].addcmul_(h[:, a + 1 :], u[:, a, None])
+    return out

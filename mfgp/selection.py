@@ -100,7 +100,7 @@ def select(
     for number, atoms in enumerate(targets or ()):
         predictor.check_elements(atoms, f"structure {number} of the targets")
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
-    hours = np.array([[costs.hours(name, atoms) for name in names] for atoms in pool])
+    hours = np.column_stack([costs.hours(name, pool) for name in names])
     for index, name in taken:
         if name in names:
             hours[index, names.index(name)] = np.inf

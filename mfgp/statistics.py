@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+GRAM_COLUMNS = 256  # of a block of A^T A
+
 
 @dataclass
 class Moments:
@@ -33,7 +35,7 @@ class Moments:
 
     def add(self, a: Tensor, y: Tensor, sign: int = 1) -> None:
         """Add (sign 1) or remove (sign -1) rows a [row, M'] with targets y [row]."""
-        self.gram.addmm_(a.T, a, alpha=sign)
+        _add_gram(self.gram, a, sign)
         self.projection.addmv_(a.T, y, alpha=sign)
         self.square += sign * float(y @ y)
         self.count += sign * len(y)
@@ -46,6 +48,14 @@ class Moments:
     def subset(self, index: Tensor) -> Moments:
         """The statistics of the model with only the parameters `index`."""
         return Moments(self.gram[index][:, index], self.projection[index], self.square, self.count)
+
+
+def _add_gram(gram: Tensor, a: Tensor, sign: int) -> None:
+    """Add sign a^T a, [M', M']: column blocks below the diagonal, then their mirror image."""
+    for start in range(0, len(gram), GRAM_COLUMNS):
+        stop = min(len(gram), start + GRAM_COLUMNS)
+        gram[start:, start:stop].addmm_(a[:, start:].T, a[:, start:stop], alpha=sign)
+        gram[start:stop, stop:] = gram[stop:, start:stop].T
 
 
 Key = tuple[int, str]  # (level, kind)
@@ -69,6 +79,14 @@ class Statistics:
     def subset(self, index: Tensor) -> Statistics:
         """Statistics of the model with only the parameters `index` [m]."""
         return Statistics(len(index), {key: m.subset(index) for key, m in self.moments.items()})
+
+    def to(self, device: torch.device | str) -> Statistics:
+        """The same statistics on a device."""
+        moved = {
+            key: Moments(m.gram.to(device), m.projection.to(device), m.square, m.count)
+            for key, m in self.moments.items()
+        }
+        return Statistics(self.size, moved)
 
     def observed(self) -> list[Key]:
         """(level, kind) in a fixed order."""

@@ -23,8 +23,9 @@ from mfgp.calibration import Scale
 from mfgp.directional import BATCH_ATOMS, batches, directional_rows
 from mfgp.errors import ConfigError
 from mfgp.model import MultiFidelityGP
-from mfgp.prediction import Predictor, residual_variance
+from mfgp.prediction import Predictor
 from mfgp.progress import Report, silent
+from mfgp.residual import residual_variance
 
 PROPERTIES = ("forces", "energy")
 SAMPLE = 256  # target structures at most, drawn with the seed; their mean then has a relative error of a few per cent

@@ -257,7 +257,7 @@ def test_vacuum_makes_a_crystal_of_a_molecule() -> None:
 
 
 def test_names_come_from_the_caller_then_from_the_registry() -> None:
-    assert known_baselines() == ("chgnet", "emt", "zbl")
+    assert known_baselines() == ("chgnet", "chgnet-0.2.0", "chgnet-r2scan", "emt", "zbl")
     own = Counting()
     configs = [BaselineConfig(name="mine"), BaselineConfig(name="zbl", settings={"r_outer": 2.0})]
     mine, zbl = make_baselines(configs, {"mine": own}, ("nm", "mag"))
@@ -273,7 +273,11 @@ def test_errors_of_names_levels_and_settings() -> None:
     configs = [BaselineConfig(name=name) for name in ("xtb", "zbl", "dftd3")]
     with pytest.raises(ConfigError) as caught:
         make_baselines(configs)
-    for part in ("'xtb', 'dftd3'", "baselines={'xtb': calculator, 'dftd3': calculator}", "chgnet, emt, zbl"):
+    for part in (
+        "'xtb', 'dftd3'",
+        "baselines={'xtb': calculator, 'dftd3': calculator}",
+        "chgnet, chgnet-0.2.0, chgnet-r2scan, emt, zbl",
+    ):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="from_level 'nn' is no level; known are nm, mag"):
         make_baselines([BaselineConfig(name="zbl", from_level="nn")], None, ("nm", "mag"))
@@ -281,7 +285,9 @@ def test_errors_of_names_levels_and_settings() -> None:
         make_calculator("zbl", {"r_cut": 2.0})
     with pytest.raises(ConfigError, match=r"'zbl' with settings .*r_inner < r_outer"):
         make_calculator("zbl", {"r_inner": 3.0})
-    with pytest.raises(ConfigError, match=r"no baseline named 'os\.system'; known are chgnet, emt, zbl"):
+    with pytest.raises(
+        ConfigError, match=r"no baseline named 'os\.system'; known are chgnet, chgnet-0\.2\.0, chgnet-r2scan, emt, zbl"
+    ):
         make_calculator("os.system")
 
 
@@ -290,6 +296,19 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "chgnet.model.dynamics", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[chgnet\]', or pass a calculator"):
         make_calculator("chgnet")
+
+
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore")
+def test_the_three_chgnets_are_three_potentials_that_agree_on_the_sign_of_a_force() -> None:
+    pytest.importorskip("chgnet")
+    crystal = bulk("LiF", "rocksalt", a=4.03, cubic=True)
+    crystal.positions[0, 0] += 0.2
+    names = [name for name in known_baselines() if name.startswith("chgnet")]
+    forces = [b.labels(crystal).forces[0, 0] for b in make_baselines([BaselineConfig(name=name) for name in names])]
+    assert len(forces) == 3
+    assert max(forces) < -0.1  # eV/Å: back to its site
+    assert min(abs(forces[i] - forces[i - 1]) for i in range(3)) > 1e-3
 
 
 @pytest.mark.reference

@@ -17,7 +17,7 @@ from mfgp.calibration import PRIOR_STD, Calibration, Scale, fit_calibration, fit
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread
-from mfgp.prediction import residual_variance
+from mfgp.residual import residual_variance
 from mfgp.scores import Scores
 
 
@@ -96,8 +96,15 @@ def test_predictions_carry_the_calibrated_std(calibrated: MultiFidelityGP) -> No
     residual = residual_variance(calibrated, 1, f.phi, f.prior).numpy()
     assert_allclose((weights + residual)[1:-6], raw.forces_std.ravel() ** 2, rtol=1e-9)
 
+    novelty = scales.novelty_factors(
+        1, torch.from_numpy(weights), atoms.numbers, calibrated.features.pairs(atoms)
+    ).numpy()
+    assert scales.novelty[1].exponent > 0
+    assert (novelty[[0, *range(-6, 0)]] == 1).all()
+
     def expected(scale: Scale, row: int, label: float) -> float:
-        return (scale.weights * weights[row] + scale.residual * residual[row] + scale.noise * label) ** 0.5
+        model = scale.weights * weights[row] + scale.residual * residual[row]
+        return (novelty[row] * model + scale.noise * label) ** 0.5
 
     for i, z in enumerate(atoms.numbers.tolist()):
         for c in range(3):

@@ -115,6 +115,20 @@ def test_a_campaign_runs_to_its_stop(folder: Path) -> None:
     assert not any((folder / "run" / "calculations").iterdir())
 
 
+def test_the_workers_of_a_scheduler_do_the_calculations(folder: Path) -> None:
+    """Given by its address, as on a cluster: the calculations are theirs, what is learned is the campaign's."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        config(folder, workers={"scheduler": cluster.scheduler_address}, stop={"steps": 1})
+        start(folder)
+        assert run(folder) == "1 step done, as asked for"
+        assert cluster.workers  # they belong to somebody else, and go on
+    assert states(folder) == {"done": 2}
+    assert len(lines(folder / "trace")) == 4
+    config(folder / "run", stop={"steps": 2})
+    with pytest.raises(ConfigError, match="does not answer"):
+        run(folder)
+
+
 @pytest.mark.usefixtures("in_process")
 def test_it_stops_at_the_target_std_at_the_budget_and_when_nothing_is_left(folder: Path) -> None:
     run_folder = start(folder)

@@ -69,7 +69,7 @@ def test_killed_at_every_point_in_turn(tmp_path: Path, model: MultiFidelityGP) -
     assert states(folder) == {"done": N}  # the calculations were over; the model was not
     last = process(folder, "nowhere")
     out, errors = last.communicate(timeout=240)
-    assert out.strip() == "1 steps done, as asked for", errors
+    assert out.strip() == "1 step done, as asked for", errors
     finished(folder)
 
 
@@ -85,7 +85,7 @@ def test_killed_while_workers_calculate(tmp_path: Path, model: MultiFidelityGP) 
     assert states(folder)["running"] > 0  # they finish by themselves, and are taken in
     last = process(folder, "processes")
     out, errors = last.communicate(timeout=240)
-    assert out.strip() == "1 steps done, as asked for", errors
+    assert out.strip() == "1 step done, as asked for", errors
     finished(folder, 4)
 
 
@@ -95,7 +95,7 @@ def test_a_calculation_that_dies_or_hangs_takes_nothing_with_it(tmp_path: Path, 
     folder = campaign(tmp_path, model, n=5, settings={"mode": "die"}, retry=retry, max_hours=3 / 3600)
     done = process(folder, "processes")
     out, errors = done.communicate(timeout=240)
-    assert out.strip() == "1 steps done, as asked for", errors
+    assert out.strip() == "1 step done, as asked for", errors
     found = states(folder)
     assert found["failed"] > 0
     assert found["done"] > 0

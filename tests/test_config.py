@@ -74,15 +74,24 @@ def test_defaults() -> None:
 
 
 def test_a_preset_gives_way_to_what_is_given(folder: Path) -> None:
-    text = "preset: oxide\nfidelities: [{name: a, train: nm.extxyz}]\ndescriptor: {r_cut: 4.5, radial_scaling: {r0: 1.5}}\n"
+    text = "preset: oxide\nfidelities: [{name: a, train: nm.extxyz}]\ndescriptor: {r_cut: 4.5, radial_scaling: {r0: 1.2}}\n"
+    oxide, molecule = PRESETS["oxide"]["descriptor"], PRESETS["molecule"]
     config = loaded(folder, text)
-    assert (config.descriptor.r_cut, config.descriptor.n_max, config.descriptor.l_max) == (4.5, 6, 5)
+    assert (config.descriptor.r_cut, config.descriptor.n_max, config.descriptor.l_max) == (
+        4.5,
+        oxide["n_max"],
+        oxide["l_max"],
+    )
     assert config.descriptor.radial_scaling is not None
-    assert (config.descriptor.radial_scaling.r0, config.descriptor.radial_scaling.m) == (1.5, 4)
-    python = FitConfig(preset="molecule", descriptor=SOAPConfig(r_cut=4.0), model=ModelConfig(zeta=2))
-    assert (python.descriptor.r_cut, python.model.zeta, python.model.n_inducing) == (4.0, 2, 2000)
+    assert (config.descriptor.radial_scaling.r0, config.descriptor.radial_scaling.m) == (
+        1.2,
+        oxide["radial_scaling"]["m"],
+    )
+    python = FitConfig(preset="molecule", descriptor=SOAPConfig(r_cut=4.0), model=ModelConfig(zeta=3))
+    expected = (4.0, 3, molecule["model"]["n_inducing"])
+    assert (python.descriptor.r_cut, python.model.zeta, python.model.n_inducing) == expected
     assert python.descriptor.radial_scaling is not None
-    assert python.descriptor.radial_scaling.m == 2
+    assert python.descriptor.radial_scaling.m == molecule["descriptor"]["radial_scaling"]["m"]
     assert FitConfig(preset="oxide", descriptor={"radial_scaling": None}).descriptor.radial_scaling is None
     for name in PRESETS:
         assert FitConfig(preset=name).preset == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +15,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from mfgp import DataError, FitConfig, FrameSet
-from mfgp.estimate import (
-    Counts,
-    Rates,
-    available_memory,
-    estimate,
-    memory_bytes,
-    pairs_per_centre,
-    product_rates,
-    seconds,
-)
+from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP
+from mfgp.estimate import Counts, available_memory, count, estimate, memory_bytes, seconds
+from mfgp.rates import Rates, pairs_per_centre, product_rate
 
 COUNTS = Counts(
     atoms=np.array([1000, 3000]),
@@ -38,46 +31,54 @@ COUNTS = Counts(
     largest_rows=127,
     largest_bytes=1e8,
     n_columns=2,
-    levels=(0, 0, 1, 1),
+    keys=((0, "energy"), (0, "forces"), (1, "energy"), (1, "forces")),
     n_levels=2,
     evaluations=((600, 50.0), (1000, 18.0)),
     n_calibrated=0,
     jacobian_bytes=0.0,
     copies=1,
 )
-RATES = Rates(gemm=1e10, gemv=1e9, per_atom=1e-3, per_pair=1e-4)
+RATES = Rates(
+    gemm=1e10,
+    per_atom=1e-3,
+    per_pivot=1e-4,
+    per_row_product=1e-7,
+    per_block_product=1e-10,
+    per_evaluation=1e-10,
+    per_left_out=0.5,
+)
 
 
 def test_counts_of_a_known_case():
     """One species, one level: the formulas of the module, term by term."""
     c = replace(
         COUNTS, atoms=np.array([100]), pairs=np.array([5000.0]), candidates=np.array([100.0]), inducing=np.array([50.0]),
-        n_features=300, n_entries=200, n_frames=10, n_rows=370,
-        n_columns=1, levels=(0,), n_levels=1, evaluations=((50, 20.0),),
+        n_features=300, n_entries=200, n_frames=10, n_rows=370, n_calibrated=4,
+        n_columns=1, keys=((0, "energy"),), n_levels=1, evaluations=((50, 20.0),),
     )  # fmt: skip
     s = seconds(c, RATES)
     assert s["descriptors"] == pytest.approx(0.1, abs=1e-12)
-    assert s["derivatives"] == pytest.approx(0.5, abs=1e-12)
-    assert s["inducing points"] == pytest.approx((100 * 50 * 300 + 100 * 50**2 / 2) / 1e9, abs=1e-12)
-    assert s["rows"] == pytest.approx(2 * 3 * 5000 * 200 * 50 / 2 / 1e10, abs=1e-12)
-    gram, whitening, passes = 370 * 51**2, 370 * 50**2 / 2, 2 * 10 * 51**2
-    assert s["statistics"] == pytest.approx((gram + whitening) / 1e10 + passes / 1e9, abs=1e-12)
-    assert s["evidence"] == pytest.approx(20 * (51**3 / 2 / 1e10 + 7 * 51**2 / 1e9), abs=1e-12)
+    assert s["inducing points"] == pytest.approx((100 * 50 * 300 + 100 * 50**2 / 2) / 1e10 + 50e-4, abs=1e-12)
+    assert s["rows"] == pytest.approx(5000 * 50 * 1e-7, abs=1e-12)
+    assert s["statistics"] == pytest.approx(370 * 51**2 * 1e-10, abs=1e-12)
+    assert s["evidence"] == pytest.approx(20 * 51**3 * 1e-10, abs=1e-12)
+    assert s["posterior"] == pytest.approx(2 * 51**3 * 1e-10, abs=1e-12)
+    assert s["calibration"] == pytest.approx(2.0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"pairs": 2 * COUNTS.pairs}, {"derivatives", "rows"}),
+        ({"pairs": 2 * COUNTS.pairs}, {"rows"}),
         ({"atoms": 2 * COUNTS.atoms}, {"descriptors"}),
         ({"n_features": 4000}, {"inducing points"}),
-        ({"n_entries": 2400}, {"rows"}),
         ({"inducing": 2 * COUNTS.inducing}, {"inducing points", "rows", "statistics", "evidence", "posterior"}),
         ({"n_rows": 25400}, {"statistics"}),
-        ({"n_levels": 3, "levels": (0, 0, 1, 1, 2, 2)}, {"evidence", "posterior"}),
+        ({"n_levels": 3}, {"evidence", "posterior"}),
         ({"evaluations": ((600, 100.0), (1000, 18.0))}, {"evidence"}),
+        ({"n_calibrated": 7}, {"calibration"}),
     ],
-    ids=["pairs", "atoms", "features", "entries", "inducing", "rows", "levels", "evaluations"],
+    ids=["pairs", "atoms", "features", "inducing", "rows", "levels", "evaluations", "calibrated"],
 )
 def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
     before, after = seconds(COUNTS, RATES), seconds(replace(COUNTS, **change), RATES)
@@ -88,10 +89,8 @@ def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
 
 
 def test_levels_share_one_factorisation():
-    """Where products rule, T levels cost T^3: one joint precision of T M' parameters."""
-    c = replace(COUNTS, levels=())
-    fast_passes = replace(RATES, gemv=1e30)
-    one, four = (seconds(replace(c, n_levels=t), fast_passes) for t in (1, 4))
+    """T levels cost T^3: one joint precision of T M' parameters."""
+    one, four = (seconds(replace(COUNTS, n_levels=t), RATES) for t in (1, 4))
     for part in ("evidence", "posterior"):
         assert four[part] / one[part] == pytest.approx(64.0, abs=1e-6)
 
@@ -102,7 +101,7 @@ def test_levels_share_one_factorisation():
         {"inducing": 2 * COUNTS.inducing},
         {"n_features": 8000},
         {"n_entries": 2400},
-        {"n_levels": 4, "levels": (0, 1, 2, 3)},
+        {"n_levels": 4},
     ],
     ids=["inducing", "features", "entries", "levels"],
 )
@@ -143,14 +142,43 @@ def test_estimate_of_a_data_set(two_levels: FrameSet, config: FitConfig):
     assert estimate(two_levels, contracted).n_features < small.n_features
 
 
+def test_a_geometry_counts_once_and_only_what_has_labels(two_levels: FrameSet, config: FitConfig):
+    """The high frames are geometries of low ones: no atoms, no pairs of their own, but rows."""
+    from descriptors import SOAP
+
+    frames, soap = two_levels.training(), SOAP(config.descriptor, (29, 79))
+    both = count(frames, list(frames)[:3], soap, config)
+    low = FrameSet(frames.levels, tuple(frames.of("low")))
+    alone = count(low, list(frames)[:3], soap, config)
+    assert (both.atoms == alone.atoms).all()
+    assert (both.pairs == alone.pairs).all()
+    assert both.n_rows == 17 * (1 + 3 * 4 + 6)
+    assert alone.n_rows == 12 * (1 + 3 * 4 + 6)
+    energies = FrameSet(frames.levels, tuple(replace(f, forces=None, stress=None) for f in frames))
+    bare = count(energies, list(frames)[:3], soap, config)
+    assert bare.n_rows == 17
+    assert not bare.pairs.any()
+    assert bare.atoms.sum() == 48
+
+
+@pytest.mark.slow
+def test_time_is_estimated(two_levels: FrameSet, config: FitConfig):
+    """Within a factor of 3 for a fit of a second, where overheads rule; benchmarks/estimates.py is the measurement."""
+    frames = FrameSet(two_levels.levels, two_levels.training().frames)
+    guess = estimate(frames, config)
+    start = time.process_time()
+    MultiFidelityGP.fit(frames, config, progress=False)
+    found = time.process_time() - start
+    assert found / 3 < guess.seconds < 3 * found
+
+
 def test_nothing_to_train_on_is_an_error(two_levels: FrameSet, config: FitConfig):
     with pytest.raises(DataError, match="no frame to train on"):
         estimate(two_levels.held_out(), config)
 
 
 def test_rates_are_of_this_machine():
-    gemm, gemv = product_rates(torch.device("cpu"))
-    assert gemm > gemv > 1e7
+    assert product_rate(torch.device("cpu")) > 1e8
     free = available_memory(torch.device("cpu"))
     assert free is None or free > 1e7
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from mfgp import inducing
 from mfgp.errors import NumericalError
 from mfgp.inducing import build_basis, cholesky, select_inducing
 from mfgp.observations import local_features
@@ -32,6 +33,16 @@ def test_each_choice_has_the_largest_conditional_variance() -> None:
         explained = np.einsum("im,mi->i", k[:, known], np.linalg.solve(k[np.ix_(known, known)], k[known]))
         conditional = np.diag(k) - explained
         assert_allclose(conditional[chosen[m]], conditional.max(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 16])
+def test_blocks_choose_what_single_steps_choose(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, numbers = environments(90)
+    expected = select_inducing(features, numbers, 40, 3)  # all candidates are in one block
+    monkeypatch.setattr(inducing, "BLOCK", block)
+    found = select_inducing(features, numbers, 40, 3)
+    assert torch.equal(found.rank, expected.rank)
+    assert all(torch.equal(a, b) for a, b in zip(found.points, expected.points, strict=True))
 
 
 def test_factors_whiten_the_inducing_kernel() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,14 +167,30 @@ def test_calibration_is_stored(model: MultiFidelityGP, two_levels: FrameSet, pat
     assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-12)
 
 
+def test_a_file_of_schema_3_keeps_its_costs(model: MultiFidelityGP, path: Path) -> None:
+    """Costs were sums over log N and log hours alone."""
+    x, y = math.log(4), math.log(0.5)
+    as_written(
+        path, {"schema": 3, "costs": {"sums": {"low": [9, 9 * x, 9 * x * x, 9 * y, 9 * x * y, 9 * y * y]}, "given": {}}}
+    )
+    costs = MultiFidelityGP.load(path).costs
+    assert costs.sums["low"].count == 9
+    assert 0.5 < costs.hours("low", [alloy(80)[:4]])[0] < 0.55
+
+
 def test_a_file_of_schema_1_is_upgraded(model: MultiFidelityGP, path: Path) -> None:
     """As it was written then: no calibration in the header, and a checksum over that."""
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["mfgp"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    header = {k: v for k, v in header.items() if k not in ("hash", "calibration")} | {"schema": 1}
-    header["hash"] = contents_hash(header, tensors)
-    save_file(tensors, path, {"mfgp": json.dumps(header)})
+    as_written(path, {"schema": 1}, ("calibration",))
     loaded = MultiFidelityGP.load(path)
     assert loaded.calibration is None
     assert loaded.predict(alloy(80)).energy == pytest.approx(model.predict(alloy(80)).energy, abs=1e-9)
+
+
+def as_written(path: Path, changed: dict[str, Any], without: tuple[str, ...] = ()) -> None:
+    """Write the file again with another header, and the checksum that goes with it."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["mfgp"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    header = {k: v for k, v in header.items() if k not in ("hash", *without)} | changed
+    header["hash"] = contents_hash(header, tensors)
+    save_file(tensors, path, {"mfgp": json.dumps(header)})

@@ -17,7 +17,7 @@ from mfgp.features import Features, structure_key
 from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
 from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
 from mfgp.observations import labelled_rows
-from mfgp.prediction import residual_variance
+from mfgp.residual import residual_variance
 from mfgp.statistics import Statistics
 
 SIGMAS = (0.02, 0.1)  # eV per sqrt(atom), eV/Å

@@ -9,12 +9,12 @@ from ase import Atoms
 from numpy.testing import assert_allclose
 from systems import SYSTEMS, ethanol, isolated_atom, phosphate, rattled_silicon, sodium_chloride, triclinic
 
-from descriptors import SOAP, SOAPConfig, fit_contraction, jacobian
-from descriptors.slopes import coefficient_slopes, expand_with_slopes, expansion_bytes
+from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
+from descriptors.slopes import expansion_bytes
 from mfgp import rows
 from mfgp.inducing import InducingBasis, select_inducing
 from mfgp.observations import functional_rows, rows_of_jacobian
-from mfgp.rows import form_entries, inducing_forms, raw_rows
+from mfgp.rows import InducingForms, energy_rows, form_entries, inducing_forms, raw_rows
 
 CONFIG = SOAPConfig(r_cut=4.5, n_max=3, l_max=3, sigma=0.5)  # Å; more than half of every cell in systems.py
 STEP = 1e-5  # Å
@@ -43,6 +43,10 @@ def _both(atoms: Atoms, soap: SOAP, basis: InducingBasis) -> tuple[torch.Tensor,
     )
 
 
+def _raw(basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, *limit: float) -> torch.Tensor:
+    return raw_rows(basis, forms, soap, nb, *limit).of_structure(0, 0, len(nb.numbers))
+
+
 @pytest.mark.parametrize("retained", [None, 0.99])
 @pytest.mark.parametrize("zeta", [1, 2, 4])
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -65,13 +69,14 @@ def test_any_blocks_give_the_same(build, retained: float | None, monkeypatch: py
     soap = _soap(atoms, retained)
     basis, nb = _basis(atoms, soap, 2), soap.neighborhoods([atoms])
     forms = inducing_forms(basis, soap)
-    whole = raw_rows(basis, forms, soap, nb)
+    whole = _raw(basis, forms, soap, nb)
     needed = expansion_bytes(soap, nb)
     for limit in (1.0, float(needed.sum()) / 2):  # bytes: every centre by itself; two or three blocks
-        assert_allclose(raw_rows(basis, forms, soap, nb, limit), whole, rtol=0, atol=1e-12)
+        assert_allclose(_raw(basis, forms, soap, nb, limit), whole, rtol=0, atol=1e-12)
     for workspace in (1, 3000):  # one centre at a time; some
-        monkeypatch.setitem(rows.WORKSPACE, "cpu", workspace)
-        assert_allclose(raw_rows(basis, forms, soap, nb), whole, rtol=0, atol=1e-12)
+        monkeypatch.setitem(rows.PRODUCTS, "cpu", workspace)
+        monkeypatch.setitem(rows.ROWS, "cpu", workspace)
+        assert_allclose(_raw(basis, forms, soap, nb), whole, rtol=0, atol=1e-12)
     assert float(whole[1:].abs().max()) > 1e-2
 
 
@@ -106,9 +111,9 @@ def test_dtype_follows_the_structure() -> None:
     single = InducingBasis(
         basis.species, tuple(z.float() for z in basis.points), basis.factors, basis.rank, basis.zeta, basis.jitter
     )
-    low = raw_rows(single, inducing_forms(single, soap), soap, soap.neighborhoods([atoms], dtype=torch.float32))
+    low = _raw(single, inducing_forms(single, soap), soap, soap.neighborhoods([atoms], dtype=torch.float32))
     assert low.dtype == torch.float32
-    reference = raw_rows(basis, forms, soap, soap.neighborhoods([atoms]))
+    reference = _raw(basis, forms, soap, soap.neighborhoods([atoms]))
     assert_allclose(low, reference, rtol=0, atol=1e-4)
 
 
@@ -122,33 +127,49 @@ def test_size_of_the_forms(build, retained: float | None) -> None:
     assert {f.shape[0] for of_centre in forms.forms for f in of_centre} == {form_entries(soap)}
 
 
-@pytest.mark.parametrize("build", [phosphate, sodium_chloride, ethanol])
-def test_slopes_of_coefficients_are_differences(build) -> None:
-    atoms = build()
-    soap = _soap(atoms)
-    n, n_species = len(atoms), len(soap.species)
-    expansion = expand_with_slopes(soap, soap.neighborhoods([atoms]), torch.arange(n))
-    parts = [coefficient_slopes(expansion, 0, n, s) for s in range(n_species)]
-    dense = torch.zeros(n, n + 2, 3, n_species, *expansion.strain.shape[4:], dtype=torch.float64)
-    norm = torch.zeros(n, n + 2, 3, dtype=torch.float64)
-    for s, part in enumerate(parts):
-        centre = torch.arange(n)[:, None].expand_as(part.target)
-        dense[:, :, :, s].index_put_((centre, part.target), part.coefficients, accumulate=True)
-        norm.index_put_((centre, part.target), part.norm, accumulate=True)
+def test_a_batch_gives_the_rows_of_its_structures() -> None:
+    structures = [phosphate() for _ in range(3)]
+    for seed, atoms in enumerate(structures):
+        atoms.rattle(0.1, seed=seed)
+    structures.insert(1, isolated_atom())
+    soap = _soap(phosphate(), also=tuple(isolated_atom().numbers.tolist()))
+    basis = _basis(phosphate(), soap, 3)
+    forms = inducing_forms(basis, soap)
+    batch = raw_rows(basis, forms, soap, soap.neighborhoods(structures))
+    first = 0
+    for i, atoms in enumerate(structures):
+        alone = _raw(basis, forms, soap, soap.neighborhoods([atoms]))
+        assert_allclose(batch.of_structure(i, first, first + len(atoms)), alone, rtol=0, atol=1e-12)
+        first += len(atoms)
+    assert float(batch.forces.abs().max()) > 1e-2
 
-    def displaced(atom: int, axis: int, step: float) -> tuple[torch.Tensor, torch.Tensor]:
-        moved = atoms.copy()
-        moved.positions[atom, axis] += step
-        nb = soap.neighborhoods([moved])
-        return torch.cat(soap.coefficients(nb), dim=2), soap.expand(nb).norm
 
-    assert float(dense.abs().max()) > 1e-2  # 1/Å
-    for atom in range(min(n, 4)):
-        others = torch.arange(n) != atom
-        for axis in range(3):
-            (plus, norm_plus), (minus, norm_minus) = displaced(atom, axis, STEP), displaced(atom, axis, -STEP)
-            found = dense[:, atom, axis].flatten(1, 2)  # [centre, channel, lm]
-            assert_allclose(found[others], ((plus - minus) / (2 * STEP))[others], rtol=0, atol=1e-7)
-            assert_allclose(
-                norm[others, atom, axis], ((norm_plus - norm_minus) / (2 * STEP))[others], rtol=0, atol=1e-5
-            )
+def test_rows_that_are_not_wanted() -> None:
+    """Without the virial the others stay; an energy alone takes no derivatives."""
+    soap = _soap(phosphate())
+    basis, nb = _basis(phosphate(), soap, 2), soap.neighborhoods([phosphate(), phosphate()])
+    forms = inducing_forms(basis, soap)
+    whole, less = raw_rows(basis, forms, soap, nb), raw_rows(basis, forms, soap, nb, virial=False)
+    assert less.virial is None
+    assert torch.isnan(less.of_structure(0, 0, 1)[-6:]).all()
+    assert_allclose(less.forces, whole.forces, rtol=0, atol=0)
+    assert_allclose(energy_rows(basis, soap, nb), whole.energy, rtol=0, atol=1e-12)
+    assert float(whole.energy.min(1).values.abs().max()) > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_the_rows_of_the_cpu() -> None:
+    soap = _soap(phosphate())
+    basis = _basis(phosphate(), soap, 3)
+    there = InducingBasis(
+        basis.species,
+        tuple(z.cuda() for z in basis.points),
+        tuple(factor.cuda() for factor in basis.factors),
+        basis.rank.cuda(),
+        basis.zeta,
+        basis.jitter,
+    )
+    found = functional_rows(there, inducing_forms(there, soap), soap, soap.neighborhoods([phosphate()], device="cuda"))
+    expected = functional_rows(basis, inducing_forms(basis, soap), soap, soap.neighborhoods([phosphate()]))
+    assert_allclose(found.cpu(), expected, rtol=0, atol=1e-10)

@@ -1,0 +1,144 @@
+"""Our candidates: which levels train, what lies below them, how the levels are tied.
+
+All share descriptor and inducing points, chosen from the nm and mag training structures without their labels. CPU seconds
+count the choice of inducing points, rows and CHGNet's labels of the frames that train, and the fit with its calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import timed
+from task import Predicted, Task
+
+from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.baselines import Baseline, make_calculator
+from mfgp.config import BaselineConfig, CoefficientPrior
+from mfgp.features import Features
+from mfgp.frames import Frame
+from mfgp.progress import bars
+from mfgp.single_point import structure_hash
+
+WIDTH_95 = 1.959964  # standard deviations
+TIMED = 5  # structures on which the cost of a label of CHGNet is measured
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """levels that train; baselines; other settings of the model section."""
+
+    levels: tuple[str, ...]
+    baselines: tuple[BaselineConfig, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def chgnet(from_level: str | None = None, mean: float = 1.0, std: float = 0.3, name: str = "chgnet") -> BaselineConfig:
+    """CHGNet as a baseline."""
+    return BaselineConfig(name=name, from_level=from_level, coefficient=CoefficientPrior(mean=mean, std=std))
+
+
+def three(from_level: str | None = None) -> tuple[BaselineConfig, ...]:
+    """All three pretrained CHGNets: the present one around 1, the others around 0."""
+    others = (chgnet(from_level, 0.0, 0.5, name) for name in ("chgnet-0.2.0", "chgnet-r2scan"))
+    return (chgnet(from_level, std=0.5), *others)
+
+
+CANDIDATES = {
+    "GP, mag": Candidate(("mag",)),
+    "GP, nm+mag": Candidate(("nm", "mag")),
+    "GP, nm+mag, rho = 1 (Delta)": Candidate(("nm", "mag"), model={"rho": {"fixed": 1.0}}),
+    "GP, gfn1+nm+mag": Candidate(("gfn1", "nm", "mag")),
+    "CHGNet + GP, mag": Candidate(("mag",), (chgnet(),)),
+    "CHGNet + GP, nm+mag": Candidate(("nm", "mag"), (chgnet(),)),
+    "CHGNet + GP, nm+mag, rho by species": Candidate(("nm", "mag"), (chgnet(),), {"rho": "species"}),
+    "CHGNet from mag on + GP, nm+mag": Candidate(("nm", "mag"), (chgnet("mag"),)),
+    "CHGNet + GP, nm+mag, free coefficients": Candidate(("nm", "mag"), (chgnet(std=3.0),)),
+    "three CHGNets + GP, mag": Candidate(("mag",), three()),
+    "two CHGNets + GP, mag": Candidate(("mag",), three()[:2]),
+    "three CHGNets from mag on + GP, nm+mag": Candidate(("nm", "mag"), three("mag")),
+    "three CHGNets + GP, nm+mag": Candidate(("nm", "mag"), three()),
+}
+
+
+class Workshop:
+    """What the candidates share: features with the rows of every frame, CHGNet's labels, and what both cost."""
+
+    def __init__(self, training: FrameSet, config: FitConfig, cache: Path) -> None:
+        self.config = config
+        both = FrameSet(("nm", "mag"), tuple(f for f in training if f.fidelity in ("nm", "mag")))
+        with bars() as report:
+            with timed() as building:
+                self.features = Features.build(both, config, report, keep_rows=True)
+            with timed() as rows:
+                for i, frame in enumerate(both):
+                    self.features.rows(frame.atoms)
+                    report("rows", i + 1, len(both), frame.fidelity)
+        self.building = building.cpu
+        self.row_seconds = rows.cpu / len({structure_hash(f.atoms) for f in both})
+        self.cache = cache
+        self._baselines: dict[str, Baseline] = {}
+        self._label_seconds: float | None = None
+
+    def baselines(self, configs: Sequence[BaselineConfig]) -> dict[str, Baseline]:
+        """Calculators with their labels on disk."""
+        for c in configs:
+            if c.name not in self._baselines:
+                self._baselines[c.name] = Baseline(c.name, make_calculator(c.name), cache_dir=self.cache)
+        return {c.name: self._baselines[c.name] for c in configs}
+
+    def label_seconds(self, baseline: Baseline, frames: Sequence[Frame]) -> float:
+        """CPU seconds of one label, measured once without the cache."""
+        if self._label_seconds is None:
+            fresh = Baseline("timing", baseline.calculator)
+            with timed() as labels:
+                for frame in frames[:TIMED]:
+                    fresh.labels(frame.atoms)
+            self._label_seconds = labels.cpu / len(frames[:TIMED])
+        return self._label_seconds
+
+    def run(self, candidate: Candidate, task: Task) -> Predicted:
+        """Fit and predict."""
+        frames = FrameSet(candidate.levels, tuple(f for f in task.training if f.fidelity in candidate.levels))
+        given = self.baselines(candidate.baselines)
+        for baseline in given.values():
+            for frame in (*frames, *task.held_out):
+                baseline.labels(frame.atoms)  # from here on they are in its cache
+        structures = len({structure_hash(f.atoms) for f in frames})
+        for frame in frames:
+            self.features.rows(frame.atoms)  # new ones only: gfn1
+        with timed() as fit:
+            config = self.configured(candidate)
+            model = MultiFidelityGP.fit(frames, config, features=self.features, baselines=given, progress=False)
+        seconds = {
+            "fit": fit.cpu,
+            "inducing points": self.building,
+            "rows": self.row_seconds * structures,
+            "chgnet": sum(self.label_seconds(b, frames.frames) * structures for b in given.values()),
+        }
+        return _predicted(model, task, seconds)
+
+    def configured(self, candidate: Candidate) -> FitConfig:
+        """The settings of the example with what the candidate changes."""
+        settings = self.config.model_dump(exclude={"preset", "fidelities"})
+        settings["model"] |= candidate.model
+        return FitConfig(**settings | {"baselines": candidate.baselines})
+
+
+def _predicted(model: MultiFidelityGP, task: Task, seconds: dict[str, float]) -> Predicted:
+    predictor = model.predictor(task.top)
+    found = [predictor(f.atoms) for f in task.held_out]
+    pairs = list(zip(found, task.held_out, strict=True))
+    energy = [abs(p.energy - f.energy) < WIDTH_95 * p.energy_std for p, f in pairs]
+    forces = np.concatenate([(np.abs(p.forces - f.forces) < WIDTH_95 * p.forces_std).ravel() for p, f in pairs])
+    return Predicted(
+        energies=np.array([p.energy for p in found]),
+        forces=[p.forces for p in found],
+        magmoms=[p.magmoms for p in found],
+        cpu_seconds=sum(seconds.values()),
+        coverage={"energy": float(np.mean(energy)), "forces": float(forces.mean())},
+        note={"cpu_seconds": seconds, "learned": model.hyperparameters()},
+    )

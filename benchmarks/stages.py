@@ -1,0 +1,92 @@
+"""CPU seconds of the pass over the data by stage, and over the floor: its flops at the matrix-product rate of this run.
+
+    rows        sum_s 2 * 3 n_ca D M_s       n_ca (centre, atom) pairs, M_s inducing points of the centre's species
+    whitening   R sum_s M_s^2                R labelled rows
+    Gram        R M'^2                       M' = M and the columns beside
+
+An implementation that makes full use of the processor's matrix products, and computes nothing twice, takes 1. (For several
+species less is possible: rows are made from E < D products a pair, see mfgp/rows.py.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from common import gemm_rate, timed
+from torch import Tensor
+
+from mfgp import FitConfig, FrameSet
+from mfgp.accumulation import RowBlocks, batches, needs
+from mfgp.features import Features
+from mfgp.fitting import build_columns
+from mfgp.observations import Columns, labelled_rows, whiten_all
+from mfgp.rates import pairs_per_centre
+from mfgp.statistics import Key, Statistics
+
+STAGES = ("rows", "whitening", "Gram")
+
+
+class TimedBlocks(RowBlocks):
+    """Blocks of rows that know how long whitening and Gram matrices took."""
+
+    def __init__(self, features: Features, n_columns: int) -> None:
+        super().__init__(features, n_columns)
+        self.spent, self.n_rows = dict.fromkeys(STAGES, 0.0), 0
+
+    def _add_block(self, key: Key) -> None:
+        parts = self.waiting.pop(key)
+        a, y = torch.cat([a for a, _ in parts]), torch.cat([y for _, y in parts])
+        with timed() as whitening:
+            whiten_all(self.features.basis, a)
+        with timed() as gram:
+            self.statistics.add(key[0], {key[1]: (a, y)})
+        self.spent["whitening"] += whitening.cpu
+        self.spent["Gram"] += gram.cpu
+        self.n_rows += len(y)
+
+
+def timed_pass(
+    frames: FrameSet, features: Features, config: FitConfig
+) -> tuple[Statistics, dict[str, float], dict[str, float], Columns, Tensor]:
+    """Statistics, CPU seconds and floating-point operations of each stage, and the columns with their prior widths."""
+    columns, column_std = build_columns(frames, features.basis.species, config, [])
+    blocks = TimedBlocks(features, columns.size)
+    sigmas = (config.training.noise_energy, config.training.noise_force)
+    pairs = 0.0
+    for batch in batches(frames):
+        structures = [group[0].atoms for group in batch]
+        with timed() as rows:
+            raw = features.raw(structures, *needs(batch[0]))
+        blocks.spent["rows"] += rows.cpu
+        pairs += sum(pair_points(group[0], features) for group in batch)
+        for group, phi in zip(batch, raw, strict=True):
+            extra = columns.rows_of(group[0].atoms, [])
+            design = torch.cat([phi, extra], dim=1)
+            for frame in group:
+                level = frames.levels.index(frame.fidelity)
+                blocks.add(level, labelled_rows(frame, design, columns.mean(extra, level), sigmas))
+    statistics = blocks.finish()
+    squares = sum(len(points) ** 2 for points in features.basis.points)
+    flops = {
+        "rows": 6.0 * features.soap.n_features * pairs,
+        "whitening": 1.0 * blocks.n_rows * squares,
+        "Gram": 1.0 * blocks.n_rows * statistics.size**2,
+    }
+    return statistics, blocks.spent, flops, columns, column_std
+
+
+def pair_points(frame: Any, features: Features) -> float:
+    """sum over (centre, atom) pairs of the inducing points of the centre's species."""
+    counts = pairs_per_centre(frame, features.soap)
+    points = dict(zip(features.basis.species, features.basis.points, strict=True))
+    return float(sum(counts[frame.atoms.numbers == z].sum() * len(p) for z, p in points.items()))
+
+
+def over_floor(frames: FrameSet, features: Features, config: FitConfig) -> dict[str, float]:
+    """Time over the floor of each stage and of all three together."""
+    rate = gemm_rate()
+    _, spent, flops, *_ = timed_pass(frames, features, config)
+    rate = 0.5 * (rate + gemm_rate())  # before and after: the machine may be busier at one end
+    out = {stage: spent[stage] * rate / flops[stage] for stage in STAGES}
+    return {**out, "all": sum(spent.values()) * rate / sum(flops.values())}

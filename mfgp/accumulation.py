@@ -1,0 +1,117 @@
+"""One streaming pass over labelled frames: rows of a few structures at a time, whitened and added up in blocks.
+
+    G += A^T A,    b += A^T y,    A = [Phi | columns],   Phi = k(functional, Z) L^-T
+
+Whitening and A^T A are matrix products with M columns whose cost per row falls with the number of rows, so the labelled rows
+of many structures are collected by level and kind until they fill a block. Structures are expanded a batch at a time for
+the same reason; frames of one geometry, at two levels, share their rows. Only what has labels is made: no virials without
+a stress, no derivatives at all for a structure with energies alone. Memory is that of one batch and of one block for each
+set of statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mfgp.baselines import Baseline
+from mfgp.features import Features, structure_key
+from mfgp.frames import Frame, FrameSet
+from mfgp.observations import Columns, labelled_rows, whiten_all
+from mfgp.progress import Report, silent
+from mfgp.statistics import Key, Statistics
+
+BATCH_ATOMS = 256  # of the structures that are expanded together; a larger structure is by itself
+BLOCK_ENTRIES, BLOCK_ROWS = 2**21, 512  # of the rows that are whitened and added up together: the larger of the two
+
+
+def accumulate(
+    frames: FrameSet,
+    features: Features,
+    columns: Columns,
+    baselines: list[Baseline],
+    default_sigmas: tuple[float, float],
+    report: Report = silent,
+) -> Statistics:
+    """One pass over the labelled frames: their sufficient statistics."""
+    blocks, done = RowBlocks(features, columns.size), 0
+    for batch in batches(frames):
+        for group, phi in zip(batch, _rows(features, batch), strict=True):
+            atoms = group[0].atoms
+            labels = [b.labels(atoms) for b in baselines]
+            extra = columns.rows_of(atoms, labels).to(phi.device)
+            design = torch.cat([phi, extra], dim=1)
+            for frame in group:
+                level = frames.levels.index(frame.fidelity)
+                blocks.add(level, labelled_rows(frame, design, columns.mean(extra, level), default_sigmas))
+        done += sum(len(group) for group in batch)
+        report("labels", done, len(frames), batch[-1][-1].fidelity)
+    return blocks.finish()
+
+
+def batches(frames: FrameSet) -> Iterator[list[list[Frame]]]:
+    """Structures that need the same rows, about BATCH_ATOMS atoms at a time; each is the frames of one geometry."""
+    groups: dict[bytes, list[Frame]] = {}
+    for frame in frames:
+        groups.setdefault(structure_key(frame.atoms), []).append(frame)
+    of_need: dict[tuple[bool, bool], list[list[Frame]]] = {}
+    for group in groups.values():
+        of_need.setdefault(needs(group), []).append(group)
+    for chosen in of_need.values():
+        batch: list[list[Frame]] = []
+        n_atoms = 0
+        for group in chosen:
+            if batch and n_atoms + len(group[0].atoms) > BATCH_ATOMS:
+                yield batch
+                batch, n_atoms = [], 0
+            batch.append(group)
+            n_atoms += len(group[0].atoms)
+        yield batch
+
+
+def needs(group: list[Frame]) -> tuple[bool, bool]:
+    """Whether frames of one geometry have labels of derivatives, and of the stress among them."""
+    virial = any(f.stress is not None for f in group)
+    return virial or any(f.forces is not None and not f.isolated_atom for f in group), virial
+
+
+def _rows(features: Features, batch: list[list[Frame]]) -> list[Tensor]:
+    """Rows [1+3N+6, M] of each structure: whitened where the features keep rows, else not."""
+    structures = [group[0].atoms for group in batch]
+    if features.store is not None:
+        return [features.rows(atoms) for atoms in structures]
+    derivatives, virial = needs(batch[0])
+    return features.raw(structures, derivatives, virial)
+
+
+class RowBlocks:
+    """Labelled rows by level and kind, added to the statistics when a block is full."""
+
+    def __init__(self, features: Features, n_columns: int) -> None:
+        self.features = features
+        self.statistics = Statistics(features.basis.size + n_columns)
+        self.limit = max(BLOCK_ROWS, BLOCK_ENTRIES // self.statistics.size)
+        self.waiting: dict[Key, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, level: int, rows: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Labelled rows {kind: (A, y)} of one frame."""
+        for kind, part in rows.items():
+            waiting = self.waiting.setdefault((level, kind), [])
+            waiting.append(part)
+            if sum(len(y) for _, y in waiting) >= self.limit:
+                self._add_block((level, kind))
+
+    def finish(self) -> Statistics:
+        """The statistics of all rows."""
+        for key in list(self.waiting):
+            self._add_block(key)
+        return self.statistics
+
+    def _add_block(self, key: Key) -> None:
+        parts = self.waiting.pop(key)
+        a, y = torch.cat([a for a, _ in parts]), torch.cat([y for _, y in parts])
+        if self.features.store is None:
+            whiten_all(self.features.basis, a)
+        self.statistics.add(key[0], {key[1]: (a, y)})

@@ -1,0 +1,85 @@
+"""How strange the surroundings of an atom are to a model, and what that does to the standard deviation of its force.
+
+Left-out errors of forces grow faster from structure to structure than the variances say, by a power of the weights' part of
+them. With v_a the mean over x, y, z of that part for the force on atom a, m_z its mean over the left-out structures for
+species z,
+
+    u_a = mean over b = a and its neighbours within r_cut of v_b / m_{z_b},        g_a = u_a^c,   1/10 <= u_a <= 10
+
+multiplies what the model says of the variance of the force on a (the parts of the weights and of the residual, not that of
+the labels' noise) before calibration's factors do. One c in [0, 2] for each level maximises
+
+    sum over left-out structures of the mean log density of its forces - c^2 / 2
+
+u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+Array = NDArray[np.float64]
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
+RANGE = (0.1, 10.0)  # of u
+MAX_EXPONENT = 2.0
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """c of a level, and m_z by atomic number, (eV/Å)^2."""
+
+    exponent: float = 0.0
+    reference: Mapping[int, float] = field(default_factory=dict)
+
+    def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> Array:
+        """g [N] from the weights' part of the variances of all forces [3N], (eV/Å)^2."""
+        if self.exponent == 0.0:
+            return np.ones(len(numbers))
+        return self.ratios(variances, numbers, np.arange(len(numbers)), pairs) ** self.exponent
+
+    def ratios(self, variances: Array, numbers: NDArray[np.int64], atoms: NDArray[np.int64], pairs: Pairs) -> Array:
+        """u [N] from the variances [3A] of the forces on some `atoms` [A]."""
+        usual = np.array([self.reference.get(int(z), np.nan) for z in numbers[atoms]])
+        known = np.isfinite(usual)
+        own, present = np.zeros(len(numbers)), np.zeros(len(numbers))
+        own[atoms[known]] = (variances.reshape(-1, 3).mean(1) / usual)[known]
+        present[atoms[known]] = 1.0
+        centre, neighbor = pairs
+        total, count = own.copy(), present.copy()
+        np.add.at(total, centre, own[neighbor])
+        np.add.at(count, centre, present[neighbor])
+        mean = np.divide(total, count, out=np.ones(len(numbers)), where=count > 0)
+        return np.clip(mean, *RANGE)
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Left-out forces of one structure: errors, calibrated variances of the model's part and of the noise, log u; [row]."""
+
+    error: Array
+    model: Array
+    noise: Array
+    log_ratio: Array
+
+    def log_density(self, exponent: float) -> float:
+        """Mean over the rows, up to a constant."""
+        variance = self.model * np.exp(exponent * self.log_ratio) + self.noise
+        return -0.5 * float((self.error**2 / variance + np.log(variance)).mean())
+
+
+def fit_exponent(structures: Sequence[Surprise]) -> float:
+    """c of the left-out structures of a level."""
+
+    def negative(c: float) -> float:
+        return 0.5 * c * c - sum(s.log_density(c) for s in structures)
+
+    return float(minimize_scalar(negative, bounds=(0.0, MAX_EXPONENT), method="bounded").x)
+
+
+Neighbours = Callable[[Atoms], Pairs]

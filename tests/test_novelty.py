@@ -1,0 +1,116 @@
+"""Novelty: the exponent of simulated errors is found, strange surroundings are local, and left-out errors gain by it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import alloy
+from numpy.testing import assert_allclose
+
+from descriptors.neighbors import neighborhoods
+from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.calibration import fit_calibration
+from mfgp.leave_one_out import LeftOut
+from mfgp.novelty import MAX_EXPONENT, RANGE, Novelty, Pairs, Surprise, fit_exponent
+
+
+def pairs(atoms: Atoms) -> Pairs:
+    nb = neighborhoods([atoms], 4.0)
+    return nb.centre.numpy(), nb.neighbor.numpy()
+
+
+def simulated(exponent: float, n: int = 300, rows: int = 30) -> list[Surprise]:
+    """Structures whose errors have the model's variance times u^exponent, and some noise."""
+    rng = np.random.default_rng(0)
+    out = []
+    for _ in range(n):
+        log_ratio = np.full(rows, rng.normal(0.0, 0.6))
+        model, noise = np.full(rows, 0.04), np.full(rows, 0.01)
+        error = rng.standard_normal(rows) * np.sqrt(model * np.exp(exponent * log_ratio) + noise)
+        out.append(Surprise(error, model, noise, log_ratio))
+    return out
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.2])
+def test_the_exponent_of_simulated_errors_is_found(exponent: float) -> None:
+    assert_allclose(fit_exponent(simulated(exponent)), exponent, rtol=0, atol=0.1)
+
+
+def test_errors_that_fall_with_novelty_give_no_negative_exponent() -> None:
+    assert fit_exponent(simulated(-0.8)) < 0.02
+    assert fit_exponent(simulated(4.0)) > MAX_EXPONENT - 0.02
+
+
+def test_few_structures_hardly_say_anything() -> None:
+    assert fit_exponent(simulated(1.2, n=2)) < 0.8 * fit_exponent(simulated(1.2))
+
+
+def test_the_ratio_is_the_mean_over_atom_and_neighbours() -> None:
+    """A chain in which each atom sees the next ones: 3 Å apart, pairs within 4 Å."""
+    atoms = Atoms("CuAuCuCu", positions=[[0, 0, 0], [3, 0, 0], [6, 0, 0], [20, 0, 0]])
+    variances = np.array([1.0, 2.0, 3.0, 10.0, 10.0, 10.0, 1.0, 1.0, 1.0, 4.0, 4.0, 4.0])
+    u = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances, atoms.numbers, np.arange(4), pairs(atoms))
+    assert_allclose(u, [(2 + 2) / 2, (2 + 2 + 1) / 3, (2 + 1) / 2, 4.0])
+    some = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances[3:6], atoms.numbers, np.array([1]), pairs(atoms))
+    assert_allclose(some, [2.0, 2.0, 2.0, 1.0])  # what is not known is left out; nothing known: as usual
+
+
+def test_what_is_far_away_changes_nothing() -> None:
+    novelty, rng = Novelty(0.8, {29: 0.01, 79: 0.02}), np.random.default_rng(1)
+    one, other = (Atoms("CuAu", positions=rng.uniform(0, 3, (2, 3))) for _ in range(2))
+    other.positions += 30.0
+    both, v = one + other, rng.uniform(0.005, 0.05, 12)
+    apart = [novelty.factors(part, a.numbers, pairs(a)) for part, a in ((v[:6], one), (v[6:], other))]
+    assert_allclose(novelty.factors(v, both.numbers, pairs(both)), np.concatenate(apart), rtol=1e-12)
+    assert np.ptp(np.concatenate(apart)) > 0.05
+
+
+def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
+    atoms = alloy(1)
+    huge, usual = np.full(12, 1e9), {29: 1.0, 79: 1.0}
+    assert_allclose(Novelty(0.5, usual).factors(huge, atoms.numbers, pairs(atoms)), RANGE[1] ** 0.5)
+    assert_allclose(Novelty().factors(huge, atoms.numbers, pairs(atoms)), 1.0)
+
+
+def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """Errors of structures whose variances are four times the usual ones are sixteen times as large in the square."""
+    rng, parts = np.random.default_rng(2), []
+    for k, frame in enumerate(two_levels.training().of("high") * 16):
+        species = np.repeat(frame.atoms.numbers, 3).astype(np.int64)
+        strange, n = 4.0 if k % 4 == 0 else 1.0, len(species)
+        error = strange * 0.1 * rng.standard_normal(n)
+        v = np.full(n, 0.01 * strange)
+        parts.append(LeftOut(frame, "forces", error, v, v, np.full(n, 1e-4), species))
+    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
+    assert 0.7 < found.novelty[1].exponent < 1.2
+    assert found.novelty[0].exponent == 0
+    for f in found.fitted:
+        assert f.z_std_before > 0.85 * f.z_std_after
+        assert 0.93 < f.z_std_after < 1.07
+    v = np.full(12, 0.04)
+    atoms = alloy(3)
+    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms)) for x in (v / 4, v))
+    assert_allclose(strange / usual, 4.0 ** found.novelty[1].exponent)
+
+
+def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:
+    """Strained beyond the training data, the calibrated std of forces rises more than without novelty, in every mode."""
+    training = config.training.model_copy(update={"calibrate": True})
+    model = MultiFidelityGP.fit(two_levels, config.model_copy(update={"training": training}), progress=False)
+    assert model.calibration is not None
+    atoms = alloy(90, rattle=0.35)
+    exact = model.predict(atoms, uncertainty="by_level")
+    assert exact.forces_std is not None
+    assert exact.std_by_level is not None
+    shares = np.sum([share.forces_std**2 for share in exact.std_by_level.values()], axis=0)
+    assert_allclose(shares, exact.forces_std**2, rtol=1e-9)
+    plain = copy.copy(model)
+    plain.calibration = replace(model.calibration, novelty=())
+    for mode in ("full", "sampled"):
+        found, without = (m.predictor(draws=16, seed=1)(atoms, mode).forces_std for m in (model, plain))
+        assert (found / without).min() > 1.02
+    assert model.predict(atoms).energy_std == plain.predict(atoms).energy_std
