@@ -6,6 +6,7 @@ from descriptors.jacobian import Jacobian, jacobian
 from descriptors.neighbors import Neighborhoods, neighborhoods
 from descriptors.skin import SkinPairs, SlotPairs
 from descriptors.soap import SOAP, ForwardPass
+from descriptors.table import RadialTable
 
 __all__ = [
     "SOAP",
@@ -14,6 +15,7 @@ __all__ = [
     "Jacobian",
     "Neighborhoods",
     "RadialScaling",
+    "RadialTable",
     "SOAPConfig",
     "SkinPairs",
     "SlotPairs",

@@ -3,8 +3,8 @@
     pair vectors -> density coefficients c (density.py) -> contracted channels (contraction.py)
                  -> power spectrum p -> q = p / |p| (power_spectrum.py)
 
-`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs a
-few at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
+`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs
+a few at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,21 @@ from descriptors.power_spectrum import (
     spectrum_layout,
 )
 from descriptors.radial import radial_basis
-from descriptors.streamed import Primitives, WeightedSlots, streamed_coefficients, streamed_pullback, weighted
+from descriptors.streamed import (
+    Primitives,
+    RadialSlots,
+    streamed_coefficients,
+    streamed_pullback,
+    with_primitives,
+)
+from descriptors.table import RadialTable, tabulated
 
 
 @dataclass(frozen=True)
 class ForwardPass:
     """Values of the forward pass that the reverse pass needs."""
 
-    pairs: WeightedSlots
+    pairs: RadialSlots
     coefficients: list[Tensor]  # [l] of [centre, K_l, 2l+1], after the contraction
     norm: Tensor  # [centre] |p|
     features: Tensor  # [centre, D] q
@@ -119,18 +126,26 @@ class SOAP:
     def coefficients(self, nb: Neighborhoods) -> list[Tensor]:
         """Density coefficients before any contraction: for each l [centre, channel, 2l+1]."""
         env = environments(self, nb)
-        pairs = weighted(lay_out(env, len(self.species)), self.config)
-        return streamed_coefficients(pairs, env.species, len(self.species), self.primitives.to(nb.vectors.device))
+        slots = lay_out(env, len(self.species))
+        pairs = with_primitives(slots, self.config, self.primitives.to(nb.vectors.device))
+        return streamed_coefficients(pairs, env.species, len(self.species))
 
     def expand(self, nb: Neighborhoods) -> ForwardPass:
         """q with everything `pullback` needs."""
         env = environments(self, nb)
         return self.expand_slots(lay_out(env, len(self.species)), env.species)
 
-    def expand_slots(self, slots: Slots, species: Tensor) -> ForwardPass:
-        """q of centres [centre] of the given species (indices into self.species), whose pairs are laid out already."""
-        pairs = weighted(slots, self.config)
-        c = streamed_coefficients(pairs, species, len(self.species), self.primitives.to(species.device))
+    def expand_slots(self, slots: Slots, species: Tensor, table: RadialTable | None = None) -> ForwardPass:
+        """q of centres [centre] of the given species (indices into self.species), whose pairs are laid out already.
+
+        With a table of this descriptor's radial functions, what belongs to pairs is float32.
+        """
+        pairs: RadialSlots
+        if table is None:
+            pairs = with_primitives(slots, self.config, self.primitives.to(species.device))
+        else:
+            pairs = tabulated(slots, table)
+        c = streamed_coefficients(pairs, species, len(self.species))
         if self.contraction is not None:
             c = contract(c, self.contraction)
         q, norm = normalised(power_spectrum(c, self.layout.to(c[0].device, c[0].dtype)))
@@ -141,7 +156,7 @@ class SOAP:
         dc = self.gradient_of_coefficients(forward, gradient)
         if self.contraction is not None:
             dc = expand_channels(dc, self.contraction)
-        per_slot = streamed_pullback(forward.pairs, dc, self.primitives.to(gradient.device))
+        per_slot = streamed_pullback(forward.pairs, dc)
         return per_slot.index_select(0, forward.pairs.slots.of_pair)
 
     def gradient_of_coefficients(self, forward: ForwardPass, gradient: Tensor) -> list[Tensor]:

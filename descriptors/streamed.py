@@ -7,15 +7,17 @@ With the primitives P_{ln'} = w(r) exp(-gamma_ln' r^2) of the radial functions, 
     B_{ln',lm} = sum_n M^l_n'n A_nlm,          A = dE/dc
 
 so that M meets each segment once and not each pair. C and B are kept for all (l n', l' m), with zeros where l' != l: one
-matrix product for all degrees costs more operations than one for each, and much less time. What belongs to a pair (500
-numbers) is never kept for all pairs: the slots are taken in parts that fit a processor's cache, and the reverse pass
-computes again what it needs, which is faster than to fetch it from memory. All sums are in float64, whatever the dtype of
-the vectors: M cancels up to four digits.
+matrix product for all degrees costs more operations than one for each, and less time. What belongs to a pair (500 numbers)
+is never kept for all pairs: the slots are taken in parts that fit a processor's cache, and the reverse pass computes again
+what it needs. Sums over primitives are in float64, whatever the dtype of the vectors, for M cancels up to four digits; in
+float32 H comes from a table (table.py), and M is 1.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from sphericart.torch import SolidHarmonics
@@ -29,13 +31,25 @@ CACHED_SLOTS = {"cpu": 256, "cuda": 2**20}  # slots at a time
 
 
 @dataclass(frozen=True)
+class Folding:
+    """How radial factors [slot, l n'] enter the coefficients."""
+
+    matrix: Tensor  # [l n', n] M
+    own: Tensor  # [n] what a centre adds to its own density at l = 0
+    same: Tensor  # [l n', l m] 1 where both degrees are the same, else 0
+
+    @property
+    def l_max(self) -> int:
+        """The highest degree."""
+        return math.isqrt(self.same.shape[1]) - 1
+
+
+@dataclass(frozen=True)
 class Primitives:
     """The constants of the sums over primitives, float64."""
 
     gamma: Tensor  # [l n'] 1/Å^2
-    matrix: Tensor  # [l n', n] M
-    own: Tensor  # [n] what a centre adds to its own density at l = 0
-    same: Tensor  # [l n', l m] 1 where both degrees are the same, else 0
+    folding: Folding
 
     @staticmethod
     def of(basis: RadialBasis) -> Primitives:
@@ -45,68 +59,114 @@ class Primitives:
         for l, columns in enumerate(degrees(n_degrees - 1)):  # noqa: E741
             same[l, :, columns] = 1
         own = Y00 * basis.matrix[0].sum(0)  # all primitives are 1 at r = 0
-        return Primitives(basis.gamma.flatten(), basis.matrix.flatten(0, 1), own, same.flatten(0, 1))
+        return Primitives(basis.gamma.flatten(), Folding(basis.matrix.flatten(0, 1), own, same.flatten(0, 1)))
 
     def to(self, device: torch.device) -> Primitives:
         """The same on a device."""
-        return Primitives(*(x.to(device) for x in (self.gamma, self.matrix, self.own, self.same)))
+        f = self.folding
+        return Primitives(self.gamma.to(device), Folding(f.matrix.to(device), f.own.to(device), f.same.to(device)))
+
+
+class RadialSlots(Protocol):
+    """Slots with their radial factors, computed for a part of them at a time."""
+
+    @property
+    def slots(self) -> Slots:
+        """The layout, with vectors."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """[slot, xyz] Å, in the dtype of the factors."""
+
+    @property
+    def distance(self) -> Tensor:
+        """[slot] R, Å."""
+
+    @property
+    def folding(self) -> Folding:
+        """How the factors enter the coefficients."""
+
+    def values(self, rows: slice) -> Tensor:
+        """The factors of some slots, [slot, l n'], 0 where a slot is empty or out of range."""
+
+    def values_and_slopes(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The factors and their derivatives by R (1/Å), [slot, l n'] each."""
 
 
 @dataclass(frozen=True)
-class WeightedSlots:
-    """Slots with what depends on the distance alone, float64."""
+class PrimitiveSlots:
+    """Slots with their primitives, float64."""
 
     slots: Slots
+    primitives: Primitives
     vectors: Tensor  # [slot, xyz] Å
     distance: Tensor  # [slot] R, Å
     weight: Tensor  # [slot] w; 0 where the slot is empty or out of range
     slope: Tensor  # [slot] dw/dR, 1/Å
 
+    @property
+    def folding(self) -> Folding:
+        """How the primitives enter the coefficients."""
+        return self.primitives.folding
 
-def weighted(slots: Slots, config: SOAPConfig) -> WeightedSlots:
+    def values(self, rows: slice) -> Tensor:
+        """P of some slots, [slot, l n']."""
+        return self._gaussians(rows).mul_(self.weight[rows, None])
+
+    def values_and_slopes(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """P and dP/dR = (dw/dR - 2 gamma R w) exp(-gamma R^2), 1/Å, of some slots, [slot, l n'] each."""
+        weight, gaussians = self.weight[rows], self._gaussians(rows)
+        slopes = torch.addr(
+            self.slope[rows, None], self.distance[rows] * weight, self.primitives.gamma, alpha=-2.0
+        ).mul_(gaussians)
+        return gaussians.mul_(weight[:, None]), slopes
+
+    def _gaussians(self, rows: slice) -> Tensor:
+        return torch.outer(self.distance[rows].square(), self.primitives.gamma).neg_().exp_()
+
+
+def with_primitives(slots: Slots, config: SOAPConfig, primitives: Primitives) -> PrimitiveSlots:
     """Distances and weights. Slots beyond the cutoff are allowed, and count nothing."""
     vectors = slots.vectors.double()
     r = torch.linalg.vector_norm(vectors, dim=1)  # [slot] Å
     used = slots.filled if config.cutoff_width > 0 else slots.filled * (r <= config.neighbor_cutoff)
     weight, slope = neighbor_weight(r, config)
-    return WeightedSlots(slots, vectors, r, weight * used, slope * used)
+    return PrimitiveSlots(slots, primitives, vectors, r, weight * used, slope * used)
 
 
-def streamed_coefficients(given: WeightedSlots, species: Tensor, n_species: int, p: Primitives) -> list[Tensor]:
+def streamed_coefficients(given: RadialSlots, species: Tensor, n_species: int) -> list[Tensor]:
     """c for each l: [centre, channel, 2l+1] as density_coefficients gives them. species [centre] index of each centre's."""
-    l_max, n_max = _degree(p), p.matrix.shape[1]
-    n_centres, harmonics = len(species), SolidHarmonics(l_max)
-    out = given.weight.new_zeros(n_centres * n_species, n_max, (l_max + 1) ** 2)  # [segment, n, lm]
+    f, n_centres = given.folding, len(species)
+    n_max, harmonics = f.matrix.shape[1], SolidHarmonics(f.l_max)
+    out = given.vectors.new_zeros(n_centres * n_species, n_max, (f.l_max + 1) ** 2)  # [segment, n, lm]
     for part in parts(given.slots):
         rows, shape = slice(part.start, part.stop), (len(part.segments), part.width, -1)
-        values = torch.outer(given.distance[rows].square(), p.gamma).neg_().exp_().mul_(given.weight[rows, None])
-        s = harmonics.compute(given.vectors[rows])
-        products = torch.bmm(values.view(shape).mT, s.view(shape)).mul_(p.same)  # [segment, l n', lm]
-        out.index_copy_(0, part.segments, p.matrix.T @ products)
+        values, s = given.values(rows), harmonics.compute(given.vectors[rows])
+        products = torch.bmm(values.view(shape).mT, s.view(shape)).mul_(f.same)  # [segment, l n', lm]
+        out.index_copy_(0, part.segments, f.matrix.T @ products)
     centres = torch.arange(n_centres, device=species.device)
-    out[:, :, 0].index_add_(0, centres * n_species + species, p.own.expand(n_centres, -1))
+    out[:, :, 0].index_add_(0, centres * n_species + species, f.own.expand(n_centres, -1))
     c = out.to(given.slots.vectors.dtype).view(n_centres, n_species * n_max, -1)
-    return [c[:, :, columns] for columns in degrees(l_max)]
+    return [c[:, :, columns] for columns in degrees(f.l_max)]
 
 
-def streamed_pullback(given: WeightedSlots, gradient: list[Tensor], p: Primitives) -> Tensor:
+def streamed_pullback(given: RadialSlots, gradient: list[Tensor]) -> Tensor:
     """dE/dr of each slot, [slot, xyz], from dE/dc: for each l [centre, channel, 2l+1]."""
-    l_max, n_max = _degree(p), p.matrix.shape[1]
-    harmonics = SolidHarmonics(l_max)
-    a = torch.cat(gradient, dim=2).double().view(-1, n_max, (l_max + 1) ** 2)  # [segment, n, lm]
+    f, harmonics = given.folding, SolidHarmonics(given.folding.l_max)
+    dtype, tiny = given.vectors.dtype, torch.finfo(given.vectors.dtype).tiny
+    a = torch.cat(gradient, dim=2).to(dtype).view(-1, f.matrix.shape[1], (f.l_max + 1) ** 2)  # [segment, n, lm]
+    inverse = given.distance.clamp(min=tiny).reciprocal_()[:, None]  # [slot, 1] 1/Å
     out = torch.empty_like(given.vectors)
     for part in parts(given.slots):
         rows, shape = slice(part.start, part.stop), (len(part.segments), part.width, -1)
-        r, weight, vectors = given.distance[rows], given.weight[rows], given.vectors[rows]
-        b = (p.matrix @ a.index_select(0, part.segments)).mul_(p.same)  # [segment, l n', lm]
-        gaussians = torch.outer(r.square(), p.gamma).neg_().exp_()  # [slot, l n']
-        slopes = torch.addr(given.slope[rows, None], r * weight, p.gamma, alpha=-2.0).mul_(gaussians)
-        s, gradients = harmonics.compute_with_gradients(vectors)  # [slot, lm], [slot, xyz, lm]
-        by_harmonic = torch.bmm(gaussians.mul_(weight[:, None]).view(shape), b)  # [segment, width, lm]
-        by_radial = torch.bmm(s.view(shape), b.mT).view_as(slopes)  # [slot, l n']
-        along = torch.bmm(by_radial[:, None], slopes[:, :, None])[:, 0]  # [slot, 1]
-        along /= r.clamp(min=torch.finfo(r.dtype).tiny)[:, None]
-        torch.baddbmm((along * vectors)[:, :, None], gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None])
+        b = (f.matrix @ a.index_select(0, part.segments)).mul_(f.same)  # [segment, l n', lm]
+        values, slopes = given.values_and_slopes(rows)  # [slot, l n']
+        s, gradients = harmonics.compute_with_gradients(given.vectors[rows])  # [slot, lm], [slot, xyz, lm]
+        by_harmonic = torch.bmm(values.reshape(shape), b)  # [segment, width, lm]
+        by_radial = torch.bmm(s.view(shape), b.mT).flatten(0, 1)  # [slot, l n']
+        along = torch.bmm(by_radial[:, None], slopes[:, :, None])[:, 0].mul_(inverse[rows])  # [slot, 1]
+        radial = (along * given.vectors[rows])[:, :, None]
+        torch.baddbmm(radial, gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None])
     return out.to(given.slots.vectors.dtype)
 
 
@@ -119,7 +179,3 @@ def parts(slots: Slots) -> list[Block]:
         for first in range(0, len(block.segments), step):
             out.append(Block(block.segments[first : first + step], block.start + first * block.width, block.width))
     return out
-
-
-def _degree(p: Primitives) -> int:
-    return round(p.same.shape[1] ** 0.5) - 1

@@ -53,8 +53,9 @@ class MultiFidelityCalculator(Calculator):
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
-    skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has
-    moved by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
+    skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has moved
+    by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
+    dtype: `float32` is faster: forces differ by less than 1e-4 eV/Å (with `full` nothing changes).
 
     The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
     """
@@ -72,6 +73,7 @@ class MultiFidelityCalculator(Calculator):
         draws: int = 8,
         seed: int = 0,
         skin: float = SKIN,
+        dtype: str = "float64",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -86,6 +88,7 @@ class MultiFidelityCalculator(Calculator):
             "draws": draws if uncertainty == "sampled" else 0,
             "seed": seed,
             "skin": skin,
+            "dtype": dtype,
         }
         self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty

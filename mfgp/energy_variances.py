@@ -2,9 +2,9 @@
 
     Var[a] = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2)
 
-for a = the sum of the features phi(x_i) with the composition's columns (the total energy), and for a_i = phi(x_i) - mean_m
-phi(z_m) (a local energy against the mean over the inducing environments of its species: total energies and forces fix local
-energies only up to a constant for each species, which e0 shares). With C = R R^T all quadratic forms are one product
+for a = the sum of the features phi(x_i) with the composition's columns (the total energy), and a_i = phi(x_i) - mean_m
+phi(z_m) (a local energy against the mean over the inducing environments of its species: total energies and forces fix
+local energies only up to a constant for each species, which e0 shares). With C = R R^T all quadratic forms are one product
 |a^T R|^2, of which the triangle alone is multiplied.
 """
 

@@ -1,7 +1,6 @@
 """Means of energies, forces and virials by the reverse pass of the descriptor.
 
-    e_i = sum_m alpha_m (Z_m . q_i)^zeta,      g_i = de_i/dq_i = zeta sum_m alpha_m (Z_m . q_i)^(zeta-1) Z_m
-    e_i = g_i . q_i / zeta
+    e_i = sum_m alpha_m (Z_m . q_i)^zeta = g_i . q_i / zeta,    g_i = de_i/dq_i = zeta sum_m alpha_m (Z_m . q_i)^(zeta-1) Z_m
 
 with dual weights alpha = L^-T w; then g goes back through SOAP to the vectors of the pairs:
 

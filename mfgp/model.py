@@ -198,13 +198,16 @@ class MultiFidelityGP:
         seed: int = 0,
         by_level: bool = False,
         skin: float = 0.0,
+        dtype: str = "float64",
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
-        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs. skin (Å): for
-        steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than half of it.
+        draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
+        skin (Å): for steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than
+        half of it. dtype: `float32` takes the radial functions of means from a table and sums over pairs in float32
+        (products with inducing points stay float64: their weights cancel); "full" and "by_level" are float64 in any case.
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin, dtype)
 
     def predict(
         self,

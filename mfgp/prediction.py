@@ -24,7 +24,7 @@ from linear_operator import to_linear_operator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors import ForwardPass, SkinPairs, SlotPairs, jacobian
+from descriptors import ForwardPass, RadialTable, SkinPairs, SlotPairs, jacobian
 from mfgp.energy_variances import CovarianceRoot, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
@@ -98,11 +98,16 @@ class Predictor:
         seed: int = 0,
         by_level: bool = False,
         skin: float = 0.0,
+        dtype: str = "float64",
     ) -> None:
+        if dtype not in ("float64", "float32"):
+            raise ValueError(f"dtype must be float64 or float32, not {dtype!r}")
         self.model, self.level = model, level
         self.pairs = SkinPairs(model.soap, skin, self.check, model.weights.device)
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
+        basis, config, device = model.soap.basis, model.soap.config, model.weights.device
+        self.table = RadialTable.of(basis, config, device) if dtype == "float32" else None
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
@@ -236,7 +241,7 @@ class Predictor:
     def _from_descriptor(self, atoms: Atoms, uncertainty: str) -> Prediction:
         """Means by the reverse pass, and what of the standard deviations needs no rows."""
         pairs = self.pairs(atoms)
-        forward = self.model.soap.expand_slots(pairs.slots, pairs.species)
+        forward = self.model.soap.expand_slots(pairs.slots, pairs.species, self.table)
         if not shortest_distance(forward) >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
         offsets = self.offsets_of(atoms)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.autoregressive import block_scales
+from mfgp.energy_variances import mean_inducing_features
 from mfgp.evaluation import evaluate
 from mfgp.features import Features
 from mfgp.frames import Frame
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
-from mfgp.prediction import mean_inducing_features
 from mfgp.scores import coverage
 
 DRAWS = 120
