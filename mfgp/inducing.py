@@ -173,8 +173,9 @@ class _Pool:
     def _finish(self) -> None:
         """Extend A by the pivots of the block, for all candidates."""
         stop = len(self.chosen)
-        if stop == len(self.factor):
-            return  # nothing left to choose from, or enough
+        if stop == len(self.factor):  # nothing left to choose from, or enough
+            self.residual.zero_()
+            return
         new = torch.tensor(self.chosen[stop - self.done :], device=self.features.device)
         triangle = self.columns[: self.done, self.pivots].T  # [pivot, pivot] lower triangular but for rounding
         past = self.factor[: stop - self.done]
