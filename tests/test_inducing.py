@@ -92,3 +92,13 @@ def test_jitter_is_reported_and_bounded() -> None:
     assert 0 < basis.jitter <= 1e-8
     with pytest.raises(NumericalError, match="fewer inducing points"):
         cholesky(-torch.eye(2, dtype=torch.float64), "K_MM")
+
+
+@pytest.mark.parametrize("counts", [(1, 50), (40, 300)])
+def test_a_species_that_is_used_up_gives_no_more(counts: tuple[int, int]) -> None:
+    """All candidates of one species are taken before those of the other."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.nn.functional.normalize(torch.randn(sum(counts), 400, generator=generator, dtype=torch.float64), dim=1)
+    numbers = torch.tensor([1] * counts[0] + [8] * counts[1])
+    for n in (sum(counts), sum(counts) + 7):
+        assert [len(p) for p in select_inducing(q, numbers, n, 4).points] == list(counts)
