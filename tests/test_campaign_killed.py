@@ -92,7 +92,7 @@ def test_killed_while_workers_calculate(tmp_path: Path, model: MultiFidelityGP) 
 @pytest.mark.slow
 def test_a_calculation_that_dies_or_hangs_takes_nothing_with_it(tmp_path: Path, model: MultiFidelityGP) -> None:
     retry = {"settings": {"mode": "hang"}}
-    folder = campaign(tmp_path, model, n=5, settings={"mode": "die"}, retry=retry, max_hours=3 / 3600)
+    folder = campaign(tmp_path, model, n=5, settings={"mode": "die"}, retry=retry, max_hours=10 / 3600)
     done = process(folder, "processes")
     out, errors = done.communicate(timeout=240)
     assert out.strip() == "1 step done, as asked for", errors

@@ -165,11 +165,13 @@ def test_a_geometry_counts_once_and_only_what_has_labels(two_levels: FrameSet, c
 def test_time_is_estimated(two_levels: FrameSet, config: FitConfig):
     """Within a factor of 3 for a fit of a second, where overheads rule; benchmarks/estimates.py is the measurement."""
     frames = FrameSet(two_levels.levels, two_levels.training().frames)
+    times = []
+    for _ in range(3):  # the first fit of a process also loads what the others find
+        start = time.process_time()
+        MultiFidelityGP.fit(frames, config, progress=False)
+        times.append(time.process_time() - start)
     guess = estimate(frames, config)
-    start = time.process_time()
-    MultiFidelityGP.fit(frames, config, progress=False)
-    found = time.process_time() - start
-    assert found / 3 < guess.seconds < 3 * found
+    assert min(times) / 3 < guess.seconds < 3 * min(times)
 
 
 def test_nothing_to_train_on_is_an_error(two_levels: FrameSet, config: FitConfig):

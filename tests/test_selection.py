@@ -109,7 +109,8 @@ def test_conditioning_is_the_updated_posterior(model: MultiFidelityGP, pool: lis
     s = search(model, pool[:6])
     condition(s.covariance, s.labelled(2, 0), 0)
     expected = CrossLevel.of(updated(model, pool[2], "low").posterior()).covariance
-    assert_allclose(s.covariance.numpy(), expected.numpy(), rtol=0, atol=1e-7 * float(expected.abs().max()))
+    # the labels here have next to no noise: rounding of the sums times a condition number of 3e9
+    assert_allclose(s.covariance.numpy(), expected.numpy(), rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 def deviations(model: MultiFidelityGP, pool: Sequence[Atoms], weights: dict[str, float]) -> dict[str, np.ndarray]:
