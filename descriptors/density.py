@@ -58,6 +58,8 @@ class Slots:
     vectors: Tensor  # [slot, 3] Å; 0 where the slot is empty
     filled: Tensor  # [slot] 1 for a pair, 0 for padding
     blocks: tuple[Block, ...]
+    first: Tensor  # [centre n_species + species] first slot of each segment
+    count: Tensor  # [centre n_species + species] its pairs
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,16 @@ class PairSlopes:
 
 def lay_out(env: Environments, n_species: int) -> Slots:
     """Assign a slot to every pair."""
-    of_pair, blocks = pad(env.centre * n_species + env.pair_species)
+    key = env.centre * n_species + env.pair_species
+    of_pair, blocks = pad(key)
+    count = torch.bincount(key, minlength=len(env.species) * n_species)
+    first = torch.zeros_like(count)
+    for block in blocks:
+        first[block.segments] = block.start + block.width * torch.arange(len(block.segments), device=first.device)
     n_slots = blocks[-1].stop if blocks else 0
     vectors = env.vectors.new_zeros(n_slots, 3).index_copy_(0, of_pair, env.vectors)
     filled = env.vectors.new_zeros(n_slots).index_fill_(0, of_pair, 1)
-    return Slots(of_pair, vectors, filled, blocks)
+    return Slots(of_pair, vectors, filled, blocks, first, count)
 
 
 def pad(key: Tensor) -> tuple[Tensor, tuple[Block, ...]]:

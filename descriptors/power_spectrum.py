@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -39,6 +42,11 @@ class SpectrumLayout:
         for k in self.widths:
             stops.append(stops[-1] + k * (k + 1) // 2)
         return [slice(a, b) for a, b in pairwise(stops)]
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """K_l [l] and the weights [D], for compiled loops."""
+        return np.array(self.widths), self.weight.double().cpu().numpy()
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SpectrumLayout:
         """The same layout on a device, weights in a dtype."""
@@ -92,13 +100,18 @@ def normalised(p: Tensor) -> tuple[Tensor, Tensor]:
     Raises ValueError where p vanishes: a contraction was fitted without anything like these environments.
     """
     norm = torch.linalg.vector_norm(p, dim=1)
+    require_direction(norm)
+    return p / norm[:, None], norm
+
+
+def require_direction(norm: Tensor) -> None:
+    """ValueError where |p| [centre] is zero or not a number."""
     if not bool((norm > 0).all()):
         bad = torch.nonzero(~(norm > 0)).squeeze(1).tolist()
         raise ValueError(
             f"the power spectrum of centres {bad} is zero or not a number, so it has no direction; check their "
             "positions, or fit the contraction on structures that contain such environments."
         )
-    return p / norm[:, None], norm
 
 
 def normalised_pullback(q: Tensor, norm: Tensor, gradient: Tensor) -> Tensor:

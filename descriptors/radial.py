@@ -102,6 +102,16 @@ def radial_functions_with_slopes(basis: RadialBasis, r: Tensor) -> tuple[Tensor,
     return values, slope_over_r * r[None, :, None]
 
 
+def radial_functions_with_curvatures(basis: RadialBasis, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G_nl(r) without the weight, dG_nl/dr (1/Å) and d2G_nl/dr2 (1/Å^2). r [pair] Å -> three of [l_max+1, pair, n]."""
+    exponentials, gamma, matrix = _primitives(basis, r)
+    steep = gamma[:, :, None] * matrix
+    square = (r.double() ** 2)[None, :, None]
+    slopes, curvatures = -2 * (exponentials @ steep), 4 * square * (exponentials @ (gamma[:, :, None] * steep))
+    given = exponentials @ matrix, slopes * r.double()[None, :, None], slopes + curvatures
+    return tuple(x.to(r.dtype) for x in given)  # type: ignore[return-value]
+
+
 def _primitives(basis: RadialBasis, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """exp(-gamma r^2) [l, pair, n'], gamma [l, n'] 1/Å^2 and the matrix [l, n', n], in float64 on r's device."""
     gamma, matrix = basis.gamma.to(r.device), basis.matrix.to(r.device)

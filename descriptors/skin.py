@@ -71,8 +71,7 @@ class SkinPairs:
         positions = torch.from_numpy(atoms.positions).to(self.device)
         old = last.pairs
         vectors = positions.index_select(0, old.neighbor).sub_(positions.index_select(0, old.centre)).add_(last.shifts)
-        slots = Slots(old.slots.of_pair, vectors, old.slots.filled, old.slots.blocks)
-        return replace(old, slots=slots)
+        return replace(old, slots=replace(old.slots, vectors=vectors))
 
     def _serves(self, last: _Search, atoms: Atoms) -> bool:
         """Whether the last search holds all pairs of `atoms` within the cutoff."""
@@ -97,7 +96,7 @@ class SkinPairs:
             nb.centre.new_zeros(n_slots).index_copy_(0, slots.of_pair, of_pair) for of_pair in (nb.centre, nb.neighbor)
         )
         identity = torch.arange(n_slots, device=self.device)
-        kept = Slots(identity, slots.vectors, slots.filled, slots.blocks)
+        kept = replace(slots, of_pair=identity)
         members = tuple(torch.nonzero(env.species == s).squeeze(1) for s in range(len(self.soap.species)))
         pairs = SlotPairs(nb.numbers, env.species, centre, neighbor, kept, members)
         return _Search(atoms.copy(), pairs, shifts)

@@ -3,22 +3,26 @@
     pair vectors -> density coefficients c (density.py) -> contracted channels (contraction.py)
                  -> power spectrum p -> q = p / |p| (power_spectrum.py)
 
-`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd, and take the pairs
-a few at a time (streamed.py). Derivatives of the features need all terms of the pairs: `expand_environments`.
+`expand` keeps what the reverse pass `pullback` needs; both are written out by hand, without autograd: compiled loops on a
+CPU (compiled_pass.py), and tensors that take the pairs a few at a time elsewhere (streamed.py). Derivatives of the features
+need all terms of the pairs: `expand_environments`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from descriptors.compiled_pass import by_degree, compiled_coefficients, compiled_pass
 from descriptors.config import SOAPConfig
-from descriptors.contraction import Contraction, contract, expand_channels
+from descriptors.contraction import Contraction, contract
 from descriptors.density import (
     PADDING,
     Environments,
@@ -30,32 +34,35 @@ from descriptors.density import (
     pair_terms_with_slopes,
 )
 from descriptors.neighbors import Neighborhoods, neighborhoods
-from descriptors.power_spectrum import (
-    normalised,
-    normalised_pullback,
-    power_spectrum,
-    power_spectrum_pullback,
-    spectrum_layout,
-)
+from descriptors.power_spectrum import normalised, power_spectrum, spectrum_layout
 from descriptors.radial import radial_basis
 from descriptors.streamed import (
     Primitives,
     RadialSlots,
     streamed_coefficients,
-    streamed_pullback,
+    streamed_pass,
     with_primitives,
 )
 from descriptors.table import RadialTable, tabulated
 
 
-@dataclass(frozen=True)
-class ForwardPass:
-    """Values of the forward pass that the reverse pass needs."""
+class ForwardPass(Protocol):
+    """The forward pass, with what the reverse pass needs of it."""
 
-    pairs: RadialSlots
-    coefficients: list[Tensor]  # [l] of [centre, K_l, 2l+1], after the contraction
-    norm: Tensor  # [centre] |p|
-    features: Tensor  # [centre, D] q
+    @property
+    def slots(self) -> Slots:
+        """Where the pairs are."""
+
+    @property
+    def features(self) -> Tensor:
+        """q [centre, D]."""
+
+    @property
+    def shortest(self) -> float:
+        """The shortest distance in Å; infinite without pairs, NaN where one is not a number."""
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """dE/dr of each slot, [slot, xyz], from dE/dq [centre, D]."""
 
 
 @dataclass(frozen=True)
@@ -127,42 +134,41 @@ class SOAP:
         """Density coefficients before any contraction: for each l [centre, channel, 2l+1]."""
         env = environments(self, nb)
         slots = lay_out(env, len(self.species))
-        pairs = with_primitives(slots, self.config, self.primitives.to(nb.vectors.device))
-        return streamed_coefficients(pairs, env.species, len(self.species))
+        if env.species.device.type == "cpu":
+            c, widths, _ = compiled_coefficients(slots, env.species, self.table)
+            return [x.to(nb.vectors.dtype) for x in by_degree(c, widths)]
+        return streamed_coefficients(self.radial_slots(slots), env.species, len(self.species))
 
     def expand(self, nb: Neighborhoods) -> ForwardPass:
-        """q with everything `pullback` needs."""
+        """q with everything the reverse pass needs."""
         env = environments(self, nb)
         return self.expand_slots(lay_out(env, len(self.species)), env.species)
 
     def expand_slots(self, slots: Slots, species: Tensor, table: RadialTable | None = None) -> ForwardPass:
         """q of centres [centre] of the given species (indices into self.species), whose pairs are laid out already.
 
-        With a table of this descriptor's radial functions, what belongs to pairs is float32.
+        Compiled loops on a CPU, tensors elsewhere. With a table of this descriptor's radial functions in float32, what
+        belongs to pairs is float32.
         """
-        pairs: RadialSlots
-        if table is None:
-            pairs = with_primitives(slots, self.config, self.primitives.to(species.device))
-        else:
-            pairs = tabulated(slots, table)
-        c = streamed_coefficients(pairs, species, len(self.species))
-        if self.contraction is not None:
-            c = contract(c, self.contraction)
-        q, norm = normalised(power_spectrum(c, self.layout.to(c[0].device, c[0].dtype)))
-        return ForwardPass(pairs, c, norm, q)
+        if species.device.type == "cpu":
+            return compiled_pass(slots, species, table or self.table, self.layout, self.contraction)
+        pairs = self.radial_slots(slots, table)
+        return streamed_pass(pairs, species, len(self.species), self.layout, self.contraction)
+
+    @cached_property
+    def table(self) -> RadialTable:
+        """The radial functions for compiled loops, float64."""
+        return RadialTable.of(self.basis, self.config)
+
+    def radial_slots(self, slots: Slots, table: RadialTable | None = None) -> RadialSlots:
+        """Slots with their primitives, or with what a table gives in their place."""
+        if table is not None:
+            return tabulated(slots, table)
+        return with_primitives(slots, self.config, self.primitives.to(slots.vectors.device))
 
     def pullback(self, forward: ForwardPass, gradient: Tensor) -> Tensor:
         """dE/dr of each pair's vector, [pair, 3], in the order of the neighbourhoods; gradient = dE/dq [centre, D]."""
-        dc = self.gradient_of_coefficients(forward, gradient)
-        if self.contraction is not None:
-            dc = expand_channels(dc, self.contraction)
-        per_slot = streamed_pullback(forward.pairs, dc)
-        return per_slot.index_select(0, forward.pairs.slots.of_pair)
-
-    def gradient_of_coefficients(self, forward: ForwardPass, gradient: Tensor) -> list[Tensor]:
-        """dE/dc of the contracted channels, for each l [centre, K_l, 2l+1], from dE/dq [centre, D]."""
-        dp = normalised_pullback(forward.features, forward.norm, gradient)
-        return power_spectrum_pullback(forward.coefficients, self.layout.to(dp.device, dp.dtype), dp)
+        return forward.pullback(gradient).index_select(0, forward.slots.of_pair)
 
     def centre_blocks(self, nb: Neighborhoods, max_bytes: float) -> list[Tensor]:
         """All centres in ascending blocks. Each block's Jacobian needs at most max_bytes, or is of a single centre."""

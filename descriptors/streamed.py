@@ -1,4 +1,4 @@
-"""Density coefficients and their reverse pass, a few slots at a time.
+"""The passes of the descriptor in tensors, for any device: density coefficients and their reverse, a few slots at a time.
 
 With the primitives P_{ln'} = w(r) exp(-gamma_ln' r^2) of the radial functions, H_nl = sum_n' M^l_n'n P_ln' (radial.py),
 
@@ -24,7 +24,15 @@ from sphericart.torch import SolidHarmonics
 from torch import Tensor
 
 from descriptors.config import SOAPConfig
+from descriptors.contraction import Contraction, contract, expand_channels
 from descriptors.density import Y00, Block, Slots, degrees
+from descriptors.power_spectrum import (
+    SpectrumLayout,
+    normalised,
+    normalised_pullback,
+    power_spectrum,
+    power_spectrum_pullback,
+)
 from descriptors.radial import RadialBasis, neighbor_weight
 
 CACHED_SLOTS = {"cpu": 256, "cuda": 2**20}  # slots at a time
@@ -168,6 +176,49 @@ def streamed_pullback(given: RadialSlots, gradient: list[Tensor]) -> Tensor:
         radial = (along * given.vectors[rows])[:, :, None]
         torch.baddbmm(radial, gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None])
     return out.to(given.slots.vectors.dtype)
+
+
+@dataclass(frozen=True)
+class StreamedPass:
+    """What the reverse pass needs of the forward pass, and its results."""
+
+    pairs: RadialSlots
+    layout: SpectrumLayout
+    contraction: Contraction | None
+    coefficients: list[Tensor]  # [l] of [centre, K_l, 2l+1], after the contraction
+    norm: Tensor  # [centre] |p|
+    features: Tensor  # [centre, D] q
+
+    @property
+    def slots(self) -> Slots:
+        """Where the pairs are."""
+        return self.pairs.slots
+
+    @property
+    def shortest(self) -> float:
+        """The shortest distance in Å; infinite without pairs, NaN where one is not a number."""
+        empty = self.pairs.slots.filled == 0
+        return float(self.pairs.distance.masked_fill(empty, torch.inf).min()) if len(empty) else math.inf
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """dE/dr of each slot, [slot, xyz], from dE/dq [centre, D]."""
+        dp = normalised_pullback(self.features, self.norm, gradient)
+        dc = power_spectrum_pullback(self.coefficients, self.layout, dp)
+        if self.contraction is not None:
+            dc = expand_channels(dc, self.contraction)
+        return streamed_pullback(self.pairs, dc)
+
+
+def streamed_pass(
+    pairs: RadialSlots, species: Tensor, n_species: int, layout: SpectrumLayout, contraction: Contraction | None
+) -> StreamedPass:
+    """q of centres [centre] of the given species, on any device. Raises ValueError where p vanishes."""
+    c = streamed_coefficients(pairs, species, n_species)
+    if contraction is not None:
+        c = contract(c, contraction)
+    layout = layout.to(c[0].device, c[0].dtype)
+    q, norm = normalised(power_spectrum(c, layout))
+    return StreamedPass(pairs, layout, contraction, c, norm, q)
 
 
 def parts(slots: Slots) -> list[Block]:

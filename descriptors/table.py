@@ -1,69 +1,139 @@
-"""The radial functions from a table, in float32: for dynamics, where a force need not be known to ten digits.
+"""The radial functions from a table, instead of sums over primitives that cancel.
 
-    H_nl(r) = w(r) G_nl(r) ~ sum_k c_k t^k,  k = 0 .. 3,      t = r / h - floor(r / h)
+    H_nl(r) = w(r) G_nl(r),     G_nl(r) ~ sum_k p_k(t) T_k,nl,     t = r / h - floor(r / h)
 
-the cubic that has the values and slopes of H at both ends of its interval (Hermite): an error of h^4 / 384 times the fourth
-derivative. The slope is that of the cubic, so that forces stay the gradient of an energy. Tables are made from float64.
+the quintic that has the values, slopes and curvatures of G at both ends of its interval (Hermite; T holds them in units of
+h): an error of h^6 / 46080 times the sixth derivative. The weight w stays as it is (radial.py), for it may have kinks in
+its third derivative. The slope is that of the quintic, so that forces stay the gradient of an energy. Intervals are halved
+until the error in the middle of all is below `TOLERANCE` of the largest |G|.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors.config import SOAPConfig
 from descriptors.density import Slots
-from descriptors.radial import RadialBasis, neighbor_weight, radial_functions_with_slopes
+from descriptors.radial import RadialBasis, neighbor_weight, radial_functions, radial_functions_with_curvatures
+from descriptors.solid_harmonics import recursion
 from descriptors.streamed import Folding, Primitives
 
-STEP = 0.01  # Å, at most; rounding in float32 is larger than the error of the cubic
+STEP = 0.04  # Å, at most
+HALVINGS = 4  # at most
+TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class RadialTable:
-    """Coefficients of H on equal intervals from 0 to the cutoff, and a last row of zeros for what lies beyond."""
+    """G, h dG/dr and h^2 d2G/dr2 at 0, h, .. and one knot beyond the cutoff."""
 
-    coefficients: Tensor  # [interval + 1, k l n] float32
-    step: float  # Å
-    folding: Folding  # float32
+    knots: Tensor  # [knot, 3, l n]
+    step: float  # h, Å
+    config: SOAPConfig
+    folding: Folding  # in the dtype of the table
 
     @staticmethod
-    def of(basis: RadialBasis, config: SOAPConfig, device: torch.device | str = "cpu") -> RadialTable:
-        """Tabulate the radial functions of a descriptor."""
-        cutoff = config.neighbor_cutoff
-        n = math.ceil(cutoff / STEP)
-        knots = torch.linspace(0.0, cutoff, n + 1, dtype=torch.float64)  # [knot] Å
-        weight, slope = neighbor_weight(knots, config)
-        g, dg = radial_functions_with_slopes(basis, knots)  # [l, knot, n]
-        h = (g * weight[:, None]).transpose(0, 1).flatten(1)  # [knot, l n]
-        dh = (dg * weight[:, None] + g * slope[:, None]).transpose(0, 1).flatten(1) * (cutoff / n)  # per interval
-        rise = h[1:] - h[:-1]
-        cubic = torch.stack([h[:-1], dh[:-1], 3 * rise - 2 * dh[:-1] - dh[1:], dh[:-1] + dh[1:] - 2 * rise], dim=1)
-        rows = torch.cat([cubic, torch.zeros_like(cubic[:1])]).flatten(1)
-        return RadialTable(rows.to(device, torch.float32), cutoff / n, _folding(basis, device))
+    def of(
+        basis: RadialBasis,
+        config: SOAPConfig,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> RadialTable:
+        """Tabulate the radial functions of a descriptor, in float64 until the last."""
+        half = quintic(torch.tensor([0.5], dtype=torch.float64))[0].view(1, 6)
+        n = math.ceil(config.neighbor_cutoff / STEP)
+        for _ in range(HALVINGS):
+            step = config.neighbor_cutoff / n
+            r = step * torch.arange(n + 2, dtype=torch.float64)  # [knot] Å
+            knots = _knots(basis, r, step)
+            exact = radial_functions(basis, r[:-1] + 0.5 * step).transpose(0, 1).flatten(1)  # [interval, l n]
+            error = (half @ intervals(knots)).squeeze(1) - exact
+            if float(error.abs().max()) < TOLERANCE * float(exact.abs().max()):
+                break
+            n *= 2
+        return RadialTable(knots.to(device, dtype), step, config, _folding(basis, dtype, device))
+
+    @cached_property
+    def constants(self) -> Constants:
+        """The same for compiled loops."""
+        c, knots = self.config, self.knots.contiguous().numpy()
+        r0, m = (c.radial_scaling.r0, c.radial_scaling.m) if c.radial_scaling else (0.0, 0.0)
+        radial = np.array([self.step, c.neighbor_cutoff, c.r_cut, c.cutoff_width, r0, m])
+        return Constants(knots, radial, self.folding.own.double().numpy(), recursion(c.l_max).astype(knots.dtype))
 
 
-def _folding(basis: RadialBasis, device: torch.device | str) -> Folding:
+@dataclass(frozen=True)
+class Constants:
+    """What compiled loops over pairs need of a descriptor (density_kernels.py)."""
+
+    knots: NDArray[Any]  # [knot, 3, l n]
+    radial: NDArray[np.float64]  # [6] step of the knots, largest distance, r_cut, cutoff_width, r0 (0: no scaling), m
+    own: NDArray[np.float64]  # [n] what a centre adds to its own density at l = 0
+    recursion: NDArray[Any]  # [l, m, 4] of the solid harmonics
+
+
+def _knots(basis: RadialBasis, r: Tensor, step: float) -> Tensor:
+    """[knot, 3, l n] at r [knot] Å."""
+    both = torch.stack(radial_functions_with_curvatures(basis, r))  # [k, l, knot, n]
+    scale = torch.tensor([1.0, step, step**2], dtype=torch.float64)
+    return (both * scale[:, None, None, None]).permute(2, 0, 1, 3).flatten(2)
+
+
+def _folding(basis: RadialBasis, dtype: torch.dtype, device: torch.device | str) -> Folding:
     """For H itself instead of primitives: M is a 1 for each n."""
     p = Primitives.of(basis).folding
     n_degrees, _, n_max = basis.matrix.shape
-    identity = torch.eye(n_max, dtype=torch.float32).repeat(n_degrees, 1)
-    return Folding(identity.to(device), p.own.to(device, torch.float32), p.same.to(device, torch.float32))
+    identity = torch.eye(n_max, dtype=dtype).repeat(n_degrees, 1)
+    return Folding(identity.to(device), p.own.to(device, dtype), p.same.to(device, dtype))
+
+
+def intervals(knots: Tensor) -> Tensor:
+    """What belongs to both ends of each interval, [interval, 6, l n], a view of [knot, 3, l n]."""
+    n_functions = knots.shape[2]
+    return knots.as_strided((len(knots) - 1, 6, n_functions), (3 * n_functions, n_functions, 1))
+
+
+def quintic(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights p of value, slope and curvature at t = 0, then at t = 1, and their derivatives by t: [slot, 6] each."""
+    t2, u = t * t, 1 - t
+    u2 = u * u
+    values = [
+        u2 * u * (1 + 3 * t + 6 * t2),
+        t * u2 * u * (1 + 3 * t),
+        0.5 * t2 * u2 * u,
+        t2 * t * (10 - 15 * t + 6 * t2),
+        -t2 * t * u * (4 - 3 * t),
+        0.5 * t2 * t * u2,
+    ]
+    slopes = [
+        -30 * t2 * u2,
+        u2 * (1 - 3 * t) * (1 + 5 * t),
+        0.5 * t * u2 * (2 - 5 * t),
+        30 * t2 * u2,
+        -t2 * (2 - 3 * t) * (6 - 5 * t),
+        0.5 * t2 * u * (3 - 5 * t),
+    ]
+    return torch.stack(values, dim=1), torch.stack(slopes, dim=1)
 
 
 @dataclass(frozen=True)
 class TabulatedSlots:
-    """Slots with their places in the table; what it gives is float32."""
+    """Slots with their places in the table; what it gives has the table's dtype."""
 
     slots: Slots
     table: RadialTable
-    vectors: Tensor  # [slot, xyz] Å, float32
+    vectors: Tensor  # [slot, xyz] Å, in the table's dtype
     distance: Tensor  # [slot] Å
-    interval: Tensor  # [slot] row of the table
-    powers: Tensor  # [slot, 2, k] t^k and its derivative by r
+    interval: Tensor  # [slot]
+    weights: Tensor  # [slot, 2, 6] of both ends of the interval in H and dH/dR
 
     @property
     def folding(self) -> Folding:
@@ -72,25 +142,25 @@ class TabulatedSlots:
 
     def values(self, rows: slice) -> Tensor:
         """H of some slots, [slot, l n]."""
-        return torch.bmm(self.powers[rows, :1], self._cubics(rows))[:, 0]
+        return torch.bmm(self.weights[rows, :1], self._ends(rows))[:, 0]
 
     def values_and_slopes(self, rows: slice) -> tuple[Tensor, Tensor]:
         """H and dH/dR (1/Å) of some slots, [slot, l n] each."""
-        both = torch.bmm(self.powers[rows], self._cubics(rows))
+        both = torch.bmm(self.weights[rows], self._ends(rows))
         return both[:, 0], both[:, 1]
 
-    def _cubics(self, rows: slice) -> Tensor:
-        return self.table.coefficients.index_select(0, self.interval[rows]).unflatten(1, (4, -1))
+    def _ends(self, rows: slice) -> Tensor:
+        return intervals(self.table.knots).index_select(0, self.interval[rows])
 
 
 def tabulated(slots: Slots, table: RadialTable) -> TabulatedSlots:
     """Place the slots in a table. Empty ones and those beyond the cutoff count nothing."""
-    vectors = slots.vectors.to(torch.float32)
-    r = torch.linalg.vector_norm(vectors, dim=1)  # [slot] Å
-    last = len(table.coefficients) - 1
-    x = torch.where(slots.filled > 0, r / table.step, float(last)).clamp_(max=last)
+    r = torch.linalg.vector_norm(slots.vectors.double(), dim=1)  # [slot] Å
+    cutoff, dtype = table.config.neighbor_cutoff, table.knots.dtype
+    used = slots.filled * (r <= cutoff)
+    x = torch.where(used > 0, r / table.step, 0.0)
     interval = x.long()
-    t = x - interval
-    one, t2 = torch.ones_like(t), t * t
-    powers = [one, t, t2, t2 * t, torch.zeros_like(t), one / table.step, t * (2 / table.step), t2 * (3 / table.step)]
-    return TabulatedSlots(slots, table, vectors, r, interval, torch.stack(powers, dim=1).view(-1, 2, 4))
+    p, dp = quintic(x - interval)
+    w, dw = (y * used for y in neighbor_weight(r, table.config))
+    weights = torch.stack([w[:, None] * p, dw[:, None] * p + (w / table.step)[:, None] * dp], dim=1)
+    return TabulatedSlots(slots, table, slots.vectors.to(dtype), r.to(dtype), interval, weights.to(dtype))

@@ -69,7 +69,7 @@ def mean(soap: SOAP, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs
     q = forward.features
     gradient = local_gradient(basis, alpha, q, members_of(basis, pairs, soap))
     energies = (gradient * q).sum(1).div_(basis.zeta)
-    slopes = soap.pullback(forward, gradient)  # [slot, 3] dE/d r_ij
+    slopes = forward.pullback(gradient)  # [slot, 3] dE/d r_ij
     forces = slopes.new_zeros(len(q), 3)
     forces.index_add_(0, pairs.centre, slopes).index_add_(0, pairs.neighbor, slopes, alpha=-1)
     tensor = slopes.T @ pairs.slots.vectors  # [3, 3] dE/d(strain)

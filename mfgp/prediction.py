@@ -10,7 +10,6 @@ Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; s
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -107,7 +106,7 @@ class Predictor:
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
         basis, config, device = model.soap.basis, model.soap.config, model.weights.device
-        self.table = RadialTable.of(basis, config, device) if dtype == "float32" else None
+        self.table = RadialTable.of(basis, config, torch.float32, device) if dtype == "float32" else None
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
@@ -242,7 +241,7 @@ class Predictor:
         """Means by the reverse pass, and what of the standard deviations needs no rows."""
         pairs = self.pairs(atoms)
         forward = self.model.soap.expand_slots(pairs.slots, pairs.species, self.table)
-        if not shortest_distance(forward) >= MIN_DISTANCE:  # nor for a position that is not a number
+        if not forward.shortest >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
         offsets = self.offsets_of(atoms)
         found = self._mean(*self.mean_terms, pairs, forward)
@@ -380,12 +379,6 @@ def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
 def stress_volume(atoms: Atoms, extra: Tensor) -> float:
     """Volume of the cell in Å^3; 0 where there is no stress: no cell, or a baseline without (NaN in its columns)."""
     return cell_volume(atoms) if bool(torch.isfinite(extra).all()) else 0.0
-
-
-def shortest_distance(forward: ForwardPass) -> float:
-    """Between two atoms, Å; infinite where there are no pairs, NaN where a position is not a number."""
-    empty = forward.pairs.slots.filled == 0
-    return float(forward.pairs.distance.masked_fill(empty, torch.inf).min()) if len(empty) else math.inf
 
 
 def _numpy(tensor: Tensor) -> Array:
