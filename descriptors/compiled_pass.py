@@ -47,17 +47,8 @@ class CompiledPass:
             dc = _flat(expand_channels(by_degree(dc, self.layout.widths), self.contraction))
         dc = dc.reshape(len(dc), len(k.recursion) ** 2, n_species * len(k.own))
         out = np.empty((len(self.slots.vectors), 3))
-        density_kernels.pullback(
-            _array(self.slots.vectors),
-            self.slots.first.numpy(),
-            self.slots.count.numpy(),
-            k.knots,
-            k.radial,
-            len(k.own),
-            k.recursion,
-            dc,
-            out,
-        )
+        where = _array(self.slots.vectors), self.slots.first.numpy(), self.slots.count.numpy()
+        density_kernels.pullback(*where, k.knots, k.radial, len(k.own), k.recursion, dc, out)
         return torch.from_numpy(out).to(gradient.dtype)
 
 
@@ -80,17 +71,9 @@ def compiled_coefficients(slots: Slots, species: Tensor, table: RadialTable) -> 
     k, n_centres = table.constants, len(species)
     n_species = len(slots.first) // max(1, n_centres)
     out = np.empty((n_centres, len(k.recursion) ** 2, n_species * len(k.own)))
-    shortest = density_kernels.coefficients(
-        _array(slots.vectors),
-        slots.first.numpy(),
-        slots.count.numpy(),
-        species.numpy(),
-        k.knots,
-        k.radial,
-        k.own,
-        k.recursion,
-        out,
-    )
+    where = _array(slots.vectors), slots.first.numpy(), slots.count.numpy()
+    density_kernels.coefficients(*where, species.numpy(), k.knots, k.radial, k.own, k.recursion, out)
+    shortest = density_kernels.shortest_distance(*where)
     return out.reshape(n_centres, -1), (out.shape[2],) * len(k.recursion), shortest
 
 

@@ -3,9 +3,11 @@
     c_lm,n = sum_j H_ln(r_ij) S_lm(r_ij)
     dE/dr_ij = sum_lm X_lm grad S_lm + rhat sum_lm Y_lm S_lm,     X_lm = sum_n H_ln A_lm,n,  Y_lm = sum_n dH_ln/dR A_lm,n
 
-with A = dE/dc. H comes from the table of G (table.py) and the weight w, S from its recursion (solid_harmonics.py); for one
-pair both fit a processor's first cache, and nothing of a pair is kept: the reverse pass computes it again. Sums over
-neighbours are in the dtype of the table, distances and what is given and returned in float64.
+with A = dE/dc; summed as sum_ln H_ln (sum_m A_lm,n grad S_lm) and sum_ln dH_ln/dR (sum_m A_lm,n S_lm), so that all sums run
+over channels n, eight at a time (lanes.py). H comes from the table of G (table.py) and the weight w, S from its recursion
+(solid_harmonics.py), for eight pairs of a segment at a time: they fit a processor's first cache, and nothing of a pair is
+kept, for the reverse pass computes it again. Sums over neighbours are in the dtype of the table, distances and what is
+given and returned in float64. Channels of a degree are padded to a multiple of eight.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import math
 import numpy as np
 
 from descriptors.compiled import compiled
-from descriptors.solid_harmonics import pull, solid_harmonics
+from descriptors.lanes import load, spread, spread_from, store, total, workspace
+from descriptors.solid_harmonics import gradients, solid_harmonics
 
 
 @compiled
@@ -36,7 +39,7 @@ def weight_at(r, radial):  # type: ignore[no-untyped-def]
 
 @compiled
 def place(r, radial, p):  # type: ignore[no-untyped-def]
-    """The interval of r in the table; p [2, 6] becomes the weights of its ends in H and in dH/dR (table.quintic)."""
+    """The interval of r in the table; p [12] becomes the weights of its ends in H, then in dH/dR (table.quintic)."""
     x = r / radial[0]
     interval = int(x)
     t = x - interval
@@ -60,104 +63,148 @@ def place(r, radial, p):  # type: ignore[no-untyped-def]
         0.5 * t2 * u * (3 - 5 * t),
     )
     for k in range(6):
-        p[0, k] = w * values[k]
-        p[1, k] = dw * values[k] + w / radial[0] * slopes[k]
+        p[k] = w * values[k]
+        p[6 + k] = dw * values[k] + w / radial[0] * slopes[k]
     return interval
 
 
 @compiled
-def mix(p, interval, knots, out):  # type: ignore[no-untyped-def]
-    """sum_k p_k T_k of the six rows of an interval, out [l n]."""
-    low, high = knots[interval], knots[interval + 1]
-    for k in range(len(out)):
-        out[k] = (p[0] * low[0, k] + p[1] * low[1, k] + p[2] * low[2, k]) + (
-            p[3] * high[0, k] + p[4] * high[1, k] + p[5] * high[2, k]
-        )
+def shortest_distance(vectors, first, count):  # type: ignore[no-untyped-def]
+    """Of all pairs, Å; infinite without any, not a number where one is not."""
+    square = math.inf
+    for segment in range(len(first)):
+        for slot in range(first[segment], first[segment] + count[segment]):
+            x, y, z = vectors[slot, 0], vectors[slot, 1], vectors[slot, 2]
+            r2 = x * x + y * y + z * z
+            if math.isnan(r2):
+                return r2
+            square = min(square, r2)
+    return math.sqrt(square)
+
+
+@compiled
+def gather(vectors, slot, stop, radial, lane_slot, distance, position):  # type: ignore[no-untyped-def]
+    """The next eight slots in range, from `slot` on: how many there are, and where to go on."""
+    present = 0
+    while slot < stop and present < 8:
+        x, y, z = vectors[slot, 0], vectors[slot, 1], vectors[slot, 2]
+        r = math.sqrt(x * x + y * y + z * z)
+        if r <= radial[1]:
+            lane_slot[present], distance[present] = slot, r
+            position[present], position[8 + present], position[16 + present] = x, y, z
+            present += 1
+        slot += 1
+    return present, slot
+
+
+@compiled
+def mix(p, at, interval, knots, h, row):  # type: ignore[no-untyped-def]
+    """sum_k p_k T_k of the six rows of an interval, with p from `at` on, into row `row` of h [pair, l n]."""
+    size = knots.shape[1] // 3
+    flat = knots.reshape(-1)
+    a, b, c = spread_from(p, at), spread_from(p, at + 1), spread_from(p, at + 2)
+    d, e, f = spread_from(p, at + 3), spread_from(p, at + 4), spread_from(p, at + 5)
+    for k in range(3 * size * interval, 3 * size * interval + size, 8):
+        low = a * load(flat, k) + b * load(flat, k + size) + c * load(flat, k + 2 * size)
+        high = d * load(flat, k + 3 * size) + e * load(flat, k + 4 * size) + f * load(flat, k + 5 * size)
+        store(h, row * size + k - 3 * size * interval, low + high)
 
 
 @compiled
 def coefficients(vectors, first, count, species, knots, radial, own, table, out):  # type: ignore[no-untyped-def]
-    """c into out [centre, lm, channel] from vectors [slot, 3] Å, and the shortest distance in Å.
+    """c into out [centre, lm, channel] from vectors [slot, 3] Å.
 
-    Segment (centre, species) has the slots first .. first + count. The distance is not a number where one is not.
+    Segment (centre, species) has the slots first .. first + count.
     """
-    n_max, l_max = len(own), len(table) - 1
-    n_species = out.shape[2] // n_max
-    kind = knots.dtype.type
-    p, h = np.empty((2, 6), knots.dtype), np.empty(knots.shape[2], knots.dtype)
-    s, q, circle = (
-        np.empty(out.shape[1], knots.dtype),
-        np.zeros((l_max + 1, l_max + 1), knots.dtype),
-        np.empty((l_max + 1, 2), knots.dtype),
-    )
-    c = np.empty((out.shape[1], n_max), knots.dtype)
-    shortest, strange = math.inf, False
+    n_max, n_degrees, n_lm = len(own), len(table), out.shape[1]
+    n_species, size = out.shape[2] // n_max, knots.shape[1] // 3
+    blocks = size // n_degrees // 8
+    p, position, distance = workspace(12, knots), workspace(24, knots), np.empty(8)
+    lane_slot = np.empty(8, np.int64)
+    q, circle, s = workspace(8 * n_lm, knots), workspace(16 * n_degrees, knots), workspace(8 * n_lm, knots)
+    h, c = workspace(8 * size, knots), workspace(8 * blocks * n_lm, knots)
     for segment in range(len(first)):
+        slot, stop = first[segment], first[segment] + count[segment]
         c[:] = 0
-        for slot in range(first[segment], first[segment] + count[segment]):
-            x, y, z = vectors[slot, 0], vectors[slot, 1], vectors[slot, 2]
-            r = math.sqrt(x * x + y * y + z * z)
-            strange = strange or math.isnan(r)
-            shortest = min(shortest, r)
-            if not r <= radial[1]:
-                continue
-            mix(p[0], place(r, radial, p), knots, h)
-            solid_harmonics(kind(x), kind(y), kind(z), table, q, circle, s)
-            for l in range(l_max + 1):  # noqa: E741
-                for lm in range(l * l, (l + 1) * (l + 1)):
-                    for n in range(n_max):
-                        c[lm, n] += s[lm] * h[l * n_max + n]
+        while slot < stop:
+            present, slot = gather(vectors, slot, stop, radial, lane_slot, distance, position)
+            for k in range(present):
+                mix(p, 0, place(distance[k], radial, p), knots, h, k)
+            solid_harmonics(position, table, q, circle, s)
+            for l in range(n_degrees):  # noqa: E741
+                for block in range(blocks):
+                    channels = 8 * (l * blocks + block)
+                    for lm in range(l * l, (l + 1) * (l + 1)):
+                        x = load(c, 8 * (lm * blocks + block))
+                        for k in range(present):
+                            x = x + spread_from(s, 8 * lm + k) * load(h, k * size + channels)
+                        store(c, 8 * (lm * blocks + block), x)
         centre, channel = segment // n_species, (segment % n_species) * n_max
-        for lm in range(len(c)):
+        for lm in range(n_lm):
             for n in range(n_max):
-                out[centre, lm, channel + n] = c[lm, n]
+                out[centre, lm, channel + n] = c[8 * blocks * lm + n]
         if species[centre] == segment % n_species:
             for n in range(n_max):
                 out[centre, 0, channel + n] += own[n]
-    return math.nan if strange else shortest
+
+
+@compiled
+def contract(k, s, g, h, dh, a, n_degrees, blocks, out):  # type: ignore[no-untyped-def]
+    """Of pairs k and k + 1 of the eight: sum H A grad S and sum dH/dR A S, into out [2, 4]."""
+    size, n_lm = 8 * blocks * n_degrees, n_degrees * n_degrees
+    to_y, to_z = 8 * n_lm + k, 16 * n_lm + k
+    zero = spread(a.dtype.type(0))
+    x, y, z, r = zero, zero, zero, zero
+    x2, y2, z2, r2 = zero, zero, zero, zero
+    for l in range(n_degrees):  # noqa: E741
+        for block in range(blocks):
+            vx, vy, vz, vr = zero, zero, zero, zero
+            vx2, vy2, vz2, vr2 = zero, zero, zero, zero
+            for lm in range(l * l, (l + 1) * (l + 1)):
+                w = load(a, 8 * (lm * blocks + block))
+                vx, vx2 = vx + spread_from(g, 8 * lm + k) * w, vx2 + spread_from(g, 8 * lm + k + 1) * w
+                vy, vy2 = vy + spread_from(g, to_y + 8 * lm) * w, vy2 + spread_from(g, to_y + 8 * lm + 1) * w
+                vz, vz2 = vz + spread_from(g, to_z + 8 * lm) * w, vz2 + spread_from(g, to_z + 8 * lm + 1) * w
+                vr, vr2 = vr + spread_from(s, 8 * lm + k) * w, vr2 + spread_from(s, 8 * lm + k + 1) * w
+            at = k * size + 8 * (l * blocks + block)
+            here, slope = load(h, at), load(dh, at)
+            x, y, z, r = x + vx * here, y + vy * here, z + vz * here, r + vr * slope
+            here, slope = load(h, at + size), load(dh, at + size)
+            x2, y2, z2, r2 = x2 + vx2 * here, y2 + vy2 * here, z2 + vz2 * here, r2 + vr2 * slope
+    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = total(x), total(y), total(z), total(r)
+    out[1, 0], out[1, 1], out[1, 2], out[1, 3] = total(x2), total(y2), total(z2), total(r2)
 
 
 @compiled
 def pullback(vectors, first, count, knots, radial, n_max, table, gradient, out):  # type: ignore[no-untyped-def]
     """dE/dr into out [slot, 3] (0 where empty) from dE/dc [centre, lm, channel]."""
-    n_lm, l_max = gradient.shape[1], len(table) - 1
-    n_species = gradient.shape[2] // n_max
-    kind = knots.dtype.type
-    p, h, dh = (
-        np.empty((2, 6), knots.dtype),
-        np.empty(knots.shape[2], knots.dtype),
-        np.empty(knots.shape[2], knots.dtype),
-    )
-    s, q, circle = (
-        np.empty(n_lm, knots.dtype),
-        np.zeros((l_max + 1, l_max + 1), knots.dtype),
-        np.empty((l_max + 1, 2), knots.dtype),
-    )
-    a, by_harmonic = np.empty((n_lm, n_max), knots.dtype), np.empty(n_lm, knots.dtype)
+    n_degrees, n_lm, n_species = len(table), gradient.shape[1], gradient.shape[2] // n_max
+    size = knots.shape[1] // 3
+    blocks = size // n_degrees // 8
+    p, position, distance = workspace(12, knots), workspace(24, knots), np.empty(8)
+    lane_slot = np.empty(8, np.int64)
+    q, circle, s = workspace(8 * n_lm, knots), workspace(16 * n_degrees, knots), workspace(8 * n_lm, knots)
+    g, h, dh = workspace(24 * n_lm, knots), workspace(8 * size, knots), workspace(8 * size, knots)
+    a, found = workspace(8 * blocks * n_lm, knots), np.empty((2, 4))
     out[:] = 0
     for segment in range(len(first)):
         centre, channel = segment // n_species, (segment % n_species) * n_max
+        slot, stop = first[segment], first[segment] + count[segment]
         for lm in range(n_lm):
             for n in range(n_max):
-                a[lm, n] = gradient[centre, lm, channel + n]
-        for slot in range(first[segment], first[segment] + count[segment]):
-            x, y, z = vectors[slot, 0], vectors[slot, 1], vectors[slot, 2]
-            r = math.sqrt(x * x + y * y + z * z)
-            if not r <= radial[1]:
-                continue
-            interval = place(r, radial, p)
-            mix(p[0], interval, knots, h)
-            mix(p[1], interval, knots, dh)
-            solid_harmonics(kind(x), kind(y), kind(z), table, q, circle, s)
-            along = kind(0)
-            for l in range(l_max + 1):  # noqa: E741
-                for lm in range(l * l, (l + 1) * (l + 1)):
-                    value, slope = kind(0), kind(0)
-                    for n in range(n_max):
-                        value += h[l * n_max + n] * a[lm, n]
-                        slope += dh[l * n_max + n] * a[lm, n]
-                    by_harmonic[lm] = value
-                    along += slope * s[lm]
-            gx, gy, gz = pull(kind(x), kind(y), by_harmonic, table, q, circle)
-            along = along / r if r > 0 else 0.0
-            out[slot, 0], out[slot, 1], out[slot, 2] = gx + along * x, gy + along * y, gz + along * z
+                a[8 * blocks * lm + n] = gradient[centre, lm, channel + n]
+        while slot < stop:
+            present, slot = gather(vectors, slot, stop, radial, lane_slot, distance, position)
+            for k in range(present):
+                interval = place(distance[k], radial, p)
+                mix(p, 0, interval, knots, h, k)
+                mix(p, 6, interval, knots, dh, k)
+            solid_harmonics(position, table, q, circle, s)
+            gradients(position, table, q, circle, g)
+            for k in range(present):
+                if k % 2 == 0:
+                    contract(k, s, g, h, dh, a, n_degrees, blocks, found)
+                f = found[k % 2]
+                along = f[3] / distance[k] if distance[k] > 0 else 0.0
+                for axis in range(3):
+                    out[lane_slot[k], axis] = f[axis] + along * vectors[lane_slot[k], axis]

@@ -1,4 +1,4 @@
-"""Real solid harmonics S_lm = R^l Y_lm of one vector and the reverse of their gradients, for compiled loops.
+"""Real solid harmonics S_lm = R^l Y_lm of eight vectors at a time and their gradients, for compiled loops.
 
     S_lm = q_lm c_m,   S_l-m = q_lm s_m    (m >= 0, columns in the order m = -l .. l),      c_m + i s_m = (x + i y)^m
     q_lm = a_lm z q_(l-1)m + b_lm R^2 q_(l-2)m,       q_mm constant
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from descriptors.compiled import compiled
+from descriptors.lanes import load, spread, store
 
 Array = NDArray[np.float64]
 
@@ -45,48 +46,55 @@ def recursion(l_max: int) -> Array:
 
 
 @compiled
-def solid_harmonics(x, y, z, table, q, circle, out):  # type: ignore[no-untyped-def]
-    """S [lm] of the vector x, y, z (Å), with q [l, m] and c, s [m, 2] as `pull` needs them; table from `recursion`."""
+def solid_harmonics(position, table, q, circle, out):  # type: ignore[no-untyped-def]
+    """S of eight vectors: position [xyz, 8] Å, table from `recursion`, out [lm, 8]; all arrays flat.
+
+    q [l, m, 8] and circle [m, 2, 8] keep q, c and s for `gradients`.
+    """
+    x, y, z = load(position, 0), load(position, 8), load(position, 16)
+    size = len(table)
     r2 = x * x + y * y + z * z
-    circle[0, 0], circle[0, 1] = 1.0, 0.0
-    for m in range(1, len(table)):
-        c, s = circle[m - 1, 0], circle[m - 1, 1]
-        circle[m, 0], circle[m, 1] = x * c - y * s, x * s + y * c
-    for l in range(len(table)):  # noqa: E741
-        middle = l * l + l
-        q[l, l] = table[l, l, 0]
-        for m in range(l):
-            q[l, m] = table[l, m, 0] * z * q[l - 1, m]
-            if m < l - 1:
-                q[l, m] += table[l, m, 1] * r2 * q[l - 2, m]
-        out[middle] = q[l, 0]
-        for m in range(1, l + 1):
-            out[middle + m] = q[l, m] * circle[m, 0]
-            out[middle - m] = q[l, m] * circle[m, 1]
+    c, s = spread(table.dtype.type(1)), spread(table.dtype.type(0))
+    for m in range(size):
+        store(circle, 16 * m, c)
+        store(circle, 16 * m + 8, s)
+        below = spread(table[m, m, 0])
+        before = spread(table.dtype.type(0))
+        for l in range(m, size):  # noqa: E741
+            if l > m:
+                below, before = table[l, m, 0] * z * below + table[l, m, 1] * r2 * before, below
+            store(q, 8 * (l * size + m), below)
+            store(out, 8 * (l * l + l + m), below * c)
+            if m > 0:
+                store(out, 8 * (l * l + l - m), below * s)
+        c, s = x * c - y * s, x * s + y * c
 
 
 @compiled
-def pull(x, y, weights, table, q, circle):  # type: ignore[no-untyped-def]
-    """sum_lm weights_lm grad S_lm (x, y, z components; 1/Å), after `solid_harmonics` of the same vector."""
-    zero = x * 0
-    gx, gy, gz, inward = zero, zero, zero, zero
-    for m in range(len(table)):
-        c, s = circle[m, 0], circle[m, 1]
-        even, odd = zero, zero
-        for l in range(m, len(table)):  # noqa: E741
-            middle = l * l + l
-            up, down = weights[middle + m], weights[middle - m]
-            if m == 0:
-                down = zero
-            both = up * c + down * s
-            even += q[l, m] * up
-            odd += q[l, m] * down
-            if l > m:
-                gz += table[l, m, 2] * q[l - 1, m] * both
-            if l > m + 1:
-                inward += table[l, m, 3] * q[l - 1, m + 1] * both
+def gradients(position, table, q, circle, out):  # type: ignore[no-untyped-def]
+    """grad S of the eight vectors after `solid_harmonics`, out [xyz, lm, 8], 1/Å."""
+    x, y = load(position, 0), load(position, 8)
+    size = len(table)
+    to_y, to_z = 8 * size * size, 16 * size * size
+    zero = spread(table.dtype.type(0))
+    for m in range(size):
+        c, s = load(circle, 16 * m), load(circle, 16 * m + 8)
+        dc, ds = zero, zero
         if m > 0:
-            c, s = m * circle[m - 1, 0], m * circle[m - 1, 1]
-            gx += c * even + s * odd
-            gy += c * odd - s * even
-    return gx + x * inward, gy + y * inward, gz
+            factor = table.dtype.type(m)
+            dc, ds = factor * load(circle, 16 * m - 16), factor * load(circle, 16 * m - 8)
+        for l in range(m, size):  # noqa: E741
+            inward, along = zero, zero
+            if l > m + 1:
+                inward = table[l, m, 3] * load(q, 8 * ((l - 1) * size + m + 1))
+            if l > m:
+                along = table[l, m, 2] * load(q, 8 * ((l - 1) * size + m))
+            here = load(q, 8 * (l * size + m))
+            up, down = 8 * (l * l + l + m), 8 * (l * l + l - m)
+            store(out, up, x * inward * c + here * dc)
+            store(out, to_y + up, y * inward * c - here * ds)
+            store(out, to_z + up, along * c)
+            if m > 0:
+                store(out, down, x * inward * s + here * ds)
+                store(out, to_y + down, y * inward * s + here * dc)
+                store(out, to_z + down, along * s)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from descriptors.config import SOAPConfig
 from descriptors.density import Slots
+from descriptors.lanes import WIDTH
 from descriptors.radial import RadialBasis, neighbor_weight, radial_functions, radial_functions_with_curvatures
 from descriptors.solid_harmonics import recursion
 from descriptors.streamed import Folding, Primitives
@@ -64,7 +65,9 @@ class RadialTable:
     @cached_property
     def constants(self) -> Constants:
         """The same for compiled loops."""
-        c, knots = self.config, self.knots.contiguous().numpy()
+        c, n = self.config, self.folding.matrix.shape[1]
+        knots = self.knots.view(len(self.knots), 3 * (c.l_max + 1), n)
+        knots = torch.nn.functional.pad(knots, (0, -n % WIDTH)).flatten(1).contiguous().numpy()
         r0, m = (c.radial_scaling.r0, c.radial_scaling.m) if c.radial_scaling else (0.0, 0.0)
         radial = np.array([self.step, c.neighbor_cutoff, c.r_cut, c.cutoff_width, r0, m])
         return Constants(knots, radial, self.folding.own.double().numpy(), recursion(c.l_max).astype(knots.dtype))
@@ -74,7 +77,7 @@ class RadialTable:
 class Constants:
     """What compiled loops over pairs need of a descriptor (density_kernels.py)."""
 
-    knots: NDArray[Any]  # [knot, 3, l n]
+    knots: NDArray[Any]  # [knot, 3 l n], n padded to a multiple of eight with zeros
     radial: NDArray[np.float64]  # [6] step of the knots, largest distance, r_cut, cutoff_width, r0 (0: no scaling), m
     own: NDArray[np.float64]  # [n] what a centre adds to its own density at l = 0
     recursion: NDArray[Any]  # [l, m, 4] of the solid harmonics
