@@ -16,6 +16,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from descriptors.compiled import compiled
 from descriptors.density import Slots, lay_out
 from descriptors.neighbors import neighborhoods
 from descriptors.soap import SOAP, environments
@@ -31,6 +32,22 @@ class SlotPairs:
     neighbor: Tensor  # [slot] atom
     slots: Slots  # with their vectors; of_pair is the identity
     members: tuple[Tensor, ...]  # [species of the descriptor] of [atom of it] ascending
+
+    def forces(self, slopes: Tensor) -> Tensor:
+        """F_a = sum dE/dr of the pairs with a as centre, less those with a as neighbour, [atom, xyz], from [slot, xyz]."""
+        out = slopes.new_zeros(len(self.numbers), 3)
+        if slopes.device.type == "cpu":
+            _scatter(slopes.numpy(), self.centre.numpy(), self.neighbor.numpy(), out.numpy())
+            return out
+        return out.index_add_(0, self.centre, slopes).index_add_(0, self.neighbor, slopes, alpha=-1)
+
+
+@compiled
+def _scatter(slopes, centre, neighbor, out):  # type: ignore[no-untyped-def]
+    for slot in range(len(slopes)):
+        for axis in range(3):
+            out[centre[slot], axis] += slopes[slot, axis]
+            out[neighbor[slot], axis] -= slopes[slot, axis]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 for a = the sum of the features phi(x_i) with the composition's columns (the total energy), and a_i = phi(x_i) - mean_m
 phi(z_m) (a local energy against the mean over the inducing environments of its species: total energies and forces fix
 local energies only up to a constant for each species, which e0 shares). With C = R R^T all quadratic forms are one product
-|a^T R|^2, of which the triangle alone is multiplied.
+|a^T R|^2, of which the triangle alone is multiplied. The a_i of a species vanish outside its block of C, so where there are
+several species each block has a root of its own.
 """
 
 from __future__ import annotations
@@ -18,34 +19,50 @@ from torch import Tensor
 
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
-from mfgp.observations import whiten
+from mfgp.means import chosen
 
 STRIPS = 4  # of columns, into which the triangle is cut
 
 
 @dataclass(frozen=True)
 class CovarianceRoot:
-    """C = R R^T in strips of columns: rows `first` on of R [M', M'], of which those above are zero."""
+    """C = R R^T in strips of columns: rows `first` on of R [M', M'], of which those above are zero; each transposed."""
 
-    strips: tuple[tuple[int, Tensor], ...]  # (first, [M' - first, width])
+    strips: tuple[tuple[int, Tensor], ...]  # (first, [width, M' - first])
 
     @staticmethod
-    def of(covariance: Tensor) -> CovarianceRoot:
-        """Cholesky's factor; the symmetric root where rounding has made an eigenvalue negative."""
+    def of(covariance: Tensor, dtype: torch.dtype = torch.float64) -> CovarianceRoot:
+        """Cholesky's factor; the symmetric root where rounding has made an eigenvalue negative. Kept in a dtype."""
         factor, info = torch.linalg.cholesky_ex(covariance)
         if int(info) != 0:
             values, vectors = torch.linalg.eigh(covariance)
-            return CovarianceRoot(((0, vectors * values.clamp(min=0.0).sqrt()),))
+            return CovarianceRoot(((0, (vectors * values.clamp(min=0.0).sqrt()).T.to(dtype).contiguous()),))
         size = len(factor)
         edges = [round(k * size / STRIPS) for k in range(STRIPS + 1)]
-        return CovarianceRoot(tuple((a, factor[a:, a:b].contiguous()) for a, b in pairwise(edges) if b > a))
+        return CovarianceRoot(tuple((a, factor[a:, a:b].T.to(dtype).contiguous()) for a, b in pairwise(edges) if b > a))
 
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """a^T C a of each row, [row, M'] -> [row], never negative."""
-        out = rows.new_zeros(len(rows))
+    def quadratic(self, columns: Tensor) -> Tensor:
+        """a^T C a of each column, [M', column] -> [column], never negative."""
+        given = columns.to(self.strips[0][1].dtype)
+        out = columns.new_zeros(columns.shape[1])
         for first, strip in self.strips:
-            out += (rows[:, first:] @ strip).square_().sum(1)
+            out += (strip @ given[first:]).square_().sum(0)
         return out
+
+
+@dataclass(frozen=True)
+class CovarianceRoots:
+    """The root of C, and those of its blocks of each species where there are several: [species]."""
+
+    whole: CovarianceRoot
+    blocks: tuple[CovarianceRoot, ...]
+
+    @staticmethod
+    def of(basis: InducingBasis, covariance: Tensor, dtype: torch.dtype = torch.float64) -> CovarianceRoots:
+        """With M' rows: the M features, then the columns beside them."""
+        slices = [columns for _, columns in basis.blocks()] if len(basis.species) > 1 else []
+        blocks = tuple(CovarianceRoot.of(covariance[own, own], dtype) for own in slices)
+        return CovarianceRoots(CovarianceRoot.of(covariance, dtype), blocks)
 
 
 def mean_inducing_features(basis: InducingBasis) -> Tensor:
@@ -68,29 +85,45 @@ class EnergyVariances:
 
 
 def energy_variances(
-    basis: InducingBasis, root: CovarianceRoot, reference: Tensor, q: Tensor, members: tuple[Tensor, ...], extra: Tensor
+    basis: InducingBasis,
+    roots: CovarianceRoots,
+    reference: Tensor,
+    q: Tensor,
+    members: tuple[Tensor, ...],
+    products: list[Tensor],
+    extra: Tensor,
 ) -> EnergyVariances:
-    """From descriptors q [N, D] of one structure.
+    """From descriptors q [N, D] of one structure and their inner products with the inducing points (means).
 
     reference [S, M] mean features of the inducing environments of each species, members [S] the atoms of each species,
     extra [1, column] composition and baselines of the energy.
     """
-    n = len(q)
-    rows = q.new_zeros(n + 1, basis.size + extra.shape[1])  # [local energies, then the total; M']
-    rows[n:, basis.size :] = extra
+    n, alone = len(q), len(members) == 1
+    total = torch.cat([q.new_zeros(basis.size), extra[0]])[:, None]  # [M', 1]
     prior, explained = q.new_zeros(1, len(members)), q.new_zeros(1, len(members))
-    local_explained = q.new_zeros(n)
+    local_weights, local_explained = q.new_zeros(n), q.new_zeros(n)
+    weights = q.new_zeros(1)
     for index, columns in basis.blocks():
         own = members[index]
         if len(own) == 0:
             continue
-        of_species = q if len(own) == n else q.index_select(0, own)
-        phi = whiten(basis, index, power(of_species @ basis.points[index].T, basis.zeta))  # [centre, M_s]
-        total = phi.sum(0)
+        of_species = chosen(q, own)
+        k = power(products[index], basis.zeta)
+        phi = torch.linalg.solve_triangular(basis.factors[index], k, upper=False)  # [M_s, atom]
+        total[columns, 0] = phi.sum(1)
         prior[0, index] = power(of_species @ of_species.T, basis.zeta).sum()
-        explained[0, index] = total @ total
-        local_explained[own] = phi.square().sum(1)
-        rows[n, columns] = total
-        rows[own, columns] = phi - reference[index, columns]
-    quadratic = root.quadratic(rows)
-    return EnergyVariances(quadratic[n:], prior, explained, quadratic[:n], local_explained)
+        explained[0, index] = total[columns, 0].square().sum()
+        local_explained[own] = phi.square().sum(0)
+        phi -= reference[index, columns, None]
+        if alone:  # one product for all
+            beside = total.new_zeros(len(total) - len(phi), len(own))
+            weights, local_weights = _split(roots.whole.quadratic(torch.cat([total, torch.cat([phi, beside])], dim=1)))
+        else:
+            local_weights[own] = roots.blocks[index].quadratic(phi)
+    if not alone:
+        weights = roots.whole.quadratic(total)
+    return EnergyVariances(weights, prior, explained, local_weights, local_explained)
+
+
+def _split(quadratic: Tensor) -> tuple[Tensor, Tensor]:
+    return quadratic[:1], quadratic[1:]

@@ -47,33 +47,47 @@ def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tens
     return tuple(pairs.members[soap.species.index(z)] for z in basis.species)
 
 
-def local_gradient(basis: InducingBasis, alpha: list[Tensor], q: Tensor, members: tuple[Tensor, ...]) -> Tensor:
-    """g [N, D] from descriptors q [N, D]; members: the atoms of each species of the basis."""
+def inner_products(basis: InducingBasis, q: Tensor, members: tuple[Tensor, ...]) -> list[Tensor]:
+    """Z_m . q_i of each species, [M_s, atom of it], from descriptors q [N, D]."""
+    return [points @ chosen(q, own).T for points, own in zip(basis.points, members, strict=True)]
+
+
+def chosen(q: Tensor, own: Tensor) -> Tensor:
+    """The rows `own` (ascending) of q."""
+    return q if len(own) == len(q) else q.index_select(0, own)
+
+
+def local_gradient(
+    basis: InducingBasis, alpha: list[Tensor], q: Tensor, members: tuple[Tensor, ...], products: list[Tensor]
+) -> Tensor:
+    """g [N, D] from descriptors q [N, D]; members: the atoms of each species of the basis; products: `inner_products`."""
     out = None
-    for points, a, own in zip(basis.points, alpha, members, strict=True):
+    for points, a, own, product in zip(basis.points, alpha, members, products, strict=True):
+        if len(own) == 0:
+            continue
+        slope = power(product, basis.zeta - 1).mul_((basis.zeta * a)[:, None])  # [M_s, atom]
         if len(own) == len(q):
-            return _species_gradient(points, a, q, basis.zeta)
-        if len(own):
-            out = torch.empty_like(q) if out is None else out
-            out.index_copy_(0, own, _species_gradient(points, a, q.index_select(0, own), basis.zeta))
+            return slope.T @ points
+        out = torch.empty_like(q) if out is None else out
+        out.index_copy_(0, own, slope.T @ points)
     return torch.zeros_like(q) if out is None else out
 
 
-def _species_gradient(points: Tensor, alpha: Tensor, q: Tensor, zeta: int) -> Tensor:
-    slope = power(q @ points.T, zeta - 1)  # [centre, M_s]
-    return (slope.mul_(alpha) @ points).mul_(zeta)
-
-
-def mean(soap: SOAP, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
-    """The mean for dual weights alpha, of the structure of `pairs` with its forward pass."""
+def mean(
+    basis: InducingBasis,
+    alpha: list[Tensor],
+    pairs: SlotPairs,
+    forward: ForwardPass,
+    members: tuple[Tensor, ...],
+    products: list[Tensor],
+) -> Mean:
+    """The mean for dual weights alpha, of the structure of `pairs` with its forward pass; see `local_gradient`."""
     q = forward.features
-    gradient = local_gradient(basis, alpha, q, members_of(basis, pairs, soap))
+    gradient = local_gradient(basis, alpha, q, members, products)
     energies = (gradient * q).sum(1).div_(basis.zeta)
     slopes = forward.pullback(gradient)  # [slot, 3] dE/d r_ij
-    forces = slopes.new_zeros(len(q), 3)
-    forces.index_add_(0, pairs.centre, slopes).index_add_(0, pairs.neighbor, slopes, alpha=-1)
     tensor = slopes.T @ pairs.slots.vectors  # [3, 3] dE/d(strain)
-    return Mean(energies, forces, voigt(tensor + tensor.T).mul_(-0.5))
+    return Mean(energies, pairs.forces(slopes), voigt(tensor + tensor.T).mul_(-0.5))
 
 
 def voigt(tensor: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import ForwardPass, RadialTable, SkinPairs, SlotPairs, jacobian
-from mfgp.energy_variances import CovarianceRoot, energy_variances, mean_inducing_features
+from mfgp.energy_variances import CovarianceRoots, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
 from mfgp.level_shares import LevelShares, Share, share
-from mfgp.means import Mean, dual_weights, mean, members_of
+from mfgp.means import dual_weights, inner_products, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.reduction import reduced
@@ -106,6 +106,7 @@ class Predictor:
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
         basis, config, device = model.soap.basis, model.soap.config, model.weights.device
+        self.dtype = torch.float64 if dtype == "float64" else torch.float32
         self.table = RadialTable.of(basis, config, torch.float32, device) if dtype == "float32" else None
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
@@ -244,25 +245,38 @@ class Predictor:
         if not forward.shortest >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
         offsets = self.offsets_of(atoms)
-        found = self._mean(*self.mean_terms, pairs, forward)
+        members = members_of(self.model.basis, pairs, self.model.soap)
+        terms, alpha = self.mean_terms
+        products = inner_products(terms, forward.features, members)
+        found = mean(terms, alpha, pairs, forward, members, products)
         values = {"mean": found.stacked(), "local": found.energies}
         if uncertainty != "none":
-            values |= self._energy_deviations(forward.features, pairs, offsets.rows)
+            if terms is not self.model.basis:
+                products = inner_products(self.model.basis, forward.features, members)
+            values |= self._energy_deviations(forward.features, atoms.numbers, members, products, offsets.rows)
         if uncertainty == "sampled":
-            values["std"] = self._sampled(pairs, forward, offsets.rows, values["std"], atoms)
+            spread = self._spread(pairs, forward, members, products, offsets.rows)
+            values["std"] = self._sampled(spread, values["std"], atoms)
         return self._prediction(atoms, offsets, values)
 
-    def _mean(self, basis: InducingBasis, alpha: list[Tensor], pairs: SlotPairs, forward: ForwardPass) -> Mean:
-        return mean(self.model.soap, basis, alpha, pairs, forward)
-
-    def _sampled(self, pairs: SlotPairs, forward: ForwardPass, extra: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
-        """Standard deviations [1+3N+6] of forces and virials from the draws, and the exact one of the `energy` [1]."""
-        n = self.model.basis.size
+    def _spread(
+        self,
+        pairs: SlotPairs,
+        forward: ForwardPass,
+        members: tuple[Tensor, ...],
+        products: list[Tensor],
+        extra: Tensor,
+    ) -> Tensor:
+        """Mean squares [1+3N+6] of what the draws give."""
+        basis, n = self.model.basis, self.model.basis.size
         spread = [
-            self._mean(self.model.basis, alpha, pairs, forward).stacked() + extra @ w[n:]
+            mean(basis, alpha, pairs, forward, members, products).stacked() + extra @ w[n:]
             for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
         ]
-        weights = (torch.stack(spread) ** 2).mean(0)
+        return (torch.stack(spread) ** 2).mean(0)
+
+    def _sampled(self, weights: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
+        """Standard deviations [1+3N+6] of forces and virials from the draws' `weights`, and the exact `energy` [1]."""
         out = self._std(self._novelty(weights, atoms) * weights, None, atoms.numbers)
         out[0] = energy[0]
         return out
@@ -321,21 +335,28 @@ class Predictor:
         return out
 
     @cached_property
-    def covariance_root(self) -> CovarianceRoot:
+    def covariance_roots(self) -> CovarianceRoots:
         """R of C = R R^T, made when energies first get a standard deviation."""
-        return CovarianceRoot.of(self.covariance)
+        return CovarianceRoots.of(self.model.basis, self.covariance, self.dtype)
 
-    def _energy_deviations(self, q: Tensor, pairs: SlotPairs, extra: Tensor) -> Values:
+    def _energy_deviations(
+        self,
+        q: Tensor,
+        numbers: NDArray[np.int64],
+        members: tuple[Tensor, ...],
+        products: list[Tensor],
+        extra: Tensor,
+    ) -> Values:
         """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D]."""
-        basis, members = self.model.basis, members_of(self.model.basis, pairs, self.model.soap)
-        found = energy_variances(basis, self.covariance_root, self.reference, q, members, extra[:1])
+        basis = self.model.basis
+        found = energy_variances(basis, self.covariance_roots, self.reference, q, members, products, extra[:1])
         residual = nystrom_residual(found.prior, found.explained) @ self.variances
         left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
         of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species
         for variance, own in zip(self.variances, members, strict=True):
             of_atom[own] = variance
         return {
-            "std": self._std(found.weights, residual, pairs.numbers.cpu().numpy()),
+            "std": self._std(found.weights, residual, numbers),
             "local_std": self._combined_local(found.local_weights, left * of_atom),
         }
 

@@ -24,9 +24,12 @@ TOLERANCE = 1e-6  # eV, largest change of a local energy
 def reduced(basis: InducingBasis, alpha: list[Tensor]) -> tuple[InducingBasis, list[Tensor]]:
     """A basis and dual weights [term] eV of the same mean sum_m alpha_m (z_m . q)^zeta, with no more terms.
 
-    The points of the new basis are directions in the space of q; its factors and ranks are those of the old.
+    `basis` itself where there are none to save. The points of a new basis are directions in the space of q; its factors and
+    ranks are those of the old.
     """
     pairs = [_terms(points, a, basis.zeta) for points, a in zip(basis.points, alpha, strict=True)]
+    if all(points is old for (points, _), old in zip(pairs, basis.points, strict=True)):
+        return basis, alpha
     return replace(basis, points=tuple(points for points, _ in pairs)), [a for _, a in pairs]
 
 
