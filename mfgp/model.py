@@ -199,6 +199,7 @@ class MultiFidelityGP:
         by_level: bool = False,
         skin: float = 0.0,
         dtype: str = "float64",
+        compression: float = 0.0,
     ) -> Predictor:
         """Predictions at one level (the highest by default), with calibrated stds where the model has a calibration.
 
@@ -206,8 +207,10 @@ class MultiFidelityGP:
         skin (Å): for steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than
         half of it. dtype: `float32` takes the radial functions of means from a table and sums over pairs in float32
         (products with inducing points stay float64: their weights cancel); "full" and "by_level" are float64 in any case.
+        compression (eV): means other than those of "full" and "by_level" are summed over fewer terms than there are inducing
+        points, which changes no local energy of an inducing environment by more (`mfgp.reduction`; zeta 1 and 2).
         """
-        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin, dtype)
+        return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin, dtype, compression)
 
     def predict(
         self,

@@ -32,7 +32,7 @@ from mfgp.level_shares import LevelShares, Share, share
 from mfgp.means import dual_weights, inner_products, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.reading import MIN_DISTANCE, geometry_problems
-from mfgp.reduction import reduced
+from mfgp.reduction import checked_tolerance, reduced
 from mfgp.residual import nystrom_residual, residual_variance, unexplained
 from mfgp.site_moments import predict_sites
 
@@ -98,10 +98,11 @@ class Predictor:
         by_level: bool = False,
         skin: float = 0.0,
         dtype: str = "float64",
+        compression: float = 0.0,
     ) -> None:
         if dtype not in ("float64", "float32"):
             raise ValueError(f"dtype must be float64 or float32, not {dtype!r}")
-        self.model, self.level = model, level
+        self.model, self.level, self.compression = model, level, checked_tolerance(model.basis, compression)
         self.pairs = SkinPairs(model.soap, skin, self.check, model.weights.device)
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
@@ -119,8 +120,8 @@ class Predictor:
 
     @cached_property
     def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
-        """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms of the same sum."""
-        return reduced(self.model.basis, dual_weights(self.model.basis, self.weights))
+        """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms (reduction)."""
+        return reduced(self.model.basis, dual_weights(self.model.basis, self.weights), self.compression)
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""

@@ -45,6 +45,7 @@ LAYERS = [
         "calculator",
         "model",
         "model_file",
+        "compression",
         "tuning",
     ),
     *("directional", "targets", "gains", "candidates", "selection", "plan"),
