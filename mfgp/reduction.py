@@ -6,11 +6,10 @@
 so that sum_k lambda_k (v_k . q)^2 has the form of the sum over inducing points, with at most D terms however many of those
 there are. With Z^T = U R (QR), the lambda_k are the eigenvalues of R diag(alpha) R^T and v_k those of its vectors times U.
 
-What terms are worth is seen at the inducing environments, the most different ones of the training data: the terms with
-the smallest root mean square of lambda_k (v_k . z_m)^2 over m go, as long as what they add up to, sum_k lambda_k (v_k . z_m)^2,
-is at most `tolerance` (eV) at every z_m. For LMFP a fifth of 2000 terms are left at 1e-6 eV, and the largest change of a force
-is 5e-6 eV/Å: the spectrum falls fast, since SOAP vectors of one element are much alike. Kernels of higher degree stay as they
-are.
+What terms are worth is seen at the inducing environments, the most different ones of the training data: the terms of the
+smallest root mean square of lambda_k (v_k . z_m)^2 over m go, as long as what they add up to is at most `tolerance` (eV) at
+every z_m. For LMFP a fifth of 2000 terms are left at 1e-6 eV, and the largest change of a force is 5e-6 eV/Å: the spectrum
+falls fast, since SOAP vectors of one element are much alike. Kernels of higher degree stay as they are.
 """
 
 from __future__ import annotations
