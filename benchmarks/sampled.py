@@ -25,7 +25,7 @@ from rich.table import Table
 from mfgp import MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.prediction import Predictor
+from mfgp.predictor import Predictor
 from mfgp.progress import bars
 from mfgp.residual import residual_variance
 

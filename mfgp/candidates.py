@@ -25,7 +25,7 @@ from torch import Tensor
 from mfgp.directional import directional_rows
 from mfgp.hyperparameters import LEARNED_KINDS
 from mfgp.model import MultiFidelityGP
-from mfgp.prediction import Predictor
+from mfgp.predictor import Predictor
 
 
 def label_noises(model: MultiFidelityGP) -> Tensor:

@@ -37,7 +37,8 @@ from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
 from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.observations import Columns
-from mfgp.prediction import Prediction, Predictor
+from mfgp.prediction import Prediction
+from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge

@@ -25,7 +25,7 @@ from mfgp.gains import condition, gain
 from mfgp.leave_one_out import CrossLevel
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import cell_volume
-from mfgp.prediction import Predictor
+from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
 from mfgp.targets import Target, build_target
 

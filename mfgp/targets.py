@@ -23,7 +23,7 @@ from mfgp.calibration import Scale
 from mfgp.directional import BATCH_ATOMS, batches, directional_rows
 from mfgp.errors import ConfigError
 from mfgp.model import MultiFidelityGP
-from mfgp.prediction import Predictor
+from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
 
