@@ -74,7 +74,7 @@ def compiled_coefficients(slots: Slots, species: Tensor, table: RadialTable) -> 
     where = _array(slots.vectors), slots.first.numpy(), slots.count.numpy()
     density_kernels.coefficients(*where, species.numpy(), k.knots, k.radial, k.own, k.recursion, out)
     shortest = density_kernels.shortest_distance(*where)
-    return out.reshape(n_centres, -1), (out.shape[2],) * len(k.recursion), shortest
+    return out.reshape(n_centres, out.shape[1] * out.shape[2]), (out.shape[2],) * len(k.recursion), shortest
 
 
 def by_degree(flat: Array, widths: tuple[int, ...]) -> list[Tensor]:

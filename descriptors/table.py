@@ -87,7 +87,7 @@ def _knots(basis: RadialBasis, r: Tensor, step: float) -> Tensor:
     """[knot, 3, l n] at r [knot] Å."""
     both = torch.stack(radial_functions_with_curvatures(basis, r))  # [k, l, knot, n]
     scale = torch.tensor([1.0, step, step**2], dtype=torch.float64)
-    return (both * scale[:, None, None, None]).permute(2, 0, 1, 3).flatten(2)
+    return (both * scale[:, None, None, None]).permute(2, 0, 1, 3).flatten(2).contiguous()
 
 
 def _folding(basis: RadialBasis, dtype: torch.dtype, device: torch.device | str) -> Folding:

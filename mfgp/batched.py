@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from ase import Atoms
 
@@ -47,12 +48,14 @@ def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty:
 def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mean]:
     """The Gaussian process's part of the means of several structures, expanded together. Raises DataError as `check`."""
     for atoms in structures:
-        predictor.check_elements(atoms, "a structure")
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+            predictor.check(atoms)
+        predictor.check_elements(atoms, "the structure")
     soap, (basis, alpha) = predictor.model.soap, predictor.mean_terms
     with torch.inference_mode():
         nb = soap.neighborhoods(structures, device=predictor.weights.device)
         forward = soap.expand(nb)
-        if not forward.shortest >= MIN_DISTANCE:  # nor for a position that is not a number
+        if not forward.shortest >= MIN_DISTANCE:
             for atoms in structures:
                 predictor.check(atoms)
         q, members = forward.features, tuple(torch.nonzero(nb.numbers == z).squeeze(1) for z in basis.species)

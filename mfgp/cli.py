@@ -242,6 +242,7 @@ def predict(
     with friendly() as notices:
         from ase.io import write
 
+        from mfgp.batched import predict_many
         from mfgp.files import replacing
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
@@ -255,8 +256,9 @@ def predict(
             predictor.check_elements(atoms, f"{structures} frame {i}")
         predicted = []
         with bars(console=notices) as report:
-            for i, atoms in enumerate(frames):
-                predicted.append(_with_results(atoms, predictor(atoms, "none" if no_uncertainty else "full")))
+            results = predict_many(predictor, frames, "none" if no_uncertainty else "full")
+            for i, (atoms, result) in enumerate(zip(frames, results, strict=True)):
+                predicted.append(_with_results(atoms, result))
                 report("prediction", i + 1, len(frames), predictor.fidelity)
         with replacing(output) as temporary:
             write(temporary, predicted, format="extxyz")

@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mfgp.batched import predict_many
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import FIDELITY_TAGS
@@ -265,8 +266,9 @@ def evaluate(
     species: dict[str, list[NDArray[np.int64]]] = {
         kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
     }
-    for i, frame in enumerate(chosen):
-        prediction = predictor(frame.atoms)
+    for i, (frame, prediction) in enumerate(
+        zip(chosen, predict_many(predictor, [f.atoms for f in chosen]), strict=True)
+    ):
         for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)
             if kind == "forces":

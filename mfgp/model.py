@@ -28,6 +28,7 @@ from torch import Tensor
 from mfgp import fitting
 from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baselines import Baseline, make_baselines
+from mfgp.batched import predict_many
 from mfgp.calibration import Calibration, fit_calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
@@ -235,7 +236,7 @@ class MultiFidelityGP:
         wrong = wrong or next((f"list with a {type(a).__name__}" for a in atoms if not isinstance(a, Atoms)), "")
         if wrong:
             raise DataError(f"predict takes ase.Atoms or a list of them, not a {wrong}; read files with ase.io.read.")
-        return [predictor(a, uncertainty) for a in atoms]
+        return list(predict_many(predictor, atoms, uncertainty))
 
     def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:
         """Joint posterior of energy, forces (atom-major) and virial of a structure, with its full covariance."""

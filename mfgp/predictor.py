@@ -23,7 +23,7 @@ from linear_operator import to_linear_operator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors import ForwardPass, RadialTable, SkinPairs, SlotPairs, jacobian
+from descriptors import RadialTable, SkinPairs, jacobian
 from mfgp.energy_variances import CovarianceRoots, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
@@ -232,25 +232,12 @@ class Predictor:
                 products = inner_products(self.model.basis, forward.features, members)
             values |= self._energy_deviations(forward.features, atoms.numbers, members, products, offsets.rows)
         if uncertainty == "sampled":
-            spread = self._spread(pairs, forward, members, products, offsets.rows)
-            values["std"] = self._sampled(spread, values["std"], atoms)
+            draws = [
+                mean(self.model.basis, alpha, pairs, forward, members, products).stacked() for alpha in self.alpha_draws
+            ]
+            added = self.draws[:, self.model.basis.size :] @ offsets.rows.T  # [draw, 1+3N+6]
+            values["std"] = self._sampled((torch.stack(draws) + added).square().mean(0), values["std"], atoms)
         return self._prediction(atoms, offsets, values)
-
-    def _spread(
-        self,
-        pairs: SlotPairs,
-        forward: ForwardPass,
-        members: tuple[Tensor, ...],
-        products: list[Tensor],
-        extra: Tensor,
-    ) -> Tensor:
-        """Mean squares [1+3N+6] of what the draws give."""
-        basis, n = self.model.basis, self.model.basis.size
-        spread = [
-            mean(basis, alpha, pairs, forward, members, products).stacked() + extra @ w[n:]
-            for w, alpha in zip(self.draws, self.alpha_draws, strict=True)
-        ]
-        return (torch.stack(spread) ** 2).mean(0)
 
     def _sampled(self, weights: Tensor, energy: Tensor, atoms: Atoms) -> Tensor:
         """Standard deviations [1+3N+6] of forces and virials from the draws' `weights`, and the exact `energy` [1]."""

@@ -39,6 +39,8 @@ LAYERS = [
         "means",
         "energy_variances",
         "prediction",
+        "predictor",
+        "batched",
         "leave_one_out",
         "novelty",
         "calibration",

@@ -26,7 +26,7 @@ ALL_SPECIES = (1, 3, 6, 7, 8, 11, 13, 14, 15, 17, 25, 26, 29, 79)
 
 def test_forces_along_dynamics_do_not_depend_on_the_skin(model: MultiFidelityGP) -> None:
     atoms = alloy(95, repeat=2, rattle=0.05)
-    atoms.calc = model.calculator(uncertainty="none", skin=0.3)
+    atoms.calc = model.calculator(uncertainty="none", skin=0.3, compression=0.0)
     thermalize_momenta(atoms, temperature_K=600, rng=np.random.default_rng(3))
     dynamics, fresh, compared = VelocityVerlet(atoms, timestep=2 * units.fs), model.predictor(), []
 
@@ -176,10 +176,10 @@ def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) 
     assert full.energies_std.min() > 1e-4
     phi = local_features(model.basis, model.soap.features([atoms]), torch.from_numpy(atoms.numbers))
     c = model.covariances[-1][: phi.shape[1], : phi.shape[1]]
-    assert_allclose(CovarianceRoot.of(c).quadratic(phi), ((phi @ c) * phi).sum(1), rtol=1e-9, atol=0)
+    assert_allclose(CovarianceRoot.of(c).quadratic(phi.T), ((phi @ c) * phi).sum(1), rtol=1e-9, atol=0)
     flat = torch.diag(torch.tensor([1.0, 0.0, -1e-18, 4.0], dtype=torch.float64))  # not positive definite
-    rows = torch.ones(1, 4, dtype=torch.float64)
-    assert float(CovarianceRoot.of(flat).quadratic(rows)) == pytest.approx(5.0, abs=1e-12)
+    column = torch.ones(4, 1, dtype=torch.float64)
+    assert float(CovarianceRoot.of(flat).quadratic(column)) == pytest.approx(5.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", range(7))
