@@ -21,6 +21,7 @@ from ase import Atoms
 from torch import Tensor
 
 from descriptors import Neighborhoods
+from mfgp.batched import BATCH_ATOMS, batches
 from mfgp.features import Features
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_curvature, kernel_slope
@@ -28,7 +29,6 @@ from mfgp.observations import whiten
 from mfgp.threads import ordered_map
 
 EPS = 1e-7  # Å per unit of v
-BATCH_ATOMS = 450  # expanded at a time
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,6 @@ class DirectionalRows:
     prior: (
         Tensor | None
     )  # [structure, 1+k, S] prior variances of energy and forces at unit amplitude, by central species
-
-
-def batches(structures: Sequence[Atoms], max_atoms: int = BATCH_ATOMS) -> Iterator[range]:
-    """Consecutive structures with about max_atoms atoms together, or single ones: places in the sequence."""
-    start, atoms = 0, 0
-    for i, structure in enumerate(structures):
-        if i > start and atoms + len(structure) > max_atoms:
-            yield range(start, i)
-            start, atoms = i, 0
-        atoms += len(structure)
-    if start < len(structures):
-        yield range(start, len(structures))
 
 
 def directional_rows(
@@ -88,7 +76,7 @@ def batched_rows(
     """Rows of many structures along k random directions each, a batch at a time: places, directions [atom, 3, k], rows."""
 
     def drawn() -> Iterator[tuple[range, Tensor]]:
-        for places in batches(structures):
+        for places in batches(structures, BATCH_ATOMS):
             n_atoms = sum(len(structures[i]) for i in places)
             yield places, torch.from_numpy(rng.standard_normal((n_atoms, 3, k)))
 

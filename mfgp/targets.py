@@ -19,8 +19,9 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from mfgp.batched import BATCH_ATOMS, batches
 from mfgp.calibration import Scale
-from mfgp.directional import BATCH_ATOMS, batches, directional_rows
+from mfgp.directional import directional_rows
 from mfgp.errors import ConfigError
 from mfgp.model import MultiFidelityGP
 from mfgp.predictor import Predictor
