@@ -14,7 +14,7 @@ from typing import Any
 
 import numba
 
-OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
