@@ -30,7 +30,12 @@ def weight_at(r, radial):  # type: ignore[no-untyped-def]
         t = min(max((r - (r_cut - width)) / width, 0.0), 1.0)
         w, slope = 1 - t * t * t * (10 - 15 * t + 6 * t * t), -30 * (t * (1 - t)) ** 2 / width
     if r0 > 0:
-        power = (r / r0) ** m
+        power = r / r0
+        if m == int(m):  # several times faster than a power
+            for _ in range(int(m) - 1):
+                power *= r / r0
+        else:
+            power = power**m
         u = 1 / (1 + power)
         du = -m * power / r * u * u if r > 0 else 0.0
         w, slope = w * u, slope * u + w * du

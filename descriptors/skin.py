@@ -33,6 +33,14 @@ class SlotPairs:
     slots: Slots  # with their vectors; of_pair is the identity
     members: tuple[Tensor, ...]  # [species of the descriptor] of [atom of it] ascending
 
+    def vectors(self, positions: Tensor, shifts: Tensor) -> Tensor:
+        """r_j - r_i + shift, [slot, xyz] Å, from positions [atom, xyz] and shifts [slot, xyz]."""
+        if positions.device.type == "cpu":
+            out = torch.empty_like(shifts)
+            _between(positions.numpy(), self.centre.numpy(), self.neighbor.numpy(), shifts.numpy(), out.numpy())
+            return out
+        return positions.index_select(0, self.neighbor).sub_(positions.index_select(0, self.centre)).add_(shifts)
+
     def forces(self, slopes: Tensor) -> Tensor:
         """F_a = sum dE/dr of the pairs with a as centre, less those with a as neighbour, [atom, xyz], from [slot, xyz]."""
         out = slopes.new_zeros(len(self.numbers), 3)
@@ -40,6 +48,13 @@ class SlotPairs:
             _scatter(slopes.numpy(), self.centre.numpy(), self.neighbor.numpy(), out.numpy())
             return out
         return out.index_add_(0, self.centre, slopes).index_add_(0, self.neighbor, slopes, alpha=-1)
+
+
+@compiled
+def _between(positions, centre, neighbor, shifts, out):  # type: ignore[no-untyped-def]
+    for slot in range(len(out)):
+        for axis in range(3):
+            out[slot, axis] = positions[neighbor[slot], axis] - positions[centre[slot], axis] + shifts[slot, axis]
 
 
 @compiled
@@ -87,7 +102,7 @@ class SkinPairs:
             return last.pairs
         positions = torch.from_numpy(atoms.positions).to(self.device)
         old = last.pairs
-        vectors = positions.index_select(0, old.neighbor).sub_(positions.index_select(0, old.centre)).add_(last.shifts)
+        vectors = old.vectors(positions, last.shifts)
         return replace(old, slots=replace(old.slots, vectors=vectors))
 
     def _serves(self, last: _Search, atoms: Atoms) -> bool:

@@ -119,6 +119,20 @@ class MultiFidelityCalculator(Calculator):
             warnings.warn(note, UserWarning, stacklevel=4)
         return value
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation, bit by bit: ASE's own comparison takes a tenth of a millisecond."""
+        last = self.atoms
+        initial = ("initial_magmoms", "initial_charges")  # a baseline may want them
+        if last is None or len(last) != len(atoms) or any(last.has(name) or atoms.has(name) for name in initial):
+            return super().check_state(atoms, tol)
+        pairs = {
+            "positions": (last.positions, atoms.positions),
+            "numbers": (last.numbers, atoms.numbers),
+            "cell": (last.cell.array, atoms.cell.array),
+            "pbc": (last.pbc, atoms.pbc),
+        }
+        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -20,15 +20,16 @@ from torch import Tensor
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
 from mfgp.means import chosen
+from mfgp.observations import whiten
 
 STRIPS = 4  # of columns, into which the triangle is cut
 
 
 @dataclass(frozen=True)
 class CovarianceRoot:
-    """C = R R^T in strips of columns: rows `first` on of R [M', M'], of which those above are zero; each transposed."""
+    """C = R R^T in strips of columns: rows `first` on of R [M', M'], of which those above are zero."""
 
-    strips: tuple[tuple[int, Tensor], ...]  # (first, [width, M' - first])
+    strips: tuple[tuple[int, Tensor], ...]  # (first, [M' - first, width])
 
     @staticmethod
     def of(covariance: Tensor, dtype: torch.dtype = torch.float64) -> CovarianceRoot:
@@ -36,17 +37,16 @@ class CovarianceRoot:
         factor, info = torch.linalg.cholesky_ex(covariance)
         if int(info) != 0:
             values, vectors = torch.linalg.eigh(covariance)
-            return CovarianceRoot(((0, (vectors * values.clamp(min=0.0).sqrt()).T.to(dtype).contiguous()),))
+            return CovarianceRoot(((0, (vectors * values.clamp(min=0.0).sqrt()).to(dtype)),))
         size = len(factor)
         edges = [round(k * size / STRIPS) for k in range(STRIPS + 1)]
-        return CovarianceRoot(tuple((a, factor[a:, a:b].T.to(dtype).contiguous()) for a, b in pairwise(edges) if b > a))
+        return CovarianceRoot(tuple((a, factor[a:, a:b].to(dtype).contiguous()) for a, b in pairwise(edges) if b > a))
 
-    def quadratic(self, columns: Tensor) -> Tensor:
-        """a^T C a of each column, [M', column] -> [column], never negative."""
-        given = columns.to(self.strips[0][1].dtype)
-        out = columns.new_zeros(columns.shape[1])
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """a^T C a of each row, [row, M'] -> [row], never negative."""
+        given, out = rows.to(self.strips[0][1].dtype), rows.new_zeros(len(rows))
         for first, strip in self.strips:
-            out += (strip @ given[first:]).square_().sum(0)
+            out += torch.linalg.vector_norm(given[:, first:] @ strip, dim=1).square_()
         return out
 
 
@@ -99,31 +99,23 @@ def energy_variances(
     extra [1, column] composition and baselines of the energy.
     """
     n, alone = len(q), len(members) == 1
-    total = torch.cat([q.new_zeros(basis.size), extra[0]])[:, None]  # [M', 1]
+    total = torch.cat([q.new_zeros(1, basis.size), extra], dim=1)  # [1, M']
     prior, explained = q.new_zeros(1, len(members)), q.new_zeros(1, len(members))
     local_weights, local_explained = q.new_zeros(n), q.new_zeros(n)
-    weights = q.new_zeros(1)
     for index, columns in basis.blocks():
         own = members[index]
         if len(own) == 0:
             continue
         of_species = chosen(q, own)
-        k = power(products[index], basis.zeta)
-        phi = torch.linalg.solve_triangular(basis.factors[index], k, upper=False)  # [M_s, atom]
-        total[columns, 0] = phi.sum(1)
+        phi = whiten(basis, index, power(products[index], basis.zeta).T)  # [atom, M_s]
+        total[0, columns] = phi.sum(0)
         prior[0, index] = power(of_species @ of_species.T, basis.zeta).sum()
-        explained[0, index] = total[columns, 0].square().sum()
-        local_explained[own] = phi.square().sum(0)
-        phi -= reference[index, columns, None]
-        if alone:  # one product for all
-            beside = total.new_zeros(len(total) - len(phi), len(own))
-            weights, local_weights = _split(roots.whole.quadratic(torch.cat([total, torch.cat([phi, beside])], dim=1)))
-        else:
-            local_weights[own] = roots.blocks[index].quadratic(phi)
-    if not alone:
-        weights = roots.whole.quadratic(total)
-    return EnergyVariances(weights, prior, explained, local_weights, local_explained)
-
-
-def _split(quadratic: Tensor) -> tuple[Tensor, Tensor]:
-    return quadratic[:1], quadratic[1:]
+        explained[0, index] = total[0, columns].square().sum()
+        local_explained[own] = torch.linalg.vector_norm(phi, dim=1).square_()
+        if alone:  # local and total energies in one product
+            rows = torch.cat([phi.new_zeros(n, total.shape[1]), total])
+            torch.sub(phi, reference[index], out=rows[:n, columns])
+            quadratic = roots.whole.quadratic(rows)
+            return EnergyVariances(quadratic[n:], prior, explained, quadratic[:n], local_explained)
+        local_weights[own] = roots.blocks[index].quadratic(phi - reference[index, columns])
+    return EnergyVariances(roots.whole.quadratic(total), prior, explained, local_weights, local_explained)

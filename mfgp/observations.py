@@ -99,9 +99,10 @@ def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor)
 
 def cell_volume(atoms: Atoms) -> float:
     """Volume in Å^3; 0 where the structure has no periodic direction or no full cell, so no stress."""
-    if not atoms.pbc.any() or atoms.cell.rank < 3:
+    if not atoms.pbc.any():
         return 0.0
-    return float(abs(np.linalg.det(atoms.cell.array)))
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = atoms.cell.array.tolist()  # by hand: this is done in every step
+    return abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
 
 
 @dataclass(frozen=True)

@@ -176,10 +176,10 @@ def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) 
     assert full.energies_std.min() > 1e-4
     phi = local_features(model.basis, model.soap.features([atoms]), torch.from_numpy(atoms.numbers))
     c = model.covariances[-1][: phi.shape[1], : phi.shape[1]]
-    assert_allclose(CovarianceRoot.of(c).quadratic(phi.T), ((phi @ c) * phi).sum(1), rtol=1e-9, atol=0)
+    assert_allclose(CovarianceRoot.of(c).quadratic(phi), ((phi @ c) * phi).sum(1), rtol=1e-9, atol=0)
     flat = torch.diag(torch.tensor([1.0, 0.0, -1e-18, 4.0], dtype=torch.float64))  # not positive definite
-    column = torch.ones(4, 1, dtype=torch.float64)
-    assert float(CovarianceRoot.of(flat).quadratic(column)) == pytest.approx(5.0, abs=1e-12)
+    rows = torch.ones(1, 4, dtype=torch.float64)
+    assert float(CovarianceRoot.of(flat).quadratic(rows)) == pytest.approx(5.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", range(7))
