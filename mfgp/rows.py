@@ -27,20 +27,25 @@ import torch
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods
+from descriptors.pair_products import norm_gradients, pair_products
 from descriptors.slopes import (
     CentreExpansion,
+    PairFactors,
     RowFactors,
     channel_order,
     channel_runs,
     expand_with_slopes,
     expansion_bytes,
+    pair_factors,
     row_factors,
     strain_products,
 )
 from descriptors.soap import blocks_within
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope
+from mfgp.row_sums import add_slopes
 
+CACHE = 2**16
 BLOCK_BYTES = 128e6  # of expansions held at a time
 PRODUCTS = {"cpu": 2**19, "cuda": 2**26}  # entries of F held at a time; on a CPU near the caches
 ROWS = {"cpu": 2**19, "cuda": 2**26}  # entries of z . dp held at a time
@@ -133,12 +138,54 @@ def raw_rows(
         groups = _groups(basis, expansion, nb)
         for g in groups:
             energy[:, g.columns].index_add_(0, g.structure, g.dot**basis.zeta)
-            _add_norm_slopes(forces[:, g.columns], expansion, g)
-            for s, form in enumerate(forms.forms[g.index]):
-                _add_slopes(forces[:, g.columns], expansion, g, forms, s, form)
-        if virials is not None:
-            _add_strains(virials, strain_products(soap, expansion), groups, forms)
+        compiled = forces.device.type == "cpu"
+        factors = None if compiled and virials is None else pair_factors(soap, expansion)
+        if compiled:
+            _add_compiled(forces, soap, expansion, groups, forms)
+        elif factors is not None:
+            _add_tensors(forces, expansion, factors, groups, forms)
+        if virials is not None and factors is not None:
+            _add_strains(virials, strain_products(soap, expansion, factors), groups, forms)
     return RawRows(energy, forces, virials)
+
+
+def _add_tensors(
+    forces: Tensor, expansion: CentreExpansion, factors: PairFactors, groups: list[_Group], forms: InducingForms
+) -> None:
+    """Slopes of all groups into the forces [3N, M], on any device."""
+    for g in groups:
+        _add_norm_slopes(forces[:, g.columns], expansion, factors, g)
+        for s, form in enumerate(forms.forms[g.index]):
+            _add_slopes(forces[:, g.columns], expansion, factors, g, forms, s, form)
+
+
+def _add_compiled(
+    forces: Tensor, soap: SOAP, expansion: CentreExpansion, groups: list[_Group], forms: InducingForms
+) -> None:
+    """Slopes of all groups into the forces [3N, M], on the CPU."""
+    gradients = norm_gradients(soap, expansion)
+    for s in range(len(soap.species)):
+        products = pair_products(soap, expansion, gradients, s)
+        for g in groups:
+            form = forms.forms[g.index][s]
+            start, stop = expansion.offsets[s][g.start], expansion.offsets[s][g.stop]
+            m = form.shape[1]
+            step = max(1, CACHE // (3 * max(m, forms.n_entries)))
+            f, norm, t = products.buffer(step), form.new_empty(step, 3), form.new_empty(3 * step, m)
+            slope = -g.factor
+            slope_dot = (slope * g.dot).view(-1).numpy()
+            slope = slope.view(-1).numpy()
+            own = form.new_empty(3 * m).numpy()
+            centre_atom = expansion.centres[g.start : g.stop].numpy()
+            for first in range(start, stop, step):
+                last = min(stop, first + step)
+                products.fill(f, norm, first, last)
+                n = 3 * (last - first)
+                torch.mm(f.view(3 * step, -1)[:n, : forms.n_entries], form, out=t[:n])
+                centre = (expansion.row_centre[first:last] - g.start).numpy()
+                atom = expansion.row_atom[first:last].numpy()
+                add_slopes(forces.view(-1).numpy(), t.view(-1).numpy(), norm.view(-1).numpy(), slope, slope_dot, own, centre, atom,
+                           centre_atom, g.columns.start, forces.shape[1])
 
 
 @dataclass(frozen=True)
@@ -180,7 +227,13 @@ def energy_rows(basis: InducingBasis, soap: SOAP, nb: Neighborhoods) -> Tensor:
 
 
 def _add_slopes(
-    forces: Tensor, expansion: CentreExpansion, group: _Group, forms: InducingForms, s: int, form: Tensor
+    forces: Tensor,
+    expansion: CentreExpansion,
+    factors: PairFactors,
+    group: _Group,
+    forms: InducingForms,
+    s: int,
+    form: Tensor,
 ) -> None:
     """Subtract factor * z . dp of a group for neighbours of species s from the forces [3N, M_s]."""
     offsets, device = expansion.offsets[s], forces.device.type
@@ -194,7 +247,7 @@ def _add_slopes(
     height = max(1, ROWS[device] // (3 * form.shape[1]))
     buffer = forces.new_empty(3 * min(height, n_rows), form.shape[1])
     for start in range(group.start, group.stop, step):
-        rows = row_factors(expansion, start, min(group.stop, start + step), s)
+        rows = row_factors(expansion, factors, start, min(group.stop, start + step), s)
         f, weight = _products(rows, forms), half.index_select(0, rows.centre - group.start)
         own = expansion.centres[rows.centre]
         for first in range(0, len(own), height):
@@ -206,7 +259,7 @@ def _add_slopes(
             per_atom.index_add_(0, own[here], t, alpha=2)
 
 
-def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, group: _Group) -> None:
+def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, factors: PairFactors, group: _Group) -> None:
     """Add factor * (z . q) d|p| of a group of centres i to the forces [3N, M_s]."""
     env, weight = expansion.expansion.environments, group.dot * group.factor
     structures, counts = torch.unique_consecutive(group.structure, return_counts=True)
@@ -215,7 +268,7 @@ def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, group: _Group) 
         atoms = range(int(group.atoms[k]), int(group.atoms[k + 1]))
         bounds = torch.tensor([start, start + n_centres], device=env.centre.device)
         first, last = torch.searchsorted(env.centre, bounds).tolist()
-        centre, slopes = env.centre[first:last], expansion.norm[first:last]  # [pair], [pair, 3]
+        centre, slopes = env.centre[first:last], factors.norm[first:last]  # [pair], [pair, 3]
         before = (centre - start) * len(atoms) - atoms.start
         d_norm = slopes.new_zeros(n_centres * len(atoms), 3)  # [i atom, xyz]
         d_norm.index_add_(0, before + expansion.neighbor[first:last], slopes)
