@@ -10,18 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import njit as untyped_njit
 from numba import types
 from numba.core.datamodel import register_default
 from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic
+from numba.extending import intrinsic as untyped_intrinsic
 
+intrinsic: Any = untyped_intrinsic  # as declared by numba, a call would take the compiler's arguments
+njit: Any = untyped_njit
 LANES = 8
+# Kept on disk, so that a machine compiles once. Without _nrt=False every use of an array in a loop counts a reference; code
+# so compiled cannot make arrays.
+compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 
 
 class Lanes(types.Type):
     """LANES numbers of one dtype (float32 or float64)."""
 
-    def __init__(self, dtype: types.Float) -> None:
+    def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
         super().__init__(f"Lanes({dtype})")
 
@@ -48,7 +54,7 @@ def _splat(builder: Any, value: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def load(_typing: Any, array: types.Array, index: types.Integer) -> Any:
+def load(_typing: Any, array: Any, index: Any) -> Any:
     """array[index : index + LANES]."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -59,7 +65,7 @@ def load(_typing: Any, array: types.Array, index: types.Integer) -> Any:
 
 
 @intrinsic
-def store(_typing: Any, array: types.Array, index: types.Integer, value: Lanes) -> Any:
+def store(_typing: Any, array: Any, index: Any, value: Lanes) -> Any:
     """array[index : index + LANES] = value."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -71,7 +77,7 @@ def store(_typing: Any, array: types.Array, index: types.Integer, value: Lanes) 
 
 
 @intrinsic
-def zeros(_typing: Any, array: types.Array) -> Any:
+def zeros(_typing: Any, array: Any) -> Any:
     """Zeros of an array's dtype."""
 
     def generate(context: Any, _builder: Any, signature: Any, _args: Any) -> Any:

@@ -14,17 +14,17 @@ writes zeros beyond it; entries are taken in ascending order, so those places ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors.lanes import LANES, add, load, multiply, multiply_add, store, total, without_first, zeros
-from descriptors.slopes import CentreExpansion, channel_order, norm_gradient
+from descriptors.lanes import LANES, add, compiled, load, multiply, multiply_add, store, total, without_first, zeros
+from descriptors.slopes import CentreExpansion, norm_gradient
 from descriptors.soap import SOAP
 
 Floats = NDArray[Any]
@@ -85,17 +85,47 @@ class _Workspace(NamedTuple):
 class PairProducts:
     """F of the rows of a `CentreExpansion` for one species of neighbours, to be made some rows at a time."""
 
-    n_entries: int  # E
+    stride: int  # of a row of F: entries and padding
     arguments: tuple[_Pairs, _Centres, _Rows, _Layout, _Workspace]
 
-    def buffer(self, n_rows: int) -> Tensor:
-        """Room for F of so many rows, [row, xyz, E and padding]."""
-        dtype = torch.from_numpy(self.arguments[0].radial).dtype
-        return torch.empty(n_rows, 3, self.arguments[3].stride, dtype=dtype)
+    def fill(self, out: Floats, norm: Floats, start: int, stop: int) -> None:
+        """F of the rows start .. stop - 1 into out [row, xyz, stride], d|p|/dr into norm [row, xyz], both flat."""
+        _products(out, norm, start, stop, *self.arguments)
 
-    def fill(self, out: Tensor, norm: Tensor, start: int, stop: int) -> None:
-        """F of the rows start .. stop - 1 into out [row, xyz, E and padding], d|p|/dr into norm [row, xyz]."""
-        _products(out.view(-1).numpy(), norm.view(-1).numpy(), start, stop, *self.arguments)
+
+def pair_products(soap: SOAP, expansion: CentreExpansion) -> Iterator[PairProducts]:
+    """For neighbours of each species, on the CPU."""
+    ex, n_max, widths = expansion.expansion, soap.config.n_max, soap.layout.widths
+    layout = _layout(soap, expansion)
+    pairs = _Pairs(
+        radial=_flat(ex.terms.radial),
+        radial_slope=_flat(ex.slopes.radial),
+        harmonics=_flat(ex.terms.harmonics),
+        gradients=_flat(ex.slopes.harmonics),
+        direction=_flat(ex.slopes.direction),
+        n_slots=len(ex.slots.vectors),
+    )
+    slot = ex.slots.of_pair[expansion.pairs]
+    rows = _Rows(*(x.numpy() for x in (slot, expansion.first, expansion.images, expansion.row_centre)))
+    sizes = (n_max + LANES, n_max + LANES, 6 * (layout.width + LANES), 6 * (layout.narrow + LANES))
+    work = _Workspace(*(_flat(ex.norm.new_zeros(len(widths) * size)) for size in sizes))
+    coefficients = _by_harmonic(ex.coefficients, layout.width)
+    gradients = _by_harmonic(norm_gradient(soap, ex), len(soap.species) * n_max).unflatten(2, (-1, n_max))
+    of_species = gradients.new_zeros(*gradients.shape[:2], layout.narrow)
+    for s in range(len(soap.species)):
+        own_first = coefficients
+        if layout.folded:
+            start, stop = s * n_max, (s + 1) * n_max
+            own_first = torch.cat(
+                [coefficients[:, :, start:stop], coefficients[:, :, :start], coefficients[:, :, stop:]], dim=2
+            )
+        of_species[:, :, :n_max] = gradients[:, :, s]
+        yield PairProducts(layout.stride, (pairs, _Centres(_flat(own_first), _flat(of_species)), rows, layout, work))
+
+
+def padded_entries(n_entries: int) -> int:
+    """Length of a row of F with so many entries: room for a last chunk that begins at the last entry."""
+    return padded(n_entries) + LANES
 
 
 def padded(n: int) -> int:
@@ -103,30 +133,12 @@ def padded(n: int) -> int:
     return -(-n // LANES) * LANES
 
 
-def norm_gradients(soap: SOAP, expansion: CentreExpansion) -> Tensor:
-    """A = d|p|/dc in the channels of each species, [s, c, lm, n and padding]."""
-    parts, n_max = norm_gradient(soap, expansion.expansion), soap.config.n_max
-    out = parts[0].new_zeros(len(soap.species), len(parts[0]), (soap.config.l_max + 1) ** 2, padded(n_max))
-    for l, a in enumerate(parts):  # noqa: E741
-        out[:, :, l * l : (l + 1) ** 2, :n_max] = a.unflatten(1, (-1, n_max)).permute(1, 0, 3, 2)
+def _by_harmonic(parts: list[Tensor], width: int) -> Tensor:
+    """[c, lm, channel] with zeros up to `width` from [c, channel, m] of each l."""
+    out = parts[0].new_zeros(len(parts[0]), len(parts) ** 2, width)
+    for l, part in enumerate(parts):  # noqa: E741
+        out[:, l * l : (l + 1) ** 2, : part.shape[1]] = part.transpose(1, 2)
     return out
-
-
-def pair_products(soap: SOAP, expansion: CentreExpansion, gradients: Tensor, s: int) -> PairProducts:
-    """For neighbours of species s, on the CPU; `gradients` from norm_gradients."""
-    ex, n_max, widths = expansion.expansion, soap.config.n_max, soap.layout.widths
-    layout = _layout(soap, expansion)
-    c = ex.norm.new_zeros(len(ex.norm), (soap.config.l_max + 1) ** 2, layout.width)  # [c, lm, b]
-    for l, part in enumerate(ex.coefficients):  # noqa: E741
-        c[:, l * l : (l + 1) ** 2, : widths[l]] = part.transpose(1, 2)[:, :, channel_order(soap, l)[s]]
-    tensors = (ex.terms.radial, ex.slopes.radial, ex.terms.harmonics, ex.slopes.harmonics, ex.slopes.direction)
-    pairs = _Pairs(*(_flat(x) for x in tensors), len(ex.slots.vectors))
-    slot = ex.slots.of_pair[expansion.pairs]
-    rows = _Rows(*(x.numpy() for x in (slot, expansion.first, expansion.images, expansion.row_centre)))
-    sizes = (n_max + LANES, n_max + LANES, 6 * (layout.width + LANES), 6 * (layout.narrow + LANES))
-    work = _Workspace(*(_flat(c.new_zeros(len(widths) * size)) for size in sizes))
-    n_entries = sum(n_max * k - (n_max * (n_max - 1) // 2 if layout.folded else 0) for k in widths)
-    return PairProducts(n_entries, (pairs, _Centres(_flat(c), _flat(gradients[s])), rows, layout, work))
 
 
 def _flat(x: Tensor) -> Floats:
@@ -143,13 +155,11 @@ def _layout(soap: SOAP, expansion: CentreExpansion) -> _Layout:
                 entries.append((l, a, place))
                 place += widths[l] - (a if folded else 0)
     degree, channel, first = np.array(entries).T.copy()
-    stride = padded(place) + LANES
-    return _Layout(
-        degree, channel, first, np.array(widths), n_max, folded, stride, padded(max(widths)), padded(n_max)
-    )
+    sizes = (padded_entries(place), padded(max(widths)), padded(n_max))
+    return _Layout(degree, channel, first, np.array(widths), n_max, folded, *sizes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@compiled
 def _products(
     out: Floats,
     norm: Floats,
@@ -183,7 +193,7 @@ def _products(
             )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@compiled
 def _radial(out: Floats, radial: Floats, slot: int, n_slots: int, n_degrees: int, n_max: int) -> None:
     """[l, n] of a slot, with zeros after each degree."""
     for l in range(n_degrees):  # noqa: E741
@@ -192,7 +202,7 @@ def _radial(out: Floats, radial: Floats, slot: int, n_slots: int, n_degrees: int
             out[into + n] = radial[source + n]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@compiled
 def _angular(
     out: Floats,
     c: Floats,
@@ -224,10 +234,8 @@ def _angular(
             store(out, into + 5 * step, multiply(direction[3 * slot + 2], value))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _add_norm(
-    norm: Floats, at: int, h: Floats, dh: Floats, a: Floats, n_max: int, step: int, n_degrees: int
-) -> None:
+@compiled
+def _add_norm(norm: Floats, at: int, h: Floats, dh: Floats, a: Floats, n_max: int, step: int, n_degrees: int) -> None:
     """Add d|p|/dr of a pair, [xyz] at `at`."""
     for xyz in range(3):
         found = zeros(norm)
@@ -239,7 +247,7 @@ def _add_norm(
         norm[at + xyz] += total(found)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@compiled
 def _add_entries(
     out: Floats,
     start: int,

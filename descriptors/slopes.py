@@ -50,7 +50,9 @@ class CentreExpansion:
 class PairFactors:
     """The factors of F that have directions, of every pair at once, and the slope of the norm."""
 
-    angular: tuple[Tensor, ...]  # of each run [slot, U and rhat V, l, K_l, xyz], channels in the order of the slot's species
+    angular: tuple[
+        Tensor, ...
+    ]  # of each run [slot, U and rhat V, l, K_l, xyz], channels in the order of the slot's species
     norm: Tensor  # [pair, 3] d|p|/dr_ij
 
 

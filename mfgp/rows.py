@@ -13,10 +13,10 @@ power_spectrum.py (dp/dc'_a = sum_b w'_ab c'_b for the entry of a and b),
 Without a contraction Z is symmetric, so that F_ab + F_ba, a < b, is all that is needed where both channels belong to s. The
 forms Z, one matrix for each species of centre and of neighbour, depend on the inducing points alone: `inducing_forms`
 gathers them once. F has sum_l n_max (K_l - (n_max - 1) / 2) entries against the D = sum_l K_l (K_l + 1) / 2 of q (as many
-for a single species). All is done for a few centres at a time, near the caches: F, with rows along its contiguous axis,
-the product with Z, the factors, the sum over centres. Structures come in batches, so that a product has many rows. An
-atom's own slope is minus the sum of the others'; d|p| is small, and enters through one product for all centres of a
-species in a structure.
+for a single species). All is done for a few centres at a time, near the caches: F, the product with Z, the factors, the sum
+over centres. Structures come in batches, so that a product has many rows. An atom's own slope is minus the sum of the
+others'. On a CPU compiled code does what surrounds the product (row_sums.py), forces only; elsewhere tensor operations do,
+F with its rows along the contiguous axis, and d|p| enters through one product for all centres of a species in a structure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods
-from descriptors.pair_products import norm_gradients, pair_products
+from descriptors.pair_products import padded_entries, pair_products
 from descriptors.slopes import (
     CentreExpansion,
     PairFactors,
@@ -43,9 +43,9 @@ from descriptors.slopes import (
 from descriptors.soap import blocks_within
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope
-from mfgp.row_sums import add_slopes
+from mfgp.row_sums import Room, add_rows
 
-CACHE = 2**16
+COMPILED = ("cpu",)  # devices whose forces are summed up by compiled code (row_sums.py), not by tensor operations
 BLOCK_BYTES = 128e6  # of expansions held at a time
 PRODUCTS = {"cpu": 2**19, "cuda": 2**26}  # entries of F held at a time; on a CPU near the caches
 ROWS = {"cpu": 2**19, "cuda": 2**26}  # entries of z . dp held at a time
@@ -132,20 +132,21 @@ def raw_rows(
     energy = nb.vectors.new_zeros(n_structures, m)
     forces = nb.vectors.new_zeros(3 * len(nb.numbers), m)
     virials = nb.vectors.new_zeros(n_structures, 6, m) if virial else None
+    room = Room.like(forces, max(m, padded_entries(forms.n_entries))) if forces.device.type in COMPILED else None
     for block in blocks_within(expansion_bytes(soap, nb), max_bytes):
         centres = block[torch.argsort(nb.numbers[block], stable=True)]  # by species, then structure
         expansion = expand_with_slopes(soap, nb, centres)
         groups = _groups(basis, expansion, nb)
         for g in groups:
             energy[:, g.columns].index_add_(0, g.structure, g.dot**basis.zeta)
-        compiled = forces.device.type == "cpu"
-        factors = None if compiled and virials is None else pair_factors(soap, expansion)
-        if compiled:
-            _add_compiled(forces, soap, expansion, groups, forms)
-        elif factors is not None:
-            _add_tensors(forces, expansion, factors, groups, forms)
-        if virials is not None and factors is not None:
-            _add_strains(virials, strain_products(soap, expansion, factors), groups, forms)
+        if room is not None:
+            _add_compiled(forces, soap, expansion, groups, forms, room)
+        if room is None or virials is not None:
+            factors = pair_factors(soap, expansion)
+            if room is None:
+                _add_tensors(forces, expansion, factors, groups, forms)
+            if virials is not None:
+                _add_strains(virials, strain_products(soap, expansion, factors), groups, forms)
     return RawRows(energy, forces, virials)
 
 
@@ -160,32 +161,15 @@ def _add_tensors(
 
 
 def _add_compiled(
-    forces: Tensor, soap: SOAP, expansion: CentreExpansion, groups: list[_Group], forms: InducingForms
+    forces: Tensor, soap: SOAP, expansion: CentreExpansion, groups: list[_Group], forms: InducingForms, room: Room
 ) -> None:
     """Slopes of all groups into the forces [3N, M], on the CPU."""
-    gradients = norm_gradients(soap, expansion)
-    for s in range(len(soap.species)):
-        products = pair_products(soap, expansion, gradients, s)
+    for s, products in enumerate(pair_products(soap, expansion)):
         for g in groups:
-            form = forms.forms[g.index][s]
-            start, stop = expansion.offsets[s][g.start], expansion.offsets[s][g.stop]
-            m = form.shape[1]
-            step = max(1, CACHE // (3 * max(m, forms.n_entries)))
-            f, norm, t = products.buffer(step), form.new_empty(step, 3), form.new_empty(3 * step, m)
-            slope = -g.factor
-            slope_dot = (slope * g.dot).view(-1).numpy()
-            slope = slope.view(-1).numpy()
-            own = form.new_empty(3 * m).numpy()
-            centre_atom = expansion.centres[g.start : g.stop].numpy()
-            for first in range(start, stop, step):
-                last = min(stop, first + step)
-                products.fill(f, norm, first, last)
-                n = 3 * (last - first)
-                torch.mm(f.view(3 * step, -1)[:n, : forms.n_entries], form, out=t[:n])
-                centre = (expansion.row_centre[first:last] - g.start).numpy()
-                atom = expansion.row_atom[first:last].numpy()
-                add_slopes(forces.view(-1).numpy(), t.view(-1).numpy(), norm.view(-1).numpy(), slope, slope_dot, own, centre, atom,
-                           centre_atom, g.columns.start, forces.shape[1])
+            within = range(expansion.offsets[s][g.start], expansion.offsets[s][g.stop])
+            rows = (expansion.row_centre - g.start, expansion.row_atom, expansion.centres[g.start : g.stop])
+            weights = (-g.factor, -g.factor * g.dot)
+            add_rows(forces, g.columns, products, forms.forms[g.index][s], weights, rows, within, room)
 
 
 @dataclass(frozen=True)
