@@ -3,6 +3,9 @@
 numba leaves short inner loops scalar, since it cannot know that arrays do not overlap. `Lanes` is a vector of LANES numbers
 that lives in registers (one AVX-512 register in float64; LLVM splits it on other processors). Arrays are flat and
 contiguous, indices count numbers; bounds are the caller's concern.
+
+Machine code is kept beside the modules (__pycache__), and made anew when the file of a function changes. numba does not see
+that what a function calls in another file has changed: who changes this one removes the __pycache__ of those that use it.
 """
 
 from __future__ import annotations
@@ -19,8 +22,7 @@ from numba.extending import intrinsic as untyped_intrinsic
 intrinsic: Any = untyped_intrinsic  # as declared by numba, a call would take the compiler's arguments
 njit: Any = untyped_njit
 LANES = 8
-# Kept on disk, so that a machine compiles once. Without _nrt=False every use of an array in a loop counts a reference; code
-# so compiled cannot make arrays.
+# _nrt=False: otherwise every use of an array in a loop counts a reference. Code so compiled cannot make arrays.
 compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 
 
