@@ -78,9 +78,8 @@ def whitened_blocks(basis: InducingBasis, parts: list[Tensor]) -> list[Tensor]:
     """
     out = []
     for index, columns in basis.blocks():
-        block = torch.cat([part[:, columns] for part in parts])
-        torch.linalg.solve_triangular(basis.factors[index], block.T, upper=False, out=block.T)
-        out.append(block)
+        k = torch.cat([part[:, columns] for part in parts]).T  # [M_s, row]
+        out.append(torch.linalg.solve_triangular(basis.factors[index], k, upper=False, out=k).T)
     return [*out, torch.cat([part[:, basis.size :] for part in parts])]
 
 
