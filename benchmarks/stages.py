@@ -20,7 +20,7 @@ from mfgp import FitConfig, FrameSet
 from mfgp.accumulation import RowBlocks, batches, needs
 from mfgp.features import Features
 from mfgp.fitting import build_columns
-from mfgp.observations import Columns, labelled_rows, whiten_all
+from mfgp.observations import Columns, labelled_rows
 from mfgp.rates import pairs_per_centre
 from mfgp.statistics import Key, Statistics
 
@@ -34,14 +34,15 @@ class TimedBlocks(RowBlocks):
         super().__init__(features, n_columns)
         self.spent, self.n_rows = dict.fromkeys(STAGES, 0.0), 0
 
-    def _add_block(self, key: Key) -> None:
-        parts = self.waiting.pop(key)
-        a, y = torch.cat([a for a, _ in parts]), torch.cat([y for _, y in parts])
+    def _whitened(self, parts: list[Tensor]) -> list[Tensor]:
         with timed() as whitening:
-            whiten_all(self.features.basis, a)
-        with timed() as gram:
-            self.statistics.add(key[0], {key[1]: (a, y)})
+            out = super()._whitened(parts)
         self.spent["whitening"] += whitening.cpu
+        return out
+
+    def _sum(self, key: Key, blocks: list[Tensor], y: Tensor) -> None:
+        with timed() as gram:
+            super()._sum(key, blocks, y)
         self.spent["Gram"] += gram.cpu
         self.n_rows += len(y)
 

@@ -14,12 +14,21 @@ from typing import Any
 
 import numba
 
+njit: Any = numba.njit  # its declared types leave some options out
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code, compiled when it is first called with arguments of a type."""
     try:
-        return numba.njit(cache=True, **OPTIONS)(function)
+        return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # no folder for the cache
-        return numba.njit(**OPTIONS)(function)
+        return njit(**OPTIONS)(function)
+
+
+def lean(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled` for a function that makes no array: it counts no references, which costs time in short loops."""
+    try:
+        return njit(cache=True, _nrt=False, **OPTIONS)(function)
+    except RuntimeError:
+        return njit(_nrt=False, **OPTIONS)(function)

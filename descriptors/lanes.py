@@ -17,10 +17,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic as untyped_intrinsic
+from numba.extending import overload
 
 from descriptors.compiled import compiled
 
+intrinsic: Any = untyped_intrinsic  # as declared by numba, a call would take the arguments of the compiler
 WIDTH = 8
 FLAGS = ("contract",)
 
@@ -98,6 +100,27 @@ def spread_from(typing_context, array, index):  # type: ignore[no-untyped-def]
         return _repeat(builder, number, _vector(signature.args[0].dtype))
 
     return LanesType(array.dtype)(array, types.intp), generate
+
+
+@intrinsic
+def zeros(typing_context, array):  # type: ignore[no-untyped-def]
+    """Eight zeros of an array's dtype."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return ir.Constant(context.get_value_type(signature.return_type), None)
+
+    return LanesType(array.dtype)(array), generate
+
+
+@intrinsic
+def without_first(typing_context, lanes):  # type: ignore[no-untyped-def]
+    """The eight with 0 for the first."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        zero = ir.Constant(arguments[0].type.element, 0.0)
+        return builder.insert_element(arguments[0], zero, ir.Constant(ir.IntType(32), 0))
+
+    return lanes(lanes), generate
 
 
 @intrinsic

@@ -38,16 +38,22 @@ class CentreExpansion:
     centres: Tensor  # [c] atoms of the batch, in the order of the expansion
     neighbor: Tensor  # [pair] atom of the batch
     runs: tuple[slice, ...]  # degrees l with equally many channels
-    angular: tuple[
-        Tensor, ...
-    ]  # of each run [slot, U and rhat V, l, K_l, xyz], channels in the order of the slot's species
-    norm: Tensor  # [pair, 3] d|p|/dr_ij
     pairs: Tensor  # [moving pair] by species of the neighbour, centre, neighbour; without images of the centre itself
     first: Tensor  # [row] place of a row's first image among `pairs`
     images: Tensor  # [row] number of images
     row_centre: Tensor  # [row] position in `centres`
     row_atom: Tensor  # [row] atom of the batch
     offsets: tuple[tuple[int, ...], ...]  # [s][c + 1] where the rows of each centre start
+
+
+@dataclass(frozen=True)
+class PairFactors:
+    """The factors of F that have directions, of every pair at once, and the slope of the norm."""
+
+    angular: tuple[
+        Tensor, ...
+    ]  # of each run [slot, U and rhat V, l, K_l, xyz], channels in the order of the slot's species
+    norm: Tensor  # [pair, 3] d|p|/dr_ij
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,6 @@ def expand_with_slopes(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> Centre
         centres=centres,
         neighbor=neighbor,
         runs=channel_runs(soap),
-        angular=_angular_products(soap, ex),
-        norm=density_pullback(ex.slots, ex.terms, ex.slopes, norm_gradient(soap, ex)),
         pairs=moving[order],
         first=images.cumsum(0) - images,
         images=images,
@@ -117,6 +121,13 @@ def expand_with_slopes(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> Centre
         row_atom=rows % n_atoms,
         offsets=tuple(tuple(stops[k : k + len(centres) + 1]) for k in starts),
     )
+
+
+def pair_factors(soap: SOAP, expansion: CentreExpansion) -> PairFactors:
+    """Angular factors and slopes of the norm."""
+    ex = expansion.expansion
+    norm = density_pullback(ex.slots, ex.terms, ex.slopes, norm_gradient(soap, ex))
+    return PairFactors(_angular_products(soap, ex), norm)
 
 
 def expansion_bytes(soap: SOAP, nb: Neighborhoods) -> Tensor:
@@ -135,7 +146,7 @@ def norm_gradient(soap: SOAP, ex: Expansion) -> list[Tensor]:
     return ascent if soap.contraction is None else expand_channels(ascent, soap.contraction)
 
 
-def row_factors(expansion: CentreExpansion, start: int, stop: int, s: int) -> RowFactors:
+def row_factors(expansion: CentreExpansion, factors: PairFactors, start: int, stop: int, s: int) -> RowFactors:
     """Factors of F for the rows of centres start .. stop - 1 of the expansion and neighbours of species s."""
     rows = slice(expansion.offsets[s][start], expansion.offsets[s][stop])
     centre, atom = expansion.row_centre[rows], expansion.row_atom[rows]
@@ -149,15 +160,15 @@ def row_factors(expansion: CentreExpansion, start: int, stop: int, s: int) -> Ro
     terms: list[list[tuple[Tensor, Tensor]]] = [[] for _ in expansion.runs]
     for k, r in enumerate(counts):
         slots = expansion.expansion.slots.of_pair[expansion.pairs[first[:r] + k]]
-        for run, of_run in enumerate(_image_terms(expansion, slots)):
+        for run, of_run in enumerate(_image_terms(expansion, factors, slots)):
             terms[run] += of_run
     return RowFactors(centre, atom, tuple(tuple(t) for t in terms))
 
 
-def _image_terms(expansion: CentreExpansion, slots: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+def _image_terms(expansion: CentreExpansion, factors: PairFactors, slots: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
     """The terms of one image of each row, in these slots: for each run."""
     ex, out = expansion.expansion, []
-    for degree, angular in zip(expansion.runs, expansion.angular, strict=True):
+    for degree, angular in zip(expansion.runs, factors.angular, strict=True):
         both = (
             angular.index_select(0, slots).view(len(slots), 2, angular[0, 0, ..., 0].numel(), 3).permute(1, 2, 0, 3)
         )  # [U V, l K, r, xyz]
@@ -201,12 +212,12 @@ def _angular_products(soap: SOAP, ex: Expansion) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
-def strain_products(soap: SOAP, expansion: CentreExpansion) -> tuple[list[Tensor], Tensor]:
+def strain_products(soap: SOAP, expansion: CentreExpansion, factors: PairFactors) -> tuple[list[Tensor], Tensor]:
     """F of the strain for each run [c, s, 6, l, n, K_l], and d|p|/d(strain) [c, 6]."""
     ex, n_centres, n_max = expansion.expansion, len(expansion.centres), soap.config.n_max
     voigt = voigt_products(ex.slots.vectors)  # [slot, 6, 3]
     n_segments, out = n_centres * len(soap.species), []
-    for run, angular in zip(expansion.runs, expansion.angular, strict=True):
+    for run, angular in zip(expansion.runs, factors.angular, strict=True):
         parts = []
         for i, l in enumerate(range(run.start, run.stop)):  # noqa: E741
             u, v = ((angular[:, k, i] @ voigt.transpose(1, 2)).flatten(1) for k in range(2))  # [slot, K 6]
@@ -215,7 +226,7 @@ def strain_products(soap: SOAP, expansion: CentreExpansion) -> tuple[list[Tensor
             parts.append(f.view(n_centres, -1, n_max, angular.shape[3], 6).permute(0, 1, 4, 2, 3))
         out.append(torch.stack(parts, dim=3))
     env = ex.environments
-    along = (voigt_products(env.vectors) @ expansion.norm[:, :, None]).squeeze(2)  # [pair, 6]
+    along = (voigt_products(env.vectors) @ factors.norm[:, :, None]).squeeze(2)  # [pair, 6]
     return out, along.new_zeros(n_centres, 6).index_add_(0, env.centre, along)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mfgp.baselines import Baseline
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import Columns, labelled_rows, whiten_all
+from mfgp.observations import Columns, labelled_rows, whitened_blocks
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics
 from mfgp.threads import ordered_map
@@ -112,7 +112,11 @@ class RowBlocks:
 
     def _add_block(self, key: Key) -> None:
         parts = self.waiting.pop(key)
-        a, y = torch.cat([a for a, _ in parts]), torch.cat([y for _, y in parts])
-        if self.features.store is None:
-            whiten_all(self.features.basis, a)
-        self.statistics.add(key[0], {key[1]: (a, y)})
+        self._sum(key, self._whitened([a for a, _ in parts]), torch.cat([y for _, y in parts]))
+
+    def _whitened(self, parts: list[Tensor]) -> list[Tensor]:
+        """Blocks of columns of the whitened rows; rows that the features keep are whitened already."""
+        return whitened_blocks(self.features.basis, parts) if self.features.store is None else [torch.cat(parts)]
+
+    def _sum(self, key: Key, blocks: list[Tensor], y: Tensor) -> None:
+        self.statistics.add_blocks(key, blocks, y)

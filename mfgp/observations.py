@@ -71,6 +71,18 @@ def whiten_all(basis: InducingBasis, raw: Tensor) -> Tensor:
     return raw
 
 
+def whitened_blocks(basis: InducingBasis, parts: list[Tensor]) -> list[Tensor]:
+    """Rows k(functional, Z) [row, M and columns] below each other, whitened: [row, M_s] of each species, then the columns.
+
+    Each block has memory of its own, so that the triangular solve is done in place.
+    """
+    out = []
+    for index, columns in basis.blocks():
+        k = torch.cat([part[:, columns] for part in parts]).T  # [M_s, row]
+        out.append(torch.linalg.solve_triangular(basis.factors[index], k, upper=False, out=k).T)
+    return [*out, torch.cat([part[:, basis.size :] for part in parts])]
+
+
 def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> None:
     """Add the centres of `jac` to the unwhitened rows k(functional, Z)."""
     n = len(numbers)
@@ -173,15 +185,15 @@ def labelled_rows(
     design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
     by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV per sqrt(atom)) or
     `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Frames marked as isolated atoms fix
-    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force). Raises
-    DataError for a stress label where a baseline gives no stress.
+    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force). Rows may
+    share the memory of `design`. Raises DataError for a stress label where a baseline gives no stress.
     """
     n = len(frame.atoms)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(kind: str, a: Tensor, y: np.ndarray, m: Tensor, scale: float) -> None:
         target = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64)).to(a) - m
-        rows.setdefault(kind, []).append((a * scale, target * scale))
+        rows.setdefault(kind, []).append((a, target) if scale == 1 else (a * scale, target * scale))
 
     if frame.energy is not None:
         sigma = frame.energy_sigma
@@ -190,8 +202,11 @@ def labelled_rows(
         kind, scale = ("energy", 1.0) if sigma is None else ("given", 1.0 / sigma)
         add(kind, design[:1], np.array([frame.energy]), mean[:1], scale / n**0.5)
     if frame.forces is not None and not frame.isolated_atom:
-        used = torch.from_numpy(np.repeat(frame.force_mask, 3)).to(design.device)
-        a, m, y = design[1:-6][used], mean[1:-6][used], frame.forces.reshape(-1)[np.repeat(frame.force_mask, 3)]
+        a, m, y = design[1:-6], mean[1:-6], frame.forces.reshape(-1)
+        if not frame.force_mask.all():
+            mask = np.repeat(frame.force_mask, 3)
+            used = torch.from_numpy(mask).to(design.device)
+            a, m, y = a[used], m[used], y[mask]
         kind, scale = ("forces", 1.0) if frame.force_sigma is None else ("given", 1.0 / frame.force_sigma)
         if len(y):
             add(kind, a, y, m, scale)
@@ -203,4 +218,7 @@ def labelled_rows(
             )
         virial = -frame.atoms.get_volume() * frame.stress  # eV
         add("virial", design[-6:], virial, mean[-6:], 1.0 / n**0.5)
-    return {k: (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v])) for k, v in rows.items()}
+    return {
+        k: v[0] if len(v) == 1 else (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v]))
+        for k, v in rows.items()
+    }

@@ -24,7 +24,7 @@ from mfgp.hyperparameters import Evidence, LevelNoise
 from mfgp.inducing import InducingBasis, select_inducing
 from mfgp.kernels import n_functionals
 from mfgp.leave_one_out import hat_inverse
-from mfgp.observations import whiten_all
+from mfgp.observations import whitened_blocks
 from mfgp.statistics import Key, Moments, Statistics
 from mfgp.threads import ordered_map
 
@@ -156,8 +156,7 @@ def _block(features: Features, size: int, device: torch.device) -> float:
     moments, y = Moments.zeros(size, device), rows[:, 0].clone()
 
     def work() -> None:
-        whiten_all(features.basis, rows)
-        moments.add(rows, y)
+        moments.add_blocks(whitened_blocks(features.basis, [rows]), y)
 
     return best(work, device, repeats=2) / (BLOCK_ROWS * size**2)
 

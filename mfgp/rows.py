@@ -13,10 +13,10 @@ power_spectrum.py (dp/dc'_a = sum_b w'_ab c'_b for the entry of a and b),
 Without a contraction Z is symmetric, so that F_ab + F_ba, a < b, is all that is needed where both channels belong to s. The
 forms Z, one matrix for each species of centre and of neighbour, depend on the inducing points alone: `inducing_forms`
 gathers them once. F has sum_l n_max (K_l - (n_max - 1) / 2) entries against the D = sum_l K_l (K_l + 1) / 2 of q (as many
-for a single species). All is done for a few centres at a time, near the caches: F, with rows along its contiguous axis,
-the product with Z, the factors, the sum over centres. Structures come in batches, so that a product has many rows. An
-atom's own slope is minus the sum of the others'; d|p| is small, and enters through one product for all centres of a
-species in a structure.
+for a single species). All is done for a few centres at a time, near the caches: F, the product with Z, the factors, the sum
+over centres. Structures come in batches, so that a product has many rows. An atom's own slope is minus the sum of the
+others'. On a CPU compiled code does what surrounds the product (row_sums.py), forces only; elsewhere tensor operations do,
+F with its rows along the contiguous axis, and d|p| enters through one product for all centres of a species in a structure.
 """
 
 from __future__ import annotations
@@ -27,20 +27,25 @@ import torch
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods
+from descriptors.pair_products import padded_entries, pair_products
 from descriptors.slopes import (
     CentreExpansion,
+    PairFactors,
     RowFactors,
     channel_order,
     channel_runs,
     expand_with_slopes,
     expansion_bytes,
+    pair_factors,
     row_factors,
     strain_products,
 )
 from descriptors.soap import blocks_within
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_slope
+from mfgp.row_sums import Room, add_rows
 
+COMPILED = ("cpu",)  # devices whose forces are summed up by compiled code (row_sums.py), not by tensor operations
 BLOCK_BYTES = 128e6  # of expansions held at a time
 PRODUCTS = {"cpu": 2**19, "cuda": 2**26}  # entries of F held at a time; on a CPU near the caches
 ROWS = {"cpu": 2**19, "cuda": 2**26}  # entries of z . dp held at a time
@@ -127,18 +132,44 @@ def raw_rows(
     energy = nb.vectors.new_zeros(n_structures, m)
     forces = nb.vectors.new_zeros(3 * len(nb.numbers), m)
     virials = nb.vectors.new_zeros(n_structures, 6, m) if virial else None
+    room = Room.like(forces, max(m, padded_entries(forms.n_entries))) if forces.device.type in COMPILED else None
     for block in blocks_within(expansion_bytes(soap, nb), max_bytes):
         centres = block[torch.argsort(nb.numbers[block], stable=True)]  # by species, then structure
         expansion = expand_with_slopes(soap, nb, centres)
         groups = _groups(basis, expansion, nb)
         for g in groups:
             energy[:, g.columns].index_add_(0, g.structure, g.dot**basis.zeta)
-            _add_norm_slopes(forces[:, g.columns], expansion, g)
-            for s, form in enumerate(forms.forms[g.index]):
-                _add_slopes(forces[:, g.columns], expansion, g, forms, s, form)
-        if virials is not None:
-            _add_strains(virials, strain_products(soap, expansion), groups, forms)
+        if room is not None:
+            _add_compiled(forces, soap, expansion, groups, forms, room)
+        if room is None or virials is not None:
+            factors = pair_factors(soap, expansion)
+            if room is None:
+                _add_tensors(forces, expansion, factors, groups, forms)
+            if virials is not None:
+                _add_strains(virials, strain_products(soap, expansion, factors), groups, forms)
     return RawRows(energy, forces, virials)
+
+
+def _add_tensors(
+    forces: Tensor, expansion: CentreExpansion, factors: PairFactors, groups: list[_Group], forms: InducingForms
+) -> None:
+    """Slopes of all groups into the forces [3N, M], on any device."""
+    for g in groups:
+        _add_norm_slopes(forces[:, g.columns], expansion, factors, g)
+        for s, form in enumerate(forms.forms[g.index]):
+            _add_slopes(forces[:, g.columns], expansion, factors, g, forms, s, form)
+
+
+def _add_compiled(
+    forces: Tensor, soap: SOAP, expansion: CentreExpansion, groups: list[_Group], forms: InducingForms, room: Room
+) -> None:
+    """Slopes of all groups into the forces [3N, M], on the CPU."""
+    for s, products in enumerate(pair_products(soap, expansion)):
+        for g in groups:
+            within = range(expansion.offsets[s][g.start], expansion.offsets[s][g.stop])
+            rows = (expansion.row_centre - g.start, expansion.row_atom, expansion.centres[g.start : g.stop])
+            weights = (-g.factor, -g.factor * g.dot)
+            add_rows(forces, g.columns, products, forms.forms[g.index][s], weights, rows, within, room)
 
 
 @dataclass(frozen=True)
@@ -180,7 +211,13 @@ def energy_rows(basis: InducingBasis, soap: SOAP, nb: Neighborhoods) -> Tensor:
 
 
 def _add_slopes(
-    forces: Tensor, expansion: CentreExpansion, group: _Group, forms: InducingForms, s: int, form: Tensor
+    forces: Tensor,
+    expansion: CentreExpansion,
+    factors: PairFactors,
+    group: _Group,
+    forms: InducingForms,
+    s: int,
+    form: Tensor,
 ) -> None:
     """Subtract factor * z . dp of a group for neighbours of species s from the forces [3N, M_s]."""
     offsets, device = expansion.offsets[s], forces.device.type
@@ -194,7 +231,7 @@ def _add_slopes(
     height = max(1, ROWS[device] // (3 * form.shape[1]))
     buffer = forces.new_empty(3 * min(height, n_rows), form.shape[1])
     for start in range(group.start, group.stop, step):
-        rows = row_factors(expansion, start, min(group.stop, start + step), s)
+        rows = row_factors(expansion, factors, start, min(group.stop, start + step), s)
         f, weight = _products(rows, forms), half.index_select(0, rows.centre - group.start)
         own = expansion.centres[rows.centre]
         for first in range(0, len(own), height):
@@ -206,7 +243,7 @@ def _add_slopes(
             per_atom.index_add_(0, own[here], t, alpha=2)
 
 
-def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, group: _Group) -> None:
+def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, factors: PairFactors, group: _Group) -> None:
     """Add factor * (z . q) d|p| of a group of centres i to the forces [3N, M_s]."""
     env, weight = expansion.expansion.environments, group.dot * group.factor
     structures, counts = torch.unique_consecutive(group.structure, return_counts=True)
@@ -215,7 +252,7 @@ def _add_norm_slopes(forces: Tensor, expansion: CentreExpansion, group: _Group) 
         atoms = range(int(group.atoms[k]), int(group.atoms[k + 1]))
         bounds = torch.tensor([start, start + n_centres], device=env.centre.device)
         first, last = torch.searchsorted(env.centre, bounds).tolist()
-        centre, slopes = env.centre[first:last], expansion.norm[first:last]  # [pair], [pair, 3]
+        centre, slopes = env.centre[first:last], factors.norm[first:last]  # [pair], [pair, 3]
         before = (centre - start) * len(atoms) - atoms.start
         d_norm = slopes.new_zeros(n_centres * len(atoms), 3)  # [i atom, xyz]
         d_norm.index_add_(0, before + expansion.neighbor[first:last], slopes)

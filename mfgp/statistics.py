@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GRAM_COLUMNS = 256  # of a block of A^T A
+GRAM_ROWS = 128  # of a block of A^T A
 
 
 @dataclass
@@ -35,8 +35,15 @@ class Moments:
 
     def add(self, a: Tensor, y: Tensor, sign: int = 1) -> None:
         """Add (sign 1) or remove (sign -1) rows a [row, M'] with targets y [row]."""
-        _add_gram(self.gram, a, sign)
-        self.projection.addmv_(a.T, y, alpha=sign)
+        self.add_blocks([a], y, sign)
+
+    def add_blocks(self, blocks: list[Tensor], y: Tensor, sign: int = 1) -> None:
+        """The same for rows whose columns are given in blocks [row, M'_k], each in memory of its own."""
+        start = 0
+        for k, a in enumerate(blocks):
+            _add_gram(self.gram, start, a, blocks[k + 1 :], sign)
+            self.projection[start : start + a.shape[1]].addmv_(a.T, y, alpha=sign)
+            start += a.shape[1]
         self.square += sign * float(y @ y)
         self.count += sign * len(y)
 
@@ -50,12 +57,20 @@ class Moments:
         return Moments(self.gram[index][:, index], self.projection[index], self.square, self.count)
 
 
-def _add_gram(gram: Tensor, a: Tensor, sign: int) -> None:
-    """Add sign a^T a, [M', M']: column blocks below the diagonal, then their mirror image."""
-    for start in range(0, len(gram), GRAM_COLUMNS):
-        stop = min(len(gram), start + GRAM_COLUMNS)
-        gram[start:, start:stop].addmm_(a[:, start:].T, a[:, start:stop], alpha=sign)
-        gram[start:stop, stop:] = gram[stop:, start:stop].T
+def _add_gram(gram: Tensor, start: int, a: Tensor, later: list[Tensor], sign: int) -> None:
+    """Add sign a^T [a, later] at row and column `start`, and its mirror image."""
+    stop = start + a.shape[1]
+    for first in range(start, stop, GRAM_ROWS):  # what is above the diagonal
+        rows = slice(first, min(stop, first + GRAM_ROWS))
+        part = a[:, first - start : rows.stop - start]
+        gram[rows, first:stop].addmm_(part.T, a[:, first - start :], alpha=sign)
+        gram[rows.stop : stop, rows] = gram[rows, rows.stop : stop].T
+    below = stop
+    for b in later:
+        rows = slice(below, below + b.shape[1])
+        gram[rows, start:stop].addmm_(b.T, a, alpha=sign)
+        gram[start:stop, rows] = gram[rows, start:stop].T
+        below = rows.stop
 
 
 Key = tuple[int, str]  # (level, kind)
@@ -75,6 +90,12 @@ class Statistics:
             if key not in self.moments:
                 self.moments[key] = Moments.zeros(self.size, a.device)
             self.moments[key].add(a, y, sign)
+
+    def add_blocks(self, key: Key, blocks: list[Tensor], y: Tensor) -> None:
+        """Add labelled rows whose columns are given in blocks, y [row]."""
+        if key not in self.moments:
+            self.moments[key] = Moments.zeros(self.size, y.device)
+        self.moments[key].add_blocks(blocks, y)
 
     def subset(self, index: Tensor) -> Statistics:
         """Statistics of the model with only the parameters `index` [m]."""

@@ -19,6 +19,7 @@ LAYERS = [
         "kernels",
         "inducing",
         "pair_term",
+        "row_sums",
         "rows",
         "observations",
         "statistics",

@@ -11,9 +11,9 @@ from systems import SYSTEMS, ethanol, isolated_atom, phosphate, rattled_silicon,
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
 from descriptors.slopes import expansion_bytes
-from mfgp import rows
+from mfgp import row_sums, rows
 from mfgp.inducing import InducingBasis, select_inducing
-from mfgp.observations import functional_rows, rows_of_jacobian
+from mfgp.observations import functional_rows, rows_of_jacobian, whiten_all, whitened_blocks
 from mfgp.rows import InducingForms, energy_rows, form_entries, inducing_forms, raw_rows
 
 CONFIG = SOAPConfig(r_cut=4.5, n_max=3, l_max=3, sigma=0.5)  # Å; more than half of every cell in systems.py
@@ -73,11 +73,58 @@ def test_any_blocks_give_the_same(build, retained: float | None, monkeypatch: py
     needed = expansion_bytes(soap, nb)
     for limit in (1.0, float(needed.sum()) / 2):  # bytes: every centre by itself; two or three blocks
         assert_allclose(_raw(basis, forms, soap, nb, limit), whole, rtol=0, atol=1e-12)
-    for workspace in (1, 3000):  # one centre at a time; some
+    for workspace in (1, 3000):  # one row or centre at a time; some
+        monkeypatch.setattr(row_sums, "CACHE", workspace)
         monkeypatch.setitem(rows.PRODUCTS, "cpu", workspace)
         monkeypatch.setitem(rows.ROWS, "cpu", workspace)
-        assert_allclose(_raw(basis, forms, soap, nb), whole, rtol=0, atol=1e-12)
+        for compiled in (("cpu",), ()):
+            monkeypatch.setattr(rows, "COMPILED", compiled)
+            assert_allclose(_raw(basis, forms, soap, nb), whole, rtol=0, atol=1e-12)
     assert float(whole[1:].abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("retained", [None, 0.99])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_tensor_operations_give_what_compiled_code_gives(
+    name: str, retained: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, done on the CPU."""
+    atoms = SYSTEMS[name]()
+    soap = _soap(atoms, retained)
+    basis, nb = _basis(atoms, soap, 3), soap.neighborhoods([atoms])
+    forms = inducing_forms(basis, soap)
+    compiled = _raw(basis, forms, soap, nb)
+    monkeypatch.setattr(rows, "COMPILED", ())
+    monkeypatch.setattr(rows, "add_rows", None)  # not called
+    assert_allclose(_raw(basis, forms, soap, nb), compiled, rtol=0, atol=1e-12)
+    assert len(atoms) == 1 or float(compiled[1:-6].abs().max()) > 1e-4  # 1/Å; not whitened
+
+
+@pytest.mark.parametrize(("n_max", "l_max", "retained"), [(8, 2, None), (9, 1, None), (11, 2, None), (11, 2, 0.9)])
+def test_more_channels_than_lanes(n_max: int, l_max: int, retained: float | None) -> None:
+    """Entries in one, two and more chunks, and channels that fill them; two species, images of one neighbour."""
+    config, atoms = SOAPConfig(r_cut=4.5, n_max=n_max, l_max=l_max, sigma=0.5), triclinic()
+    soap = SOAP(config, sorted(set(atoms.numbers.tolist())))
+    if retained is not None:
+        soap = SOAP(config, soap.species, fit_contraction(soap, [soap.neighborhoods([atoms])], retained))
+    new, reference = _both(atoms, soap, _basis(atoms, soap, 2))
+    assert_allclose(new, reference, rtol=0, atol=1e-10)
+    assert float(reference[1:-6].abs().max()) > 1e-2
+
+
+def test_blocks_are_whitened_as_rows_are() -> None:
+    """Of each species in memory of its own, the columns beside left alone; nothing changes in the rows that are given."""
+    atoms = phosphate()
+    soap = _soap(atoms)
+    basis = _basis(atoms, soap, 2)
+    raw = _raw(basis, inducing_forms(basis, soap), soap, soap.neighborhoods([atoms]))
+    raw = torch.cat([raw, torch.arange(len(raw), dtype=raw.dtype)[:, None]], dim=1)
+    before = raw.clone()
+    blocks = whitened_blocks(basis, [raw[:5], raw[5:]])
+    assert torch.equal(raw, before)
+    assert [b.shape[1] for b in blocks] == [*(len(z) for z in basis.points), 1]
+    assert_allclose(torch.cat(blocks, dim=1), whiten_all(basis, raw.clone()), rtol=0, atol=1e-12)
+    assert float((torch.cat(blocks, dim=1) - raw)[:, :-1].abs().max()) > 0.1
 
 
 def test_species_without_centres_points_or_neighbours() -> None:

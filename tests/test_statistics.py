@@ -6,6 +6,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from mfgp import statistics
 from mfgp.statistics import Statistics, merge
 
 SIZE = 6
@@ -37,6 +38,23 @@ def assert_same(one: Statistics, two: Statistics) -> None:
         assert_allclose(a.gram.numpy(), b.gram.numpy(), rtol=0, atol=1e-12)
         assert_allclose(a.projection.numpy(), b.projection.numpy(), rtol=0, atol=1e-12)
         assert_allclose(a.square, b.square, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [[6], [1, 5], [2, 3, 1], [1] * 6])
+@pytest.mark.parametrize("at_a_time", [2, 128])
+def test_columns_in_any_blocks(widths: list[int], at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G is that of a plain product, symmetric, however its columns are given and taken."""
+    monkeypatch.setattr(statistics, "GRAM_ROWS", at_a_time)
+    rows = [given["forces"] for _, given in structures()]
+    a, y = torch.cat([a for a, _ in rows]), torch.cat([y for _, y in rows])
+    found = Statistics(SIZE)
+    for part, targets in zip(a.split(7), y.split(7), strict=True):
+        found.add_blocks((0, "forces"), list(part.split(widths, dim=1)), targets)
+    moments = found.moments[0, "forces"]
+    assert_allclose(moments.gram, a.T @ a, rtol=0, atol=1e-12)
+    assert_allclose(moments.projection, a.T @ y, rtol=0, atol=1e-12)
+    assert moments.count == len(y)
+    assert torch.equal(moments.gram, moments.gram.T)
 
 
 def test_merged_in_any_order_on_any_number_of_workers() -> None:
