@@ -20,15 +20,16 @@ OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "no
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code, compiled when it is first called with arguments of a type."""
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder for the cache
-        return njit(**OPTIONS)(function)
+    return _kept(function)
 
 
 def lean(function: Callable[..., Any]) -> Callable[..., Any]:
     """`compiled` for a function that makes no array: it counts no references, which costs time in short loops."""
+    return _kept(function, _nrt=False)
+
+
+def _kept(function: Callable[..., Any], **more: Any) -> Callable[..., Any]:
     try:
-        return njit(cache=True, _nrt=False, **OPTIONS)(function)
-    except RuntimeError:
-        return njit(_nrt=False, **OPTIONS)(function)
+        return njit(cache=True, **OPTIONS, **more)(function)
+    except RuntimeError:  # no folder for the cache
+        return njit(**OPTIONS, **more)(function)
