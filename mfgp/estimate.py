@@ -78,6 +78,7 @@ class Counts:
     n_calibrated: int  # structures that are left out one by one
     jacobian_bytes: float  # of the largest structure, 0 where nothing needs it
     copies: int  # of the statistics: of all data, of folds, of all but one fold
+    threads: int = 1  # that expand structures at once
 
     @property
     def size(self) -> int:
@@ -137,6 +138,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_calibrated=_left_out(training, config) if config.training.calibrate else 0,
         jacobian_bytes=_jacobian_bytes(largest, soap) if needs_jacobian else 0.0,
         copies=FOLDS + 2 if config.training.objective == "cv" else 1,
+        threads=torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1,
     )
 
 
@@ -221,7 +223,8 @@ def memory_bytes(c: Counts) -> float:
     block = max(BLOCK_ROWS, BLOCK_ENTRIES // size)
     waiting = min(c.n_rows, n_keys * block) + 2 * min(c.n_rows, block)
     batch = min(c.n_rows, max(c.largest_rows, 3 * BATCH_ATOMS))
-    rows = min(c.largest_bytes, BLOCK_BYTES) + FLOAT * size * (3 * batch + waiting)
+    batches = 3 if c.threads == 1 else 2 * c.threads + 2  # of rows: raw, whitened, and those that wait for their turn
+    rows = c.threads * min(c.largest_bytes, BLOCK_BYTES) + FLOAT * size * (batches * batch + waiting)
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2
     rows += c.jacobian_bytes

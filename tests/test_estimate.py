@@ -109,6 +109,13 @@ def test_memory_grows(change: dict):
     assert memory_bytes(replace(COUNTS, **change)) > memory_bytes(COUNTS)
 
 
+def test_threads_hold_their_expansions_and_rows_at_once():
+    """Where rows are what a fit holds most of."""
+    rows = replace(COUNTS, n_levels=1, keys=((0, "forces"),), candidates=np.array([100.0, 100.0]), largest_rows=3000)
+    grown = memory_bytes(replace(rows, threads=2)) - memory_bytes(rows)
+    assert grown == pytest.approx(1e8 + 8 * rows.size * 3 * 3000, rel=1e-9)  # bytes
+
+
 def test_memory_does_not_grow_with_the_number_of_structures():
     many = replace(COUNTS, n_frames=10**6, n_rows=10**9, atoms=10**5 * COUNTS.atoms, pairs=10**5 * COUNTS.pairs)
     assert memory_bytes(many) == memory_bytes(COUNTS)
