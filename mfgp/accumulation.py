@@ -5,8 +5,8 @@
 Whitening and A^T A are matrix products with M columns whose cost per row falls with the number of rows, so the labelled rows
 of many structures are collected by level and kind until they fill a block. Structures are expanded a batch at a time for
 the same reason; frames of one geometry, at two levels, share their rows. Only what has labels is made: no virials without
-a stress, no derivatives at all for a structure with energies alone. Memory is that of one batch and of one block for each
-set of statistics.
+a stress, no derivatives at all for a structure with energies alone. Memory is that of a batch or two for each thread and of
+one block for each set of statistics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.observations import Columns, labelled_rows, whiten_all
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics
+from mfgp.threads import ordered_map
 
 BATCH_ATOMS = 256  # of the structures that are expanded together; a larger structure is by itself
 BLOCK_ENTRIES, BLOCK_ROWS = 2**21, 512  # of the rows that are whitened and added up together: the larger of the two
@@ -37,8 +38,8 @@ def accumulate(
 ) -> Statistics:
     """One pass over the labelled frames: their sufficient statistics."""
     blocks, done = RowBlocks(features, columns.size), 0
-    for batch in batches(frames):
-        for group, phi in zip(batch, _rows(features, batch), strict=True):
+    for batch, rows in ordered_map(lambda batch: (batch, _rows(features, batch)), batches(frames), features.device):
+        for group, phi in zip(batch, rows, strict=True):
             atoms = group[0].atoms
             labels = [b.labels(atoms) for b in baselines]
             extra = columns.rows_of(atoms, labels).to(phi.device)

@@ -22,7 +22,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mfgp.directional import directional_rows
+from mfgp.directional import DirectionalRows
 from mfgp.hyperparameters import LEARNED_KINDS
 from mfgp.model import MultiFidelityGP
 from mfgp.prediction import Predictor
@@ -63,23 +63,25 @@ class Candidates:
     @staticmethod
     def of(
         predictor: Predictor,
-        structures: Sequence[Atoms],
-        index: Sequence[int],
+        pool: Sequence[Atoms],
+        expanded: Sequence[tuple[range, Tensor, DirectionalRows]],
         hours: np.ndarray,
         levels: Sequence[int],
         state: tuple[Tensor, Tensor],
-        k: int,
-        rng: np.random.Generator,
     ) -> Candidates:
-        """Expand structures. hours [P, L]; state: covariance C [T, T, M', M'] and projected X [T, M', b]; k directions."""
+        """Of the structures of some batches of directional.batched_rows.
+
+        hours [structure of the pool, L]; state: covariance C [T, T, M', M'] and projected X [T, M', b].
+        """
         covariance, projected = state
-        sizes = [len(atoms) for atoms in structures]
-        v = torch.from_numpy(rng.standard_normal((sum(sizes), 3, k)))
-        rows = directional_rows(predictor.model.features, structures, v)
-        columns = [predictor.columns_of(atoms) for atoms in structures]  # of each [1+3N+6, column]
-        moved = [d.flatten(0, 1).T.to(c) @ c[1:-6] for c, d in zip(columns, v.split(sizes), strict=True)]  # [k, column]
-        forces = torch.cat([rows.forces, torch.stack(moved)], dim=2)
-        energy = torch.cat([rows.energy, torch.stack([c[0] for c in columns])], dim=1)
+        index = [i for places, _, _ in expanded for i in places]
+        columns = [predictor.columns_of(pool[i]) for i in index]  # of each [1+3N+6, column]
+        sizes = [len(pool[i]) for i in index]
+        v = torch.cat([v for _, v, _ in expanded]).split(sizes)
+        moved = [d.flatten(0, 1).T.to(c) @ c[1:-6] for c, d in zip(columns, v, strict=True)]  # [k, column]
+        forces = torch.cat([torch.cat([rows.forces for _, _, rows in expanded]), torch.stack(moved)], dim=2)
+        energy = torch.cat([rows.energy for _, _, rows in expanded])
+        energy = torch.cat([energy, torch.stack([c[0] for c in columns])], dim=1)
         force_trace, force_gain, energy_trace, energy_gain = [], [], [], []
         for u in levels:
             force_trace.append(((forces @ covariance[u, u]) * forces).sum(2).mean(1))
@@ -89,7 +91,7 @@ class Candidates:
         return Candidates(
             torch.tensor(index, device=energy.device),
             energy.new_tensor(sizes),
-            energy.new_tensor(hours),
+            energy.new_tensor(hours[index]),
             forces,
             energy,
             torch.stack(force_trace, dim=1),
@@ -119,10 +121,13 @@ class Candidates:
 
     def condition(self, q: Tensor, target: Tensor, levels: Sequence[int]) -> None:
         """Take a calculation as done, in place. q [T, r, M'] of gains.condition, target [r, b] = Q_t R^T."""
-        for place, u in enumerate(levels):
-            w = self.forces @ q[u].T  # [P, k, r]
+        of_levels = q[list(levels)].flatten(0, 1).T  # [M', L r]: one product reads the rows once
+        forces, energy = (x @ of_levels for x in (self.forces, self.energy))  # [P, k, L r], [P, L r]
+        r = q.shape[1]
+        for place in range(len(levels)):
+            w = forces[:, :, place * r : (place + 1) * r]
             self.force_trace[:, place] -= (w**2).sum(2).mean(1)
             self.force_gain[:, :, place] -= w @ target
-            w = self.energy @ q[u].T  # [P, r]
+            w = energy[:, place * r : (place + 1) * r]
             self.energy_trace[:, place] -= (w**2).sum(1)
             self.energy_gain[:, place] -= w @ target

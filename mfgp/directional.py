@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -24,6 +25,7 @@ from mfgp.features import Features
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import kernel_curvature, kernel_slope
 from mfgp.observations import whiten
+from mfgp.threads import ordered_map
 
 EPS = 1e-7  # Å per unit of v
 BATCH_ATOMS = 450  # expanded at a time
@@ -78,6 +80,23 @@ def directional_rows(
         forces[:, :, columns] = torch.stack(white[1:], dim=1)
     prior = _priors(basis, nb, q, along) if with_prior else None
     return DirectionalRows(energy, forces, prior)
+
+
+def batched_rows(
+    features: Features, structures: Sequence[Atoms], k: int, rng: np.random.Generator
+) -> Iterator[tuple[range, Tensor, DirectionalRows]]:
+    """Rows of many structures along k random directions each, a batch at a time: places, directions [atom, 3, k], rows."""
+
+    def drawn() -> Iterator[tuple[range, Tensor]]:
+        for places in batches(structures):
+            n_atoms = sum(len(structures[i]) for i in places)
+            yield places, torch.from_numpy(rng.standard_normal((n_atoms, 3, k)))
+
+    def expanded(of_batch: tuple[range, Tensor]) -> tuple[range, Tensor, DirectionalRows]:
+        places, v = of_batch
+        return places, v, directional_rows(features, [structures[i] for i in places], v)
+
+    yield from ordered_map(expanded, drawn(), features.device)
 
 
 def _slope(features: Features, nb: Neighborhoods, q: Tensor, v: Tensor) -> Tensor:

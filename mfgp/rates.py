@@ -26,6 +26,7 @@ from mfgp.kernels import n_functionals
 from mfgp.leave_one_out import hat_inverse
 from mfgp.observations import whiten_all
 from mfgp.statistics import Key, Moments, Statistics
+from mfgp.threads import ordered_map
 
 GEMM_SIZE = 512
 PIVOTS = 100  # that are chosen from the sample
@@ -140,9 +141,14 @@ def _row_product(sample: list[Frame], features: Features, device: torch.device) 
             frames.append(frame)
     if not frames:
         return 0.0
-    virial = any(f.stress is not None for f in frames)
-    seconds = best(lambda: features.raw([f.atoms for f in frames], virial=virial), device, repeats=2)
-    return seconds / max(1.0, row_products(frames, features))
+    virial, structures = any(f.stress is not None for f in frames), [f.atoms for f in frames]
+    copies = torch.get_num_threads() if device.type == "cpu" else 1
+
+    def work() -> None:
+        for _ in ordered_map(lambda batch: features.raw(batch, virial=virial), [structures] * copies, device):
+            pass
+
+    return best(work, device, repeats=2) / copies / max(1.0, row_products(frames, features))
 
 
 def _block(features: Features, size: int, device: torch.device) -> float:

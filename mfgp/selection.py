@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mfgp.candidates import Candidates, label_noises
 from mfgp.costs import CostModel
-from mfgp.directional import batches
+from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
 from mfgp.gains import condition, gain
 from mfgp.leave_one_out import CrossLevel
@@ -28,9 +29,11 @@ from mfgp.observations import cell_volume
 from mfgp.prediction import Predictor
 from mfgp.progress import Report, silent
 from mfgp.targets import Target, build_target
+from mfgp.threads import ordered_map
 
 ROWS = 12000  # random directions in all: as many for each structure as that allows, within DIRECTIONS
 DIRECTIONS = (2, 8)
+TOGETHER = 16  # batches of structures whose rows are multiplied by the covariances together
 KEEP = 6000  # structures that are followed
 EXACT = 4  # candidates of each level whose exact gain is computed at each choice
 CACHE_BYTES = 5e8  # of rows that are kept
@@ -155,13 +158,12 @@ class Search:
         self.rows: dict[int, Tensor] = {}  # design [1+3N+6, M'] of structures whose gain was compared exactly
         k, rng = int(np.clip(ROWS // len(pool), *DIRECTIONS)), np.random.default_rng(seed)
         parts: list[Candidates] = []
-        for index in batches(pool):
-            batch, state = [pool[i] for i in index], (self.covariance, self.projected)
-            costs = hours[index.start : index.stop]
-            parts.append(Candidates.of(predictor, batch, index, costs, self.levels, state, k, rng))
+        state, batches = (self.covariance, self.projected), batched_rows(model.features, pool, k, rng)
+        while some := list(islice(batches, TOGETHER)):
+            parts.append(Candidates.of(predictor, pool, some, hours, self.levels, state))
             if sum(len(p.index) for p in parts) > 2 * KEEP:
                 parts = [self._best_of(Candidates.joined(parts))]
-            report("pool", index.stop, len(pool), "")
+            report("pool", some[-1][0].stop, len(pool), "")
         self.candidates = self._best_of(Candidates.joined(parts))
 
     def _rates(self, candidates: Candidates) -> Tensor:
@@ -182,15 +184,19 @@ class Search:
         hours = self.candidates.hours
         rates = torch.where(hours <= budget_hours * (1 + 1e-9), self._rates(self.candidates), 0.0)  # rounding of sums
         order = rates.argsort(dim=0, descending=True, stable=True)[:EXACT]  # [EXACT, L]
-        found = []
-        for place, level in enumerate(self.levels):
-            for p in order[:, place].tolist():
-                if rates[p, place] > 0:
-                    rows = self.labelled(int(self.candidates.index[p]), level)
-                    value = gain(self.covariance, rows, level, self.projected[level])
-                    found.append((value / float(hours[p, place]), p, place, value))
-        if not found:
+        likely = [
+            (p, place) for place in range(len(self.levels)) for p in order[:, place].tolist() if rates[p, place] > 0
+        ]
+        if not likely:
             return None
+        self._expand({int(self.candidates.index[p]) for p, _ in likely})
+        found = []
+        for p, place in likely:
+            level = self.levels[place]
+            value = gain(
+                self.covariance, self.labelled(int(self.candidates.index[p]), level), level, self.projected[level]
+            )
+            found.append((value / float(hours[p, place]), p, place, value))
         _, p, place, value = max(found, key=lambda f: f[0])
         return p, place, value
 
@@ -205,19 +211,26 @@ class Search:
         self.candidates.hours[p, place] = torch.inf
         return Choice(index, self.predictor.model.levels[level], rank, value, self.deviation(), cost)
 
+    def _expand(self, chosen: set[int]) -> None:
+        """Keep the design rows of structures; those of earlier ones are forgotten where memory asks for it."""
+        model, new = self.predictor.model, sorted(chosen - set(self.rows))
+        rows = ordered_map(lambda index: model.features.rows(self.pool[index]), new, model.features.device)
+        for index, phi in zip(new, rows, strict=True):
+            self.rows[index] = torch.cat([phi, self.predictor.columns_of(self.pool[index])], dim=1)
+        size = 8.0 * sum(r.numel() for r in self.rows.values())
+        for index in [i for i in self.rows if i not in chosen]:
+            if size <= CACHE_BYTES:
+                break
+            size -= 8.0 * self.rows.pop(index).numel()
+
     def labelled(self, index: int, level: int) -> Tensor:
         """Rows A [r, M'] of the labels that a calculation gives, in units of their noise."""
-        model, atoms = self.predictor.model, self.pool[index]
-        if index not in self.rows:
-            design = torch.cat([model.features.rows(atoms), self.predictor.columns_of(atoms)], dim=1)
-            while self.rows and 8.0 * (design.numel() + sum(r.numel() for r in self.rows.values())) > CACHE_BYTES:
-                self.rows.pop(next(iter(self.rows)))
-            self.rows[index] = design
-        design, n = self.rows[index], len(atoms)
+        self._expand({index})
+        design, n = self.rows[index], len(self.pool[index])
         energy, force, virial = self.noise[level].tolist()
         parts = [design[:1] / (energy * n**0.5), design[1:-6] / force]
         given = [np.isfinite(energy), np.isfinite(force)]
-        if np.isfinite(virial) and cell_volume(atoms) > 0 and bool(design[-6:].isfinite().all()):
+        if np.isfinite(virial) and cell_volume(self.pool[index]) > 0 and bool(design[-6:].isfinite().all()):
             parts.append(design[-6:] / (virial * n**0.5))
             given.append(True)
         return torch.cat([part for part, there in zip(parts, given, strict=True) if there])

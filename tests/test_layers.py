@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module may import those above it in this list, not those below.
 LAYERS = [
-    *("errors", "files", "progress"),
+    *("errors", "files", "progress", "threads"),
     *("labels", "reading", "sources", "frames", "datasets", "scores"),
     *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
     *("doctor_report", "doctor_composition", "doctor_labels", "doctor_levels", "doctor"),
