@@ -28,7 +28,7 @@ import mfgp
 from mfgp.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "ase", "gpytorch", "sphericart-torch", "vesin", "quippy-ase", "chgnet", "tblite")
+PACKAGES = ("torch", "numpy", "ase", "gpytorch", "numba", "sphericart-torch", "vesin", "quippy-ase", "chgnet", "tblite")
 GEMM_SIZE, GEMM_REPEATS = 1024, 8
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LAUNCHER = """

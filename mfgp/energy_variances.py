@@ -4,9 +4,12 @@
 
 for a = the sum of the features phi(x_i) with the composition's columns (the total energy), and a_i = phi(x_i) - mean_m
 phi(z_m) (a local energy against the mean over the inducing environments of its species: total energies and forces fix
-local energies only up to a constant for each species, which e0 shares). With C = R R^T all quadratic forms are one product
-|a^T R|^2, of which the triangle alone is multiplied. The a_i of a species vanish outside its block of C, so where there are
-several species each block has a root of its own.
+local energies only up to a constant for each species, which e0 shares). With a species' block C_ss = V diag(lambda) V^T
+
+    psi = V^T L^-1 k(Z, x):     |phi|^2 = |psi|^2,      a_i^T C a_i = sum_k lambda_k (psi_k - mean_m psi_k(z_m))^2
+
+so that one product gives both. For the total, C itself is turned by V: one species leaves it diagonal but for
+the columns beside Phi; for several C = R R^T and a^T C a = |a^T R|^2, of which the triangle alone is multiplied.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from torch import Tensor
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
 from mfgp.means import chosen
-from mfgp.observations import whiten
 
 STRIPS = 4  # of columns, into which the triangle is cut
+SMALL_PIVOT = 1e-4  # of L, whose first is 1
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,61 @@ class CovarianceRoot:
 
 
 @dataclass(frozen=True)
-class CovarianceRoots:
-    """The root of C, and those of its blocks of each species where there are several: [species]."""
+class SpeciesForm:
+    """What turns k(Z, x) of a species into psi.
 
-    whole: CovarianceRoot
-    blocks: tuple[CovarianceRoot, ...]
+    Where a pivot of L is below `SMALL_PIVOT` its inverse would cost too many digits: then phi comes from L itself.
+    """
+
+    factor: Tensor | None  # [M_s, M_s] L where its inverse is not in the transform
+    transform: Tensor  # [M_s, M_s] V^T L^-1, or V^T
+    values: Tensor  # [M_s] lambda, eV^2
+    reference: Tensor  # [M_s] mean of psi over the inducing environments
 
     @staticmethod
-    def of(basis: InducingBasis, covariance: Tensor, dtype: torch.dtype = torch.float64) -> CovarianceRoots:
-        """With M' rows: the M features, then the columns beside them."""
-        slices = [columns for _, columns in basis.blocks()] if len(basis.species) > 1 else []
-        blocks = tuple(CovarianceRoot.of(covariance[own, own], dtype) for own in slices)
-        return CovarianceRoots(CovarianceRoot.of(covariance, dtype), blocks)
+    def of(factor: Tensor, values: Tensor, vectors: Tensor) -> SpeciesForm:
+        """From L, lambda and V."""
+        reference = factor.mean(0) @ vectors  # phi(z_m) is row m of L
+        values = values.clamp(min=0.0)
+        if float(factor.diagonal().min()) < SMALL_PIVOT:
+            return SpeciesForm(factor, vectors.T.contiguous(), values, reference)
+        transform = torch.linalg.solve_triangular(factor.T, vectors, upper=True).T.contiguous()
+        return SpeciesForm(None, transform, values, reference)
+
+    def psi(self, k: Tensor) -> Tensor:
+        """[M_s, atom] from k(Z, x) [M_s, atom]."""
+        phi = k if self.factor is None else torch.linalg.solve_triangular(self.factor, k, upper=False)
+        return self.transform @ phi
+
+
+@dataclass(frozen=True)
+class EnergyForms:
+    """The quadratic forms of energies at one level."""
+
+    species: tuple[SpeciesForm, ...]
+    turned: Tensor  # [M', column] the last columns of C turned by V
+    root: CovarianceRoot | None  # of C turned by V, where there are several species
+
+    @staticmethod
+    def of(basis: InducingBasis, covariance: Tensor, dtype: torch.dtype = torch.float64) -> EnergyForms:
+        """From C [M', M'] eV^2: the M features, then the columns beside them. dtype: that of the root."""
+        forms, turned = [], covariance.clone()
+        for index, own in basis.blocks():
+            values, vectors = torch.linalg.eigh(covariance[own, own])
+            forms.append(SpeciesForm.of(basis.factors[index], values, vectors))
+            turned[:, own] = turned[:, own] @ vectors
+            turned[own] = vectors.T @ turned[own]
+        root = CovarianceRoot.of(0.5 * (turned + turned.T), dtype) if len(forms) > 1 else None
+        return EnergyForms(tuple(forms), turned[:, basis.size :].clone(), root)
+
+    def total(self, row: Tensor) -> Tensor:
+        """a^T C a of the total energy from its turned row [1, M'], [1]."""
+        if self.root is not None:
+            return self.root.quadratic(row)
+        psi, beside = row.split([len(self.turned) - self.turned.shape[1], self.turned.shape[1]], dim=1)
+        cross, corner = self.turned.split([psi.shape[1], beside.shape[1]])
+        mixed = 2.0 * (psi @ cross) + beside @ corner  # [1, column]
+        return (psi.square() @ self.species[0].values + (mixed * beside).sum(1)).clamp_(min=0.0)
 
 
 def mean_inducing_features(basis: InducingBasis) -> Tensor:
@@ -86,8 +132,7 @@ class EnergyVariances:
 
 def energy_variances(
     basis: InducingBasis,
-    roots: CovarianceRoots,
-    reference: Tensor,
+    forms: EnergyForms,
     q: Tensor,
     members: tuple[Tensor, ...],
     products: list[Tensor],
@@ -95,27 +140,20 @@ def energy_variances(
 ) -> EnergyVariances:
     """From descriptors q [N, D] of one structure and their inner products with the inducing points (means).
 
-    reference [S, M] mean features of the inducing environments of each species, members [S] the atoms of each species,
-    extra [1, column] composition and baselines of the energy.
+    members [S]: the atoms of each species; extra [1, column]: composition and baselines of the energy.
     """
-    n, alone = len(q), len(members) == 1
-    total = torch.cat([q.new_zeros(1, basis.size), extra], dim=1)  # [1, M']
+    total = torch.cat([q.new_zeros(1, basis.size), extra], dim=1)  # [1, M'], turned
     prior, explained = q.new_zeros(1, len(members)), q.new_zeros(1, len(members))
-    local_weights, local_explained = q.new_zeros(n), q.new_zeros(n)
+    local_weights, local_explained = q.new_zeros(len(q)), q.new_zeros(len(q))
     for index, columns in basis.blocks():
-        own = members[index]
+        own, form = members[index], forms.species[index]
         if len(own) == 0:
             continue
         of_species = chosen(q, own)
-        phi = whiten(basis, index, power(products[index], basis.zeta).T)  # [atom, M_s]
-        total[0, columns] = phi.sum(0)
+        psi = form.psi(power(products[index], basis.zeta))  # [M_s, atom]
+        total[0, columns] = psi.sum(1)
         prior[0, index] = power(of_species @ of_species.T, basis.zeta).sum()
         explained[0, index] = total[0, columns].square().sum()
-        local_explained[own] = torch.linalg.vector_norm(phi, dim=1).square_()
-        if alone:  # local and total energies in one product
-            rows = torch.cat([phi.new_zeros(n, total.shape[1]), total])
-            torch.sub(phi, reference[index], out=rows[:n, columns])
-            quadratic = roots.whole.quadratic(rows)
-            return EnergyVariances(quadratic[n:], prior, explained, quadratic[:n], local_explained)
-        local_weights[own] = roots.blocks[index].quadratic(phi - reference[index, columns])
-    return EnergyVariances(roots.whole.quadratic(total), prior, explained, local_weights, local_explained)
+        local_explained[own] = torch.linalg.vector_norm(psi, dim=0).square_()
+        local_weights[own] = form.values @ psi.sub_(form.reference[:, None]).square_()
+    return EnergyVariances(forms.total(total), prior, explained, local_weights, local_explained)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
-from mfgp.energy_variances import CovarianceRoots, energy_variances, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
@@ -299,9 +299,9 @@ class Predictor:
         return out
 
     @cached_property
-    def covariance_roots(self) -> CovarianceRoots:
-        """R of C = R R^T, made when energies first get a standard deviation."""
-        return CovarianceRoots.of(self.model.basis, self.covariance, self.dtype)
+    def energy_forms(self) -> EnergyForms:
+        """Made when energies first get a standard deviation."""
+        return EnergyForms.of(self.model.basis, self.covariance, self.dtype)
 
     def _energy_deviations(
         self,
@@ -313,7 +313,7 @@ class Predictor:
     ) -> Values:
         """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D]."""
         basis = self.model.basis
-        found = energy_variances(basis, self.covariance_roots, self.reference, q, members, products, extra[:1])
+        found = energy_variances(basis, self.energy_forms, q, members, products, extra[:1])
         residual = nystrom_residual(found.prior, found.explained) @ self.variances
         left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
         of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species

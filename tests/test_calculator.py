@@ -42,7 +42,8 @@ def test_forces_agree_with_ase_finite_differences(model: MultiFidelityGP) -> Non
     atoms.calc = model.calculator(uncertainty="none")
     forces = atoms.get_forces()
     assert np.abs(forces).max() > 0.1
-    assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), rtol=0, atol=1e-6)
+    numerical = calculate_numerical_forces(atoms, eps=2e-4)  # energies carry 5e-11 eV of rounding
+    assert_allclose(forces, numerical, rtol=0, atol=1e-6)
 
 
 def test_molecule_has_no_stress(model: MultiFidelityGP) -> None:

@@ -17,8 +17,11 @@ from descriptors.density import density_coefficients, density_pullback, lay_out,
 from descriptors.soap import environments
 from descriptors.streamed import streamed_coefficients, streamed_pullback
 from mfgp import DataError, MultiFidelityGP
-from mfgp.energy_variances import CovarianceRoot
+from mfgp import energy_variances as energy_variances_module
+from mfgp.energy_variances import CovarianceRoot, EnergyForms, energy_variances, mean_inducing_features
+from mfgp.inducing import build_basis
 from mfgp.kernels import power
+from mfgp.means import inner_products
 from mfgp.observations import local_features
 
 ALL_SPECIES = (1, 3, 6, 7, 8, 11, 13, 14, 15, 17, 25, 26, 29, 79)
@@ -180,6 +183,40 @@ def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) 
     flat = torch.diag(torch.tensor([1.0, 0.0, -1e-18, 4.0], dtype=torch.float64))  # not positive definite
     rows = torch.ones(1, 4, dtype=torch.float64)
     assert float(CovarianceRoot.of(flat).quadratic(rows)) == pytest.approx(5.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("smallest_pivot", [0.0, 2.0])  # with the inverse of L, and without
+@pytest.mark.parametrize("counts", [(12,), (9, 5)])
+def test_forms_of_energies_are_the_sums_that_they_stand_for(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], smallest_pivot: float
+) -> None:
+    monkeypatch.setattr(energy_variances_module, "SMALL_PIVOT", smallest_pivot)
+    rng, m, species = np.random.default_rng(4), sum(counts), (13, 28)[: len(counts)]
+
+    def directions(n: int) -> torch.Tensor:
+        q = torch.from_numpy(rng.normal(size=(n, 30)))
+        return q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
+
+    basis = build_basis(species, tuple(directions(n) for n in counts), torch.arange(m), zeta=2)
+    root = torch.from_numpy(rng.normal(size=(m + 3, m + 3)))
+    c, q, extra = root @ root.T, directions(6), torch.from_numpy(rng.normal(size=(1, 3)))
+    members = (torch.arange(6),) if len(counts) == 1 else (torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4]))
+    numbers = torch.empty(6, dtype=torch.long)
+    for z, own in zip(species, members, strict=True):
+        numbers[own] = z
+    found = energy_variances(basis, EnergyForms.of(basis, c), q, members, inner_products(basis, q, members), extra)
+    phi = local_features(basis, q, numbers)  # [atom, M]
+    rows = phi.clone()
+    for (_, columns), own, row in zip(basis.blocks(), members, mean_inducing_features(basis), strict=True):
+        rows[own] -= row
+        explained = phi[:, columns].sum(0).square().sum()
+        assert float(found.explained[0, species.index(int(numbers[own[0]]))]) == pytest.approx(
+            float(explained), rel=1e-10
+        )
+    total = torch.cat([phi.sum(0), extra[0]])
+    assert float(found.weights) == pytest.approx(float(total @ c @ total), rel=1e-10)
+    assert_allclose(found.local_weights, ((rows @ c[:m, :m]) * rows).sum(1), rtol=1e-9, atol=0)
+    assert_allclose(found.local_explained, phi.square().sum(1), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("n", range(7))
