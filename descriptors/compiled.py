@@ -1,20 +1,25 @@
 """Compilation of loops over numbers by numba, once for a machine.
 
-`compiled` is numba.njit with the machine code kept on disk, beside this file or, where that folder cannot be written, in the
+`compiled` is numba.njit with the machine code kept on disk, beside the file or, where that folder cannot be written, in the
 user's cache folder (or in NUMBA_CACHE_DIR); where neither can be, every process compiles anew. Products and sums may be
 contracted to fused ones; nothing else is relaxed, so not-a-numbers stay what they are, and results do not depend on the
-run. numba looks at the file of a kernel alone to see whether its code on disk is the newest: who edits a function that
-kernels of another file call, empties `__pycache__`.
+run. Python's lock is released meanwhile, so that threads run beside each other.
+
+numba looks at the file of a function alone to see whether its code on disk is the newest, not at those of the functions that
+it calls. So the mark that it compares holds the content of this whole package too.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
 njit: Any = numba.njit  # its declared types leave some options out
+SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
 
 
@@ -30,6 +35,11 @@ def lean(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _kept(function: Callable[..., Any], **more: Any) -> Callable[..., Any]:
     try:
-        return njit(cache=True, **OPTIONS, **more)(function)
+        out = njit(cache=True, **OPTIONS, **more)(function)
     except RuntimeError:  # no folder for the cache
         return njit(**OPTIONS, **more)(function)
+    index = getattr(getattr(out, "_cache", None), "_cache_file", None)
+    if not hasattr(index, "_source_stamp"):  # another numba than is known here: rather slow than stale
+        return njit(**OPTIONS, **more)(function)
+    index._source_stamp = (*index._source_stamp, SOURCES)
+    return out

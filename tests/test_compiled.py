@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +33,7 @@ from descriptors.solid_harmonics import gradients, recursion, solid_harmonics
 from descriptors.streamed import StreamedPass, streamed_pass
 from descriptors.table import intervals, quintic
 
+ROOT = Path(__file__).parent.parent
 SPECIES = (1, 3, 6, 7, 8, 11, 13, 14, 15, 17, 25, 26, 29, 79)
 SETTINGS = {
     "smooth": {"r_cut": 4.0, "n_max": 3, "l_max": 4, "cutoff_width": 0.8},
@@ -230,3 +234,21 @@ def test_functions_compile_where_no_cache_can_be() -> None:
     space: dict = {}
     exec("def doubled(x):\n    return 2 * x\n", space)
     assert compiled(space["doubled"])(21) == 42
+
+
+def test_code_on_disk_is_made_anew_when_what_it_calls_has_changed(tmp_path: Path) -> None:
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "compiled.py").write_text((ROOT / "descriptors" / "compiled.py").read_text())
+    top = "from kernels.compiled import compiled\n"
+    (package / "high.py").write_text(
+        f"{top}from kernels.low import low\n\n\n@compiled\ndef high(x):\n    return 2 * low(x)\n"
+    )
+    code = "from kernels.high import high; print(high(3), sum(high.stats.cache_hits.values()))"
+    found = []
+    for added in (1, 1, 5):
+        (package / "low.py").write_text(f"{top}\n\n@compiled\ndef low(x):\n    return x + {added}\n")
+        run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+        found.append(run.stdout.split())
+    assert found == [["8", "0"], ["8", "1"], ["16", "0"]]  # result, and whether it came from disk
