@@ -38,7 +38,7 @@ def _kept(function: Callable[..., Any], **more: Any) -> Callable[..., Any]:
         out = njit(cache=True, **OPTIONS, **more)(function)
     except RuntimeError:  # no folder for the cache
         return njit(**OPTIONS, **more)(function)
-    index = getattr(getattr(out, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(out, "_cache", None), "_cache_file", None)
     if not hasattr(index, "_source_stamp"):  # another numba than is known here: rather slow than stale
         return njit(**OPTIONS, **more)(function)
     index._source_stamp = (*index._source_stamp, SOURCES)
