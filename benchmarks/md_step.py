@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import MultiFidelityGP, read_frames
+from mfgp.compression import compression_error
 from mfgp.config import load_config
+from mfgp.datasets import load_lmfp
+from mfgp.reduction import MAX_ZETA
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp" / "config.yaml"
+COMPRESSIONS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # eV
 STEP = 5e-4  # Å, standard deviation of a move
 ROUNDS, OURS, THEIRS = 12, 12, 3  # steps of a block
 OURS_OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,6 +45,10 @@ OURS_OPTIONS: dict[str, dict[str, Any]] = {
     "float32": {"uncertainty": "none", "dtype": "float32"},
     "float64, std of energies": {"uncertainty": "energies"},
     "float32, std of energies": {"uncertainty": "energies", "dtype": "float32"},
+}
+COMPRESSED: dict[str, dict[str, Any]] = {  # where the kernel allows it
+    f"{dtype}, compression 1e-5 eV": {"uncertainty": "none", "dtype": dtype, "compression": 1e-5}
+    for dtype in ("float64", "float32")
 }
 CHGNET = """
 import json, sys, time, warnings
@@ -109,7 +118,9 @@ def cathode(work: Path, chgnet_python: Path | None, rounds: int) -> dict[str, An
     model = MultiFidelityGP.fit(frames, config)
     atoms = frames.of("mag")[0].atoms.copy()
     rivals = {"CHGNet": Remote(chgnet_python, work)} if chgnet_python else {}
-    return compare(model, atoms, rivals, rounds)
+    errors = [compression_error(model, load_lmfp("mag", "validation"), e, "mag") for e in COMPRESSIONS]
+    found = [{"compression": e} | asdict(error) for e, error in zip(COMPRESSIONS, errors, strict=True)]
+    return compare(model, atoms, rivals, rounds) | {"compressions": found}
 
 
 class Local:
@@ -152,14 +163,15 @@ class Remote:
 
 def compare(model: MultiFidelityGP, atoms: Atoms, rivals: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Blocks of steps of all calculators in turn."""
-    runs = {k: Local(model.calculator(**options)) for k, options in OURS_OPTIONS.items()} | rivals
+    ours = OURS_OPTIONS | (COMPRESSED if model.basis.zeta <= MAX_ZETA else {})
+    runs = {k: Local(model.calculator(**options)) for k, options in ours.items()} | rivals
     spent: dict[str, list[float]] = {name: [] for name in runs}
     rng, rates, place = np.random.default_rng(0), [], atoms.copy()
     for _ in range(rounds):
         rates.append(gemm_rate())
         for name, run in runs.items():
             path = []
-            for _ in range((OURS if name in OURS_OPTIONS else THEIRS) + 1):
+            for _ in range((OURS if name in ours else THEIRS) + 1):
                 place.positions += rng.normal(0.0, STEP, place.positions.shape)
                 path.append(place.copy())
             spent[name] += run.seconds(path)[1:]
@@ -176,7 +188,7 @@ def compare(model: MultiFidelityGP, atoms: Atoms, rivals: dict[str, Any], rounds
             "n": len(s),
             "times_faster": over,
         }
-        out[name] = row | ({"over_floor": medians[name] / floor} if name in OURS_OPTIONS else {})
+        out[name] = row | ({"over_floor": medians[name] / floor} if name in ours else {})
     out["float32_force_error"] = force_error(model, atoms)
     return out
 

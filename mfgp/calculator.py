@@ -17,7 +17,6 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.data import chemical_symbols
 
 from mfgp.prediction import UNCERTAINTIES, Prediction
-from mfgp.reduction import TOLERANCE
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -58,7 +57,7 @@ class MultiFidelityCalculator(Calculator):
     by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
     compression (eV): largest change of a local energy at an inducing environment by summing the mean over fewer terms than
     inducing points (kernels with zeta 1 or 2; not with `full`). 1e-5 is fast and changes forces by less than 1e-4 eV/Å on
-    LMFP; `mfgp.compression.compression_error` says by how much on structures of yours. 0 takes all terms.
+    LMFP; `mfgp.compression.compression_error` says by how much on structures of yours.
     dtype: `float32` is faster: forces differ by less than 1e-4 eV/Å (with `full` nothing changes).
 
     The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
@@ -78,7 +77,7 @@ class MultiFidelityCalculator(Calculator):
         seed: int = 0,
         skin: float = SKIN,
         dtype: str = "float64",
-        compression: float = TOLERANCE,
+        compression: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

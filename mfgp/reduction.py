@@ -23,18 +23,14 @@ from torch import Tensor
 from mfgp.errors import ConfigError
 from mfgp.inducing import InducingBasis
 
-TOLERANCE = 1e-7  # eV; nothing that a user could see
 MAX_ZETA = 2  # of the kernels whose mean is a form
 
 
 def checked_tolerance(basis: InducingBasis, tolerance: float) -> float:
-    """A tolerance of `reduced`. ConfigError for a negative one, and where the kernel has no such form.
-
-    TOLERANCE itself, the default of calculators, is taken for every kernel.
-    """
+    """A tolerance of `reduced`. ConfigError for a negative one, and for one above 0 where the kernel has no such form."""
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"compression = {tolerance} eV: give zero or more, such as 1e-5.")
-    if tolerance > TOLERANCE and basis.zeta > MAX_ZETA:
+    if tolerance > 0 and basis.zeta > MAX_ZETA:
         raise ConfigError(
             f"compression: the mean of a model with zeta = {basis.zeta} has no form with fewer terms; fit with zeta: 2."
         )
@@ -44,11 +40,11 @@ def checked_tolerance(basis: InducingBasis, tolerance: float) -> float:
 def reduced(basis: InducingBasis, alpha: list[Tensor], tolerance: float) -> tuple[InducingBasis, list[Tensor]]:
     """A basis and dual weights [term] eV of the mean sum_m alpha_m (z_m . q)^zeta within `tolerance`, with fewer terms.
 
-    tolerance: largest change of a local energy at an inducing environment, eV; with 0 everything stays as it is. `basis`
-    itself where there are no terms to save. The points of a new basis are directions in the space of q; its factors and
-    ranks are those of the old.
+    tolerance: largest change of a local energy at an inducing environment, eV; with 0 only elements with more inducing
+    points than features have fewer terms. `basis` itself where there are none to save. The points of a new basis are directions in
+    the space of q; its factors and ranks are those of the old.
     """
-    if tolerance == 0 or basis.zeta > MAX_ZETA:
+    if basis.zeta > MAX_ZETA:
         return basis, alpha
     pairs = [_terms(points, a, basis.zeta, tolerance) for points, a in zip(basis.points, alpha, strict=True)]
     if all(points is old for (points, _), old in zip(pairs, basis.points, strict=True)):
@@ -60,6 +56,8 @@ def _terms(points: Tensor, alpha: Tensor, zeta: int, tolerance: float) -> tuple[
     """Of one species: points [m, D], alpha [m] -> [k, D], [k], k <= m."""
     if zeta == 1:
         return (alpha @ points)[None], alpha.new_ones(1)
+    if tolerance == 0 and len(points) <= points.shape[1]:
+        return points, alpha
     directions, r = torch.linalg.qr(points.T)  # [D, min(m, D)], [min(m, D), m]
     values, vectors = torch.linalg.eigh((r * alpha) @ r.T)  # lambda [k]
     found = (r.T @ vectors).square_().mul_(values)  # [m, k] lambda_k (v_k . z_m)^2

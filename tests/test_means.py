@@ -29,7 +29,7 @@ ALL_SPECIES = (1, 3, 6, 7, 8, 11, 13, 14, 15, 17, 25, 26, 29, 79)
 
 def test_forces_along_dynamics_do_not_depend_on_the_skin(model: MultiFidelityGP) -> None:
     atoms = alloy(95, repeat=2, rattle=0.05)
-    atoms.calc = model.calculator(uncertainty="none", skin=0.3, compression=0.0)
+    atoms.calc = model.calculator(uncertainty="none", skin=0.3)
     thermalize_momenta(atoms, temperature_K=600, rng=np.random.default_rng(3))
     dynamics, fresh, compared = VelocityVerlet(atoms, timestep=2 * units.fs), model.predictor(), []
 
