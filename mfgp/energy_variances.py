@@ -25,7 +25,7 @@ from mfgp.kernels import power
 from mfgp.means import chosen
 
 STRIPS = 4  # of columns, into which the triangle is cut
-SMALL_PIVOT = 1e-4  # of L, whose first is 1
+SMALL_PIVOT = 1e-3  # of L, whose first is 1: with its inverse |phi|^2 is off by 1e-12 there, and more below
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SpeciesForm:
     """
 
     factor: Tensor | None  # [M_s, M_s] L where its inverse is not in the transform
-    transform: Tensor  # [M_s, M_s] V^T L^-1, or V^T
+    transform: Tensor  # [M_s, M_s] L^-T V, or V
     values: Tensor  # [M_s] lambda, eV^2
     reference: Tensor  # [M_s] mean of psi over the inducing environments
 
@@ -71,14 +71,14 @@ class SpeciesForm:
         reference = factor.mean(0) @ vectors  # phi(z_m) is row m of L
         values = values.clamp(min=0.0)
         if float(factor.diagonal().min()) < SMALL_PIVOT:
-            return SpeciesForm(factor, vectors.T.contiguous(), values, reference)
-        transform = torch.linalg.solve_triangular(factor.T, vectors, upper=True).T.contiguous()
+            return SpeciesForm(factor, vectors.contiguous(), values, reference)
+        transform = torch.linalg.solve_triangular(factor.T, vectors, upper=True).contiguous()
         return SpeciesForm(None, transform, values, reference)
 
     def psi(self, k: Tensor) -> Tensor:
-        """[M_s, atom] from k(Z, x) [M_s, atom]."""
-        phi = k if self.factor is None else torch.linalg.solve_triangular(self.factor, k, upper=False)
-        return self.transform @ phi
+        """[atom, M_s] from k(x, Z) [atom, M_s]."""
+        phi = k if self.factor is None else torch.linalg.solve_triangular(self.factor, k.T, upper=False).T
+        return phi @ self.transform
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ def energy_variances(
         if len(own) == 0:
             continue
         of_species = chosen(q, own)
-        psi = form.psi(power(products[index], basis.zeta))  # [M_s, atom]
-        total[0, columns] = psi.sum(1)
+        psi = form.psi(power(products[index].T, basis.zeta))  # [atom, M_s]
+        total[0, columns] = psi.sum(0)
         prior[0, index] = power(of_species @ of_species.T, basis.zeta).sum()
         explained[0, index] = total[0, columns].square().sum()
-        local_explained[own] = torch.linalg.vector_norm(psi, dim=0).square_()
-        local_weights[own] = form.values @ psi.sub_(form.reference[:, None]).square_()
+        local_explained[own] = torch.linalg.vector_norm(psi, dim=1).square_()
+        local_weights[own] = psi.sub_(form.reference).square_() @ form.values
     return EnergyVariances(forms.total(total), prior, explained, local_weights, local_explained)

@@ -49,7 +49,7 @@ def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tens
 
 def inner_products(basis: InducingBasis, q: Tensor, members: tuple[Tensor, ...]) -> list[Tensor]:
     """Z_m . q_i of each species, [M_s, atom of it], from descriptors q [N, D]."""
-    return [points @ chosen(q, own).T for points, own in zip(basis.points, members, strict=True)]
+    return [(chosen(q, own) @ points.T).T for points, own in zip(basis.points, members, strict=True)]
 
 
 def chosen(q: Tensor, own: Tensor) -> Tensor:
