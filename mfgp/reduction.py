@@ -41,8 +41,8 @@ def reduced(basis: InducingBasis, alpha: list[Tensor], tolerance: float) -> tupl
     """A basis and dual weights [term] eV of the mean sum_m alpha_m (z_m . q)^zeta within `tolerance`, with fewer terms.
 
     tolerance: largest change of a local energy at an inducing environment, eV; with 0 only elements with more inducing
-    points than features have fewer terms. `basis` itself where there are none to save. The points of a new basis are directions in
-    the space of q; its factors and ranks are those of the old.
+    points than features have fewer terms. `basis` itself where there are none to save. The points of a new basis are
+    directions in the space of q; its factors and ranks are those of the old.
     """
     if basis.zeta > MAX_ZETA:
         return basis, alpha
