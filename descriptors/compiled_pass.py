@@ -1,7 +1,7 @@
 """The passes of the descriptor on a CPU, in compiled loops: density_kernels.py and spectrum_kernels.py.
 
 Results are those of streamed.py but for what the table of the radial functions is off (table.py): forces of silicon and LMFP
-models change by 1e-9 eV/Å. Arrays are float64 throughout; with a table in float32 so are all but the sums of a pair.
+models change by 1e-9 eV/Å. With a table in float32 the sums over neighbours are float32, all else is float64.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class CompiledPass:
     """What the reverse pass needs of the forward pass, and its results."""
 
     slots: Slots
+    n_species: int
     table: RadialTable
     layout: SpectrumLayout
     contraction: Contraction | None
@@ -41,11 +42,10 @@ class CompiledPass:
         spectrum_kernels.spectrum_pullback(
             self.coefficients, *self.layout.arrays, _array(self.features), self.norm, _array(gradient), dc
         )
-        n_species = len(self.slots.first) // max(1, len(dc))
         k = self.table.constants
         if self.contraction is not None:
             dc = _flat(expand_channels(by_degree(dc, self.layout.widths), self.contraction))
-        dc = dc.reshape(len(dc), len(k.recursion) ** 2, n_species * len(k.own))
+        dc = dc.reshape(len(dc), len(k.recursion) ** 2, self.n_species * len(k.own))
         out = np.empty((len(self.slots.vectors), 3))
         where = _array(self.slots.vectors), self.slots.first.numpy(), self.slots.count.numpy()
         density_kernels.pullback(*where, k.knots, k.radial, len(k.own), k.recursion, dc, out)
@@ -53,23 +53,29 @@ class CompiledPass:
 
 
 def compiled_pass(
-    slots: Slots, species: Tensor, table: RadialTable, layout: SpectrumLayout, contraction: Contraction | None
+    slots: Slots,
+    species: Tensor,
+    n_species: int,
+    table: RadialTable,
+    layout: SpectrumLayout,
+    contraction: Contraction | None,
 ) -> CompiledPass:
     """q of centres [centre] of the given species, whose pairs are laid out already. Raises ValueError where p vanishes."""
-    c, widths, shortest = compiled_coefficients(slots, species, table)
+    c, widths, shortest = compiled_coefficients(slots, species, n_species, table)
     if contraction is not None:
         c = _flat(contract(by_degree(c, widths), contraction))
     q, norm = np.empty((len(c), layout.n_features)), np.empty(len(c))
     spectrum_kernels.spectrum(c, *layout.arrays, q, norm)
     require_direction(torch.from_numpy(norm))
     features = torch.from_numpy(q).to(slots.vectors.dtype)
-    return CompiledPass(slots, table, layout, contraction, c, norm, features, shortest)
+    return CompiledPass(slots, n_species, table, layout, contraction, c, norm, features, shortest)
 
 
-def compiled_coefficients(slots: Slots, species: Tensor, table: RadialTable) -> tuple[Array, tuple[int, ...], float]:
+def compiled_coefficients(
+    slots: Slots, species: Tensor, n_species: int, table: RadialTable
+) -> tuple[Array, tuple[int, ...], float]:
     """c before any contraction [centre, l m channel], channels of each l, and the shortest distance in Å or NaN."""
     k, n_centres = table.constants, len(species)
-    n_species = len(slots.first) // max(1, n_centres)
     out = np.empty((n_centres, len(k.recursion) ** 2, n_species * len(k.own)))
     where = _array(slots.vectors), slots.first.numpy(), slots.count.numpy()
     density_kernels.coefficients(*where, species.numpy(), k.knots, k.radial, k.own, k.recursion, out)

@@ -17,8 +17,10 @@ import math
 import numpy as np
 
 from descriptors.compiled import compiled
-from descriptors.lanes import load, spread, spread_from, store, total, workspace
+from descriptors.lanes import WIDTH, load, spread, spread_from, store, total, workspace
 from descriptors.solid_harmonics import gradients, solid_harmonics
+
+assert WIDTH == 8  # written out below
 
 
 @compiled

@@ -10,6 +10,7 @@ need all terms of the pairs: `expand_environments`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,22 +128,25 @@ class SOAP:
         return self.values(self.neighborhoods(structures))
 
     def values(self, nb: Neighborhoods) -> Tensor:
-        """q [centre, D], |q| = 1."""
-        return self.expand(nb).features
+        """q [centre, D], |q| = 1. Raises ValueError for vectors that are not numbers."""
+        forward = self.expand(nb)
+        if math.isnan(forward.shortest):
+            raise ValueError("the distance of a pair is not a number.")
+        return forward.features
 
     def coefficients(self, nb: Neighborhoods) -> list[Tensor]:
         """Density coefficients before any contraction: for each l [centre, channel, 2l+1]."""
         env = environments(self, nb)
         slots = lay_out(env, len(self.species))
         if env.species.device.type == "cpu":
-            c, widths, _ = compiled_coefficients(slots, env.species, self.table)
+            c, widths, _ = compiled_coefficients(slots, env.species, len(self.species), self.table)
             return [x.to(nb.vectors.dtype) for x in by_degree(c, widths)]
         return streamed_coefficients(self.radial_slots(slots), env.species, len(self.species))
 
-    def expand(self, nb: Neighborhoods) -> ForwardPass:
-        """q with everything the reverse pass needs."""
+    def expand(self, nb: Neighborhoods, table: RadialTable | None = None) -> ForwardPass:
+        """q with everything the reverse pass needs; table as in `expand_slots`."""
         env = environments(self, nb)
-        return self.expand_slots(lay_out(env, len(self.species)), env.species)
+        return self.expand_slots(lay_out(env, len(self.species)), env.species, table)
 
     def expand_slots(self, slots: Slots, species: Tensor, table: RadialTable | None = None) -> ForwardPass:
         """q of centres [centre] of the given species (indices into self.species), whose pairs are laid out already.
@@ -151,7 +155,7 @@ class SOAP:
         belongs to pairs is float32.
         """
         if species.device.type == "cpu":
-            return compiled_pass(slots, species, table or self.table, self.layout, self.contraction)
+            return compiled_pass(slots, species, len(self.species), table or self.table, self.layout, self.contraction)
         pairs = self.radial_slots(slots, table)
         return streamed_pass(pairs, species, len(self.species), self.layout, self.contraction)
 

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from descriptors.compiled import compiled
-from descriptors.lanes import load, spread, store
+from descriptors.lanes import WIDTH, load, spread, store
+
+assert WIDTH == 8  # written out below
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 
 from descriptors.compiled import compiled
-from descriptors.lanes import load, spread, spread_from, store, workspace
+from descriptors.lanes import WIDTH, load, spread, spread_from, store, workspace
+
+assert WIDTH == 8  # written out below
 
 
 @compiled

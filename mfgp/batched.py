@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from ase import Atoms
 
+from descriptors.soap import jacobian_bytes
 from mfgp.features import Functionals
 from mfgp.means import Mean, inner_products, local_gradient, voigt
 from mfgp.prediction import Prediction
@@ -21,18 +21,24 @@ from mfgp.reading import MIN_DISTANCE
 from mfgp.threads import ordered_map
 
 BATCH_ATOMS = 450  # expanded at a time
+THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
 
 
 def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty: str = "full") -> Iterator[Prediction]:
-    """predictor(atoms, uncertainty) of each structure, in order; the same to rounding. Raises DataError in its turn."""
+    """predictor(atoms, uncertainty) of each structure, in order; the same to rounding.
+
+    Raises ValueError as the predictor does, and DataError for a structure that cannot be predicted: in its turn, or, for
+    `none`, in that of its batch.
+    """
+    predictor.check_uncertainty(uncertainty)
     if uncertainty == "none":
         for places in batches(structures, BATCH_ATOMS):
             batch = [structures[i] for i in places]
             means = batched_means(predictor, batch)
             yield from (predictor.from_mean(a, found) for a, found in zip(batch, means, strict=True))
         return
-    if uncertainty in ("full", "by_level"):
-        features = predictor.model.features
+    features = predictor.model.features
+    if uncertainty in ("full", "by_level") and fits_threads(predictor, structures):
 
         def functionals(atoms: Atoms) -> Functionals:
             predictor.check(atoms)
@@ -48,16 +54,17 @@ def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty:
 def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mean]:
     """The Gaussian process's part of the means of several structures, expanded together. Raises DataError as `check`."""
     for atoms in structures:
-        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-            predictor.check(atoms)
         predictor.check_elements(atoms, "the structure")
     soap, (basis, alpha) = predictor.model.soap, predictor.mean_terms
     with torch.inference_mode():
-        nb = soap.neighborhoods(structures, device=predictor.weights.device)
-        forward = soap.expand(nb)
-        if not forward.shortest >= MIN_DISTANCE:
-            for atoms in structures:
-                predictor.check(atoms)
+        try:
+            nb = soap.neighborhoods(structures, device=predictor.weights.device)
+        except ValueError:  # no numbers, or no cell
+            _check_each(predictor, structures)
+            raise
+        forward = soap.expand(nb, predictor.table)
+        if not forward.shortest >= MIN_DISTANCE or not all(map(len, structures)):
+            _check_each(predictor, structures)
         q, members = forward.features, tuple(torch.nonzero(nb.numbers == z).squeeze(1) for z in basis.species)
         gradient = local_gradient(basis, alpha, q, members, inner_products(basis, q, members))
         energies = (gradient * q).sum(1).div_(basis.zeta)  # [atom]
@@ -69,6 +76,21 @@ def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mea
         virials = [voigt(tensor + tensor.T).mul_(-0.5) for tensor in strain]
     sizes = [len(atoms) for atoms in structures]
     return [Mean(*parts) for parts in zip(energies.split(sizes), forces.split(sizes), virials, strict=True)]
+
+
+def fits_threads(predictor: Predictor, structures: Sequence[Atoms]) -> bool:
+    """Whether the Jacobians of structures as large as the largest fit into THREADS_BYTES, one for each thread."""
+    soap, largest = predictor.model.soap, max(structures, key=len, default=None)
+    if largest is None:
+        return False
+    predictor.check(largest)
+    needed = float(jacobian_bytes(soap, soap.neighborhoods([largest])).sum())
+    return torch.get_num_threads() * needed <= THREADS_BYTES
+
+
+def _check_each(predictor: Predictor, structures: Sequence[Atoms]) -> None:
+    for atoms in structures:
+        predictor.check(atoms)
 
 
 def batches(structures: Sequence[Atoms], max_atoms: int) -> Iterator[range]:

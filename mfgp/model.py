@@ -207,7 +207,7 @@ class MultiFidelityGP:
 
         draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
         skin (Å): for steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than
-        half of it. dtype: `float32` takes the radial functions of means from a table and sums over pairs in float32
+        half of it. dtype: `float32` sums over pairs in float32 for means
         (products with inducing points stay float64: their weights cancel); "full" and "by_level" are float64 in any case.
         compression (eV): means other than those of "full" and "by_level" are summed over fewer terms than there are inducing
         points, which changes no local energy of an inducing environment by more (`mfgp.reduction`; zeta 1 and 2).

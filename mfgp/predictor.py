@@ -94,6 +94,15 @@ class Predictor:
 
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
+        self.check_uncertainty(uncertainty)
+        if uncertainty in ("sampled", "energies", "none"):
+            with torch.inference_mode():  # without the bookkeeping of autograd
+                return self._from_descriptor(atoms, uncertainty)
+        self.check(atoms)
+        return self.from_functionals(atoms, self.model.features.functionals(atoms), uncertainty)
+
+    def check_uncertainty(self, uncertainty: str) -> None:
+        """ValueError for a kind of uncertainty that there is not, or that this predictor was not made for."""
         known = (*UNCERTAINTIES, "by_level")
         if uncertainty not in known:
             raise ValueError(f"uncertainty must be one of {', '.join(known)}, not {uncertainty!r}")
@@ -103,11 +112,6 @@ class Predictor:
             raise ValueError(
                 "uncertainty='by_level' needs a predictor that splits: model.predictor(fidelity, by_level=True)"
             )
-        if uncertainty in ("sampled", "energies", "none"):
-            with torch.inference_mode():  # without the bookkeeping of autograd
-                return self._from_descriptor(atoms, uncertainty)
-        self.check(atoms)
-        return self.from_functionals(atoms, self.model.features.functionals(atoms), uncertainty)
 
     def from_functionals(self, atoms: Atoms, functionals: Functionals, uncertainty: str = "full") -> Prediction:
         """`full` or `by_level` from the rows of all functionals of a structure that has been checked."""

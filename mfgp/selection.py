@@ -23,6 +23,7 @@ from mfgp.costs import CostModel
 from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
 from mfgp.gains import condition, gain
+from mfgp.kernels import n_functionals
 from mfgp.leave_one_out import CrossLevel
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import cell_volume
@@ -189,7 +190,7 @@ class Search:
         ]
         if not likely:
             return None
-        self._expand({int(self.candidates.index[p]) for p, _ in likely})
+        self._expand(list(dict.fromkeys(int(self.candidates.index[p]) for p, _ in likely)))
         found = []
         for p, place in likely:
             level = self.levels[place]
@@ -211,21 +212,27 @@ class Search:
         self.candidates.hours[p, place] = torch.inf
         return Choice(index, self.predictor.model.levels[level], rank, value, self.deviation(), cost)
 
-    def _expand(self, chosen: set[int]) -> None:
-        """Keep the design rows of structures; those of earlier ones are forgotten where memory asks for it."""
-        model, new = self.predictor.model, sorted(chosen - set(self.rows))
-        rows = ordered_map(lambda index: model.features.rows(self.pool[index]), new, model.features.device)
+    def _expand(self, chosen: Sequence[int]) -> None:
+        """Make the design rows of structures, as many as may be kept; those of earlier ones are forgotten for them."""
+        features, m = self.predictor.model.features, self.predictor.model.weights.shape[1]
+        wanted, room = list[int](), CACHE_BYTES
+        for index in chosen:
+            room -= 8.0 * n_functionals(len(self.pool[index])) * m
+            if wanted and room < 0:
+                break
+            wanted.append(index)
+        others = [index for index in self.rows if index not in wanted]
+        while others and sum(8.0 * self.rows[index].numel() for index in others) > room:
+            del self.rows[others.pop(0)]
+        new = [index for index in wanted if index not in self.rows]
+        rows = ordered_map(lambda index: features.rows(self.pool[index]), new, features.device)
         for index, phi in zip(new, rows, strict=True):
             self.rows[index] = torch.cat([phi, self.predictor.columns_of(self.pool[index])], dim=1)
-        size = 8.0 * sum(r.numel() for r in self.rows.values())
-        for index in [i for i in self.rows if i not in chosen]:
-            if size <= CACHE_BYTES:
-                break
-            size -= 8.0 * self.rows.pop(index).numel()
 
     def labelled(self, index: int, level: int) -> Tensor:
         """Rows A [r, M'] of the labels that a calculation gives, in units of their noise."""
-        self._expand({index})
+        if index not in self.rows:
+            self._expand([index])
         design, n = self.rows[index], len(self.pool[index])
         energy, force, virial = self.noise[level].tolist()
         parts = [design[:1] / (energy * n**0.5), design[1:-6] / force]

@@ -24,23 +24,25 @@ def ordered_map(
     """function(item) of each item, in order, with as many threads as torch has; on a GPU one after the other.
 
     No more than one result for each thread, and one more, is waiting to be taken, so memory is bounded. An error of the
-    function is raised in its turn.
+    function is raised in its turn. torch.set_num_threads holds for the thread that calls it and for those that start later:
+    the caller's number stays, other threads that start before the last result is taken have one.
     """
     n = torch.get_num_threads()
     if n == 1 or torch.device(device).type != "cpu":
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    # torch.set_num_threads holds for the thread that calls it and for those that start later; the caller's stays n
-    with ThreadPoolExecutor(n, "mfgp", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > n:
+    try:
+        with ThreadPoolExecutor(n, "mfgp", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(function, item))
+                    if len(waiting) > n:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(n)
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(n)  # once no thread is left that could still say 1

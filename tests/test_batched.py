@@ -11,7 +11,7 @@ from ase import Atoms
 from conftest import DESCRIPTOR, alloy
 from numpy.testing import assert_allclose
 
-from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, batched
 from mfgp.batched import batches, predict_many
 from mfgp.errors import DataError
 
@@ -82,7 +82,33 @@ def test_what_cannot_be_predicted_is_an_error(model: MultiFidelityGP, uncertaint
     strange.numbers[0] = 92
     close.positions[1] = close.positions[0] + 1e-6
     lost.positions[2, 1] = np.nan
-    for bad, message in ((strange, "has not seen U"), (close, "apart"), (lost, "position")):
+    flat = alloy(78)
+    flat.cell[2] = 0.0
+    cases = ((strange, "has not seen U"), (close, "apart"), (lost, "position"), (Atoms(), "atoms"), (flat, "cell"))
+    for bad, message in cases:
         with pytest.raises(DataError, match=message):
             model.predict([alloy(70), bad], uncertainty=uncertainty)
     assert model.predict([], uncertainty=uncertainty) == []
+
+
+def test_a_kind_of_uncertainty_is_checked_first(model: MultiFidelityGP) -> None:
+    with pytest.raises(ValueError, match="not 'fulll'"):
+        list(predict_many(model.predictor(), [], "fulll"))
+    with pytest.raises(ValueError, match="by_level=True"):
+        list(predict_many(model.predictor(), [alloy(70)], "by_level"))
+
+
+def test_float32_stays_float32(model: MultiFidelityGP) -> None:
+    predictor, exact = model.predictor(dtype="float32"), model.predictor()
+    (many,), alone = predict_many(predictor, [alloy(70)], "none"), predictor(alloy(70), "none")
+    assert_allclose(many.forces, alone.forces, rtol=0, atol=1e-9)
+    assert np.abs(many.forces - exact(alloy(70), "none").forces).max() > 1e-8
+
+
+def test_large_structures_come_one_after_the_other(model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
+    structures, predictor = [alloy(70), alloy(71)], model.predictor()
+    assert batched.fits_threads(predictor, structures)
+    monkeypatch.setattr(batched, "THREADS_BYTES", 1e3)
+    assert not batched.fits_threads(predictor, structures)
+    monkeypatch.setattr(batched, "ordered_map", None)
+    assert len(list(predict_many(predictor, structures))) == 2

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from ase.filters import FrechetCellFilter
 from ase.md.velocitydistribution import thermalize_momenta
@@ -101,3 +101,26 @@ def test_unknown_settings_and_elements(model: MultiFidelityGP) -> None:
     atoms.calc = model.calculator()
     with pytest.raises(DataError, match="not seen Ni"):
         atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "positions", "numbers", "cell", "pbc", "initial_magmoms", "initial_charges"]
+)
+def test_changes_are_found_as_ase_finds_them(model: MultiFidelityGP, change: str) -> None:
+    atoms = alloy(50)
+    calculator = model.calculator(uncertainty="none")
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    moved = atoms.copy()
+    if change == "positions":
+        moved.positions[1, 2] += 1e-9
+    if change == "numbers":
+        moved.numbers[:] = moved.numbers[::-1]
+    if change == "cell":
+        moved.cell[0, 0] += 1e-9
+    if change == "pbc":
+        moved.pbc = [True, True, False]
+    if change.startswith("initial"):
+        moved.set_array(change, np.ones(len(moved)))
+    assert calculator.check_state(moved) == Calculator.check_state(calculator, moved)
+    assert calculator.check_state(moved) == ([] if change == "nothing" else [change])

@@ -156,12 +156,21 @@ def test_atoms_without_neighbours_and_no_atoms() -> None:
     none = soap.expand_slots(*laid_out(soap, Atoms()))
     assert none.features.shape == (0, soap.n_features)
     assert none.pullback(none.features).shape == (0, 3)
+    nb = soap.neighborhoods([far])
+    contracted = SOAP(soap.config, soap.species, fit_contraction(soap, [nb], 0.95))
+    none = contracted.expand_slots(*laid_out(contracted, Atoms()))
+    assert none.features.shape == (0, contracted.n_features)
+    assert none.pullback(none.features).shape == (0, 3)
 
 
 def test_distances_that_are_not_numbers_are_told() -> None:
     soap = SOAP(SOAPConfig(**SETTINGS["smooth"]), (14,))
     slots, species = laid_out(soap, rattled_silicon())
     slots.vectors[3, 1] = math.nan
+    nb = soap.neighborhoods([rattled_silicon()])
+    nb.vectors[3, 1] = math.nan
+    with pytest.raises(ValueError, match="not a number"):
+        soap.values(nb)
     assert math.isnan(soap.expand_slots(slots, species).shortest)
 
 

@@ -19,6 +19,7 @@ from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, d
 from mfgp.costs import CostModel
 from mfgp.directional import directional_rows
 from mfgp.gains import condition, gain
+from mfgp.kernels import n_functionals
 from mfgp.leave_one_out import CrossLevel
 from mfgp.selection import Search, select
 from mfgp.targets import build_target
@@ -305,3 +306,20 @@ def test_the_rows_that_are_kept_are_bounded(
     for i in range(10):
         s.labelled(i, 1)
     assert len(s.rows) == 3
+
+
+def test_rows_are_made_once_where_memory_allows(
+    model: MultiFidelityGP, pool: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four structures, room for two: a miss makes one, and forgets another."""
+    state, made, rows = search(model, pool), [], type(model.features).rows
+    state.rows.clear()
+    monkeypatch.setattr(type(model.features), "rows", lambda self, atoms: made.append(len(made)) or rows(self, atoms))
+    size = 8.0 * n_functionals(len(pool[0])) * model.weights.shape[1]
+    monkeypatch.setattr(selection, "CACHE_BYTES", 2.5 * size)
+    state._expand([0, 1, 2, 3])
+    assert sorted(state.rows) == [0, 1]
+    for index, expected in ((0, 2), (1, 2), (2, 3), (3, 4), (2, 4)):
+        state.labelled(index, 0)
+        assert len(made) == expected
+        assert len(state.rows) <= 2
