@@ -42,7 +42,7 @@ from mfgp.training import REFINE_ITERATIONS
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
 EVALUATIONS = 0.5  # of the evidence, for each iteration that is allowed
-COPIES = 5  # of the joint precision that are held at a time
+COPIES = 7  # of the joint precision that are held at a time
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
 
 

@@ -30,7 +30,7 @@ from mfgp.threads import ordered_map
 
 GEMM_SIZE = 512
 PIVOTS = 100  # that are chosen from the sample
-LARGEST_EVALUATION = 1200  # joint size T M' of the evaluation of the evidence that is timed
+LARGEST_EVALUATION = 2000  # joint size T M' of the evaluation of the evidence that is timed
 SAMPLE_ATOMS = BATCH_ATOMS // 2  # of the structures whose rows are timed
 
 
@@ -164,10 +164,9 @@ def _block(features: Features, size: int, device: torch.device) -> float:
 def _evaluation(
     keys: list[Key], n_levels: int, size: int, config: FitConfig, features: Features, device: torch.device
 ) -> float:
-    """Of (T M')^3, at the size of the run on a prefix of the inducing points or a little less."""
-    wanted = size if config.training.n_optimise is None else min(size, config.training.n_optimise)
+    """Of (T M')^3, with all inducing points or as many as LARGEST_EVALUATION allows: fewer are slower for their number."""
     n_columns = size - features.basis.size
-    m = max(1, min(wanted, LARGEST_EVALUATION // n_levels))
+    m = max(1, min(size, LARGEST_EVALUATION // n_levels))
     index = torch.zeros(m, dtype=torch.long, device=device)
     statistics = Statistics(m + n_columns)
     for key in keys:
