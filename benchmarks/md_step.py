@@ -4,8 +4,8 @@
 
 CPU milliseconds of a step through the ASE calculators, on one thread, along a path of small random moves: Si64 of the mlearn
 set (M = 1000, the descriptor of `mlearn_si.py`; GAP with the same basis and number of sparse points, trained by gap_fit
-unless a file of an earlier training is given) and the 28-atom LMFP cell with the model of the demo (CHGNet from its own
-Python, where it is installed). Each round runs a block of steps of every calculator in turn, so that a change of the
+unless a file of an earlier training is given) and the 28-atom LMFP cell with the model of its config.yaml (CHGNet from its
+own Python, where it is installed). Each round runs a block of steps of every calculator in turn, so that a change of the
 machine's speed meets all of them; figures are medians over all steps but the first of each block, with quartiles.
 The floor is the two products with the inducing points at the machine's rate of matrix products in the same run.
 """
@@ -112,7 +112,7 @@ def silicon(work: Path, data: Path, gap: Path | None, rival: bool, rounds: int) 
 
 
 def cathode(work: Path, chgnet_python: Path | None, rounds: int) -> dict[str, Any]:
-    """The model of the LMFP demo, and CHGNet."""
+    """The model of LMFP's config.yaml, and CHGNet."""
     config = load_config(LMFP, ())
     frames = read_frames({f.name: list(f.train) for f in config.fidelities}, keys=config.keys).training()
     model = MultiFidelityGP.fit(frames, config)
