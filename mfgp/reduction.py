@@ -28,7 +28,7 @@ MAX_ZETA = 2  # of the kernels whose mean is a form
 
 def checked_tolerance(basis: InducingBasis, tolerance: float) -> float:
     """A tolerance of `reduced`. ConfigError for a negative one, and for one above 0 where the kernel has no such form."""
-    if not (math.isfinite(tolerance) and tolerance >= 0):
+    if not isinstance(tolerance, int | float) or not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"compression = {tolerance} eV: give zero or more, such as 1e-5.")
     if tolerance > 0 and basis.zeta > MAX_ZETA:
         raise ConfigError(

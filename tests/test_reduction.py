@@ -110,6 +110,8 @@ def test_wrong_input(model: MultiFidelityGP) -> None:
         compression_error(model, [], 1e-5)
     with pytest.raises(ConfigError, match=r"compression = -1\.0 eV"):
         model.calculator(compression=-1.0)
+    with pytest.raises(ConfigError, match="compression = fast eV: give zero or more"):
+        model.calculator(compression="fast")  # type: ignore[arg-type]
     steep = _basis(_unit(30, 4, 0), 4)
     assert checked_tolerance(steep, 0.0) == 0.0
     with pytest.raises(ConfigError, match="zeta = 4"):
