@@ -19,8 +19,11 @@ import numpy as np
 from descriptors.compiled import compiled
 from descriptors.lanes import WIDTH, load, spread, spread_from, store, total, workspace
 from descriptors.solid_harmonics import gradients, solid_harmonics
+from descriptors.table import quintic
 
 assert WIDTH == 8  # written out below
+
+_quintic = compiled(quintic)
 
 
 @compiled
@@ -51,24 +54,7 @@ def place(r, radial, p):  # type: ignore[no-untyped-def]
     interval = int(x)
     t = x - interval
     w, dw = weight_at(r, radial)
-    t2, u = t * t, 1 - t
-    u2 = u * u
-    values = (
-        u2 * u * (1 + 3 * t + 6 * t2),
-        t * u2 * u * (1 + 3 * t),
-        0.5 * t2 * u2 * u,
-        t2 * t * (10 - 15 * t + 6 * t2),
-        -t2 * t * u * (4 - 3 * t),
-        0.5 * t2 * t * u2,
-    )
-    slopes = (
-        -30 * t2 * u2,
-        u2 * (1 - 3 * t) * (1 + 5 * t),
-        0.5 * t * u2 * (2 - 5 * t),
-        30 * t2 * u2,
-        -t2 * (2 - 3 * t) * (6 - 5 * t),
-        0.5 * t2 * u * (3 - 5 * t),
-    )
+    values, slopes = _quintic(t)
     for k in range(6):
         p[k] = w * values[k]
         p[6 + k] = dw * values[k] + w / radial[0] * slopes[k]

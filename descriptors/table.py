@@ -49,7 +49,7 @@ class RadialTable:
         device: torch.device | str = "cpu",
     ) -> RadialTable:
         """Tabulate the radial functions of a descriptor, in float64 until the last."""
-        half = quintic(torch.tensor([0.5], dtype=torch.float64))[0].view(1, 6)
+        half = torch.tensor([quintic(0.5)[0]], dtype=torch.float64)  # [1, 6]
         n = math.ceil(config.neighbor_cutoff / STEP)
         for _ in range(HALVINGS):
             step = config.neighbor_cutoff / n
@@ -104,27 +104,30 @@ def intervals(knots: Tensor) -> Tensor:
     return knots.as_strided((len(knots) - 1, 6, n_functions), (3 * n_functions, n_functions, 1))
 
 
-def quintic(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights p of value, slope and curvature at t = 0, then at t = 1, and their derivatives by t: [slot, 6] each."""
+def quintic(t: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Weights p of value, slope and curvature at t = 0, then at t = 1, and their derivatives by t, of a number or a tensor.
+
+    Compiled loops have it from here too (density_kernels.py).
+    """
     t2, u = t * t, 1 - t
     u2 = u * u
-    values = [
+    values = (
         u2 * u * (1 + 3 * t + 6 * t2),
         t * u2 * u * (1 + 3 * t),
         0.5 * t2 * u2 * u,
         t2 * t * (10 - 15 * t + 6 * t2),
         -t2 * t * u * (4 - 3 * t),
         0.5 * t2 * t * u2,
-    ]
-    slopes = [
+    )
+    slopes = (
         -30 * t2 * u2,
         u2 * (1 - 3 * t) * (1 + 5 * t),
         0.5 * t * u2 * (2 - 5 * t),
         30 * t2 * u2,
         -t2 * (2 - 3 * t) * (6 - 5 * t),
         0.5 * t2 * u * (3 - 5 * t),
-    ]
-    return torch.stack(values, dim=1), torch.stack(slopes, dim=1)
+    )
+    return values, slopes
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def tabulated(slots: Slots, table: RadialTable) -> TabulatedSlots:
     used = slots.filled * (r <= cutoff)
     x = torch.where(used > 0, r / table.step, 0.0)
     interval = x.long()
-    p, dp = quintic(x - interval)
+    p, dp = (torch.stack(y, dim=1) for y in quintic(x - interval))  # [slot, 6]
     w, dw = (y * used for y in neighbor_weight(r, table.config))
     weights = torch.stack([w[:, None] * p, dw[:, None] * p + (w / table.step)[:, None] * dp], dim=1)
     return TabulatedSlots(slots, table, slots.vectors.to(dtype), r.to(dtype), interval, weights.to(dtype))

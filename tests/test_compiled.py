@@ -182,13 +182,14 @@ def test_table_of_the_radial_functions(settings: dict) -> None:
     r = torch.linspace(0.0, config.neighbor_cutoff, 3001, dtype=torch.float64)
     exact, slopes = (x.transpose(0, 1).flatten(1) for x in radial_functions_with_slopes(basis, r))
     interval = (r / table.step).long()
-    p, dp = quintic(r / table.step - interval)
+    p, dp = (torch.stack(y, dim=1) for y in quintic(r / table.step - interval))
     ends = intervals(table.knots)[interval]
     assert relative(torch.bmm(p[:, None], ends)[:, 0], exact) < 1e-11
     assert relative(torch.bmm(dp[:, None], ends)[:, 0] / table.step, slopes) < 1e-9
     t = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
-    numerical = (quintic(t + 1e-6)[0] - quintic(t - 1e-6)[0]) / 2e-6
-    assert_allclose(quintic(t)[1], numerical, rtol=0, atol=1e-9)
+    above, below, slopes = quintic(t + 1e-6)[0], quintic(t - 1e-6)[0], quintic(t)[1]
+    for high, low, slope in zip(above, below, slopes, strict=True):
+        assert_allclose(slope, (high - low) / 2e-6, rtol=0, atol=1e-9)
     for x in r[1::500].tolist():
         w, dw = (float(y) for y in neighbor_weight(torch.tensor([x], dtype=torch.float64), config))
         assert weight_at(x, table.constants.radial) == pytest.approx((w, dw), abs=1e-14)
