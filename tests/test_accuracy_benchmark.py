@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from numpy.testing import assert_allclose
 
 from mfgp import read_frames
 from mfgp.frames import Frame
+from mfgp.single_point import structure_hash
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # common
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "accuracy"))
 
 from chgnet_rivals import composition_shift, shift_of
+from cross_fitted import CrossFitted
 from task import Predicted, scores
 
 
@@ -51,3 +55,25 @@ def test_shifted_energies_fit_and_the_shift_is_the_smallest(frames: list[Frame])
     assert_allclose([shift_of(f.atoms, shift) for f in frames], [-1.0, -3.0], rtol=0, atol=1e-9)  # eV
     counts = np.array([[np.sum(f.atoms.numbers == z) for z in shift] for f in frames])
     assert_allclose(list(shift.values()), np.linalg.pinv(counts) @ [-1.0, -3.0], rtol=0, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A network that says one number, and the fold that it has not seen."""
+
+    value: float
+    fold: frozenset[str]
+
+    def predict(self, structures: list[Atoms]) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        forces = [np.full((len(a), 3), self.value) for a in structures]
+        return np.full(len(structures), self.value), forces, [f[:, 0] for f in forces]
+
+
+def test_a_training_structure_is_never_judged_by_a_network_that_saw_it(frames: list[Frame]) -> None:
+    keys = [structure_hash(f.atoms) for f in frames]
+    calculator = CrossFitted([Constant(1.0, frozenset(keys[:1])), Constant(5.0, frozenset(keys[1:]))])
+    other = frames[0].atoms.copy()
+    other.positions[0, 0] += 0.1
+    for atoms, expected in ((frames[0].atoms, 1.0), (frames[1].atoms, 5.0), (other, 3.0)):
+        assert calculator.get_potential_energy(atoms) == expected
+        assert_allclose(calculator.get_forces(atoms), expected)

@@ -27,6 +27,7 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # common
 
 from common import RESULTS, machine, write_result
+from cross_fitted import FoldNetworks
 from ours import CANDIDATES, Workshop
 from rival_methods import GapFit, Transferred, fine_tuned, two_heads, zero_shot
 from task import Method, Task, scores
@@ -37,7 +38,10 @@ from mfgp.datasets import LEVELS, LMFP, load_lmfp
 from mfgp.learning_curve import first_of_top
 
 CACHE = Path.home() / ".cache" / "mfgp" / "lmfp_chgnet"
+ON_FINE_TUNED = "fine-tuned CHGNets + GP, mag"
 SLOW = (
+    ON_FINE_TUNED,
+    "CHGNets fine-tuned on folds, mean",
     "CHGNet, fine-tuned",
     "CHGNet, nm then mag",
     "CHGNet, nm and mag, two readouts",
@@ -47,7 +51,7 @@ Key = tuple[str, int, int, str]
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Magnetic training structures; `all` is all.")] = "10,20,40",
+    sizes: Annotated[str, typer.Option(help="Magnetic training structures; `all` is all.")] = "10,20,40,80",
     orders: Annotated[int, typer.Option(help="Orders of the magnetic structures to average over.")] = 3,
     slow_orders: Annotated[int, typer.Option(help="The same for the rivals that take minutes.")] = 1,
     methods: Annotated[list[str] | None, typer.Option(help="Only these; may be given more than once.")] = None,
@@ -85,12 +89,14 @@ def main(
 def available(training: FrameSet, cache: Path, gap_bin: Path | None) -> dict[str, Method]:
     """Every method by its name; what the candidates share is made when the first of them runs."""
     shop: list[Workshop] = []
+    networks = FoldNetworks()
 
     def candidate(name: str) -> Method:
         def run(task: Task) -> Any:
             if not shop:
                 shop.append(Workshop(training, load_config(LMFP / "config.yaml"), cache))
-            return shop[0].run(CANDIDATES[name], task)
+            trained = networks.baseline(task) if name == ON_FINE_TUNED else None
+            return shop[0].run(CANDIDATES[name], task, trained)
 
         return run
 
@@ -100,6 +106,7 @@ def available(training: FrameSet, cache: Path, gap_bin: Path | None) -> dict[str
         "CHGNet, fine-tuned": fine_tuned,
         "CHGNet, nm then mag": Transferred(),
         "CHGNet, nm and mag, two readouts": two_heads,
+        "CHGNets fine-tuned on folds, mean": networks.committee,
         "gap_fit, mag": GapFit(gap_bin),
     }
 
