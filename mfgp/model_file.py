@@ -272,7 +272,7 @@ def _load_sites(model: MultiFidelityGP, header: Header, tensors: Mapping[str, Te
 def _soap(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> SOAP:
     if header["retained"] is None:
         return SOAP(config.descriptor, species)
-    matrices = tuple(tensors[f"contraction.{degree}"] for degree in range(config.descriptor.l_max + 1))
+    matrices = tuple(tensors[f"contraction.{degree}"].cpu() for degree in range(config.descriptor.l_max + 1))
     return SOAP(config.descriptor, species, Contraction(matrices, tuple(header["retained"])))
 
 

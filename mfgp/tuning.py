@@ -121,11 +121,13 @@ def cross_validated_score(frames: FrameSet, config: FitConfig, report: Report = 
     features = Features.build(frames, config, report)
     basis = features.basis
     columns, column_std = fitting.build_columns(frames, basis.species, config, [])
+    columns, column_std = columns.to(features.device), column_std.to(features.device)
     folds = config.model_copy(update={"training": config.training.model_copy(update={"objective": "cv"})})
     data = fitting.training_data(frames, features, columns, [], folds, report)
     training = config.training
-    prior = fitting.make_prior(frames.levels, basis, config.model.rho)
-    noise = LevelNoise(len(frames.levels), (training.noise_energy, training.noise_force, training.noise_virial))
+    prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(features.device)
+    sigmas = (training.noise_energy, training.noise_force, training.noise_virial)
+    noise = LevelNoise(len(frames.levels), sigmas).to(features.device)
     evidence = config.model_copy(update={"training": training.model_copy(update={"objective": "evidence"})})
     fitting.learn(prior, noise, fitting.TrainingData(data.statistics), basis, column_std, evidence, report)
     objective = CrossValidation(noise, prior, data.folds)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
+from pretended_device import pretended_device
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 
@@ -67,3 +71,13 @@ def config() -> FitConfig:
 @pytest.fixture(scope="session")
 def model(two_levels: FrameSet, config: FitConfig) -> MultiFidelityGP:
     return MultiFidelityGP.fit(two_levels, config, progress=False)
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """The first CUDA device, or a pretended one where there is none."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda", 0)
+        return
+    with pytest.MonkeyPatch.context() as patch, pretended_device(patch) as device:
+        yield device

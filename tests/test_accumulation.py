@@ -83,7 +83,7 @@ def test_a_geometry_at_two_levels_is_expanded_once(two_levels: FrameSet) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("cuda")
 def test_a_fit_on_the_gpu_is_that_on_the_cpu(two_levels: FrameSet, model: MultiFidelityGP) -> None:
     config = model.config.model_copy(update={"device": "cuda"})
     found = MultiFidelityGP.fit(two_levels, config, progress=False)

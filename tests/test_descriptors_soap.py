@@ -185,18 +185,17 @@ def test_float32_is_close_to_float64(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_gpu_gives_what_the_cpu_gives(name: str) -> None:
+def test_the_gpu_gives_what_the_cpu_gives(name: str, cuda: torch.device) -> None:
     atoms = SYSTEMS[name]()
     soap = _soap(atoms)
-    host, device = soap.neighborhoods([atoms]), soap.neighborhoods([atoms], device="cuda")
+    host, device = soap.neighborhoods([atoms]), soap.neighborhoods([atoms], device=cuda)
     e_host, e_device = soap.expand(host), soap.expand(device)
     j_host, j_device = jacobian(soap, host), jacobian(soap, device)
     assert e_device.features.device.type == "cuda"
     assert_allclose(e_device.features.cpu(), e_host.features, rtol=0, atol=1e-12)
     gradient = torch.ones_like(e_host.features)
-    forces = soap.pullback(e_device, gradient.to("cuda"))
+    forces = soap.pullback(e_device, gradient.to(cuda))
     assert_allclose(forces.cpu(), soap.pullback(e_host, gradient), rtol=0, atol=1e-11)
     assert_allclose(j_device.d_positions.cpu(), j_host.d_positions, rtol=0, atol=1e-11)
     assert_allclose(j_device.d_strain.cpu(), j_host.d_strain, rtol=0, atol=1e-11)

@@ -205,18 +205,17 @@ def test_rows_that_are_not_wanted() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_gpu_gives_the_rows_of_the_cpu() -> None:
+def test_the_gpu_gives_the_rows_of_the_cpu(cuda: torch.device) -> None:
     soap = _soap(phosphate())
     basis = _basis(phosphate(), soap, 3)
     there = InducingBasis(
         basis.species,
-        tuple(z.cuda() for z in basis.points),
-        tuple(factor.cuda() for factor in basis.factors),
-        basis.rank.cuda(),
+        tuple(z.to(cuda) for z in basis.points),
+        tuple(factor.to(cuda) for factor in basis.factors),
+        basis.rank.to(cuda),
         basis.zeta,
         basis.jitter,
     )
-    found = functional_rows(there, inducing_forms(there, soap), soap, soap.neighborhoods([phosphate()], device="cuda"))
+    found = functional_rows(there, inducing_forms(there, soap), soap, soap.neighborhoods([phosphate()], device=cuda))
     expected = functional_rows(basis, inducing_forms(basis, soap), soap, soap.neighborhoods([phosphate()]))
     assert_allclose(found.cpu(), expected, rtol=0, atol=1e-10)
