@@ -56,9 +56,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Where plots and the model go.")] = Path("out/lmfp"),
     sizes: Annotated[
         str, typer.Option(help="Magnetic training structures, comma-separated; `all` is all.")
-    ] = "5,10,20,all",
+    ] = "5,20,all",
     n_inducing: Annotated[
-        int, typer.Option(help="Inducing points; config.yaml has more, and a dozen fits with them take ten minutes.")
+        int, typer.Option(help="Inducing points; config.yaml has more, and nine fits with them take ten minutes.")
     ] = 1000,
     n_nm: Annotated[int | None, typer.Option(help="Use only the first so many non-magnetic structures.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of 1 fs of the NVE run.")] = 200,
