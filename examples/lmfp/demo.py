@@ -26,6 +26,7 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.config import BaselineConfig, load_config
 from mfgp.console import data_table, estimate_line, stdout
+from mfgp.datasets import load_lmfp
 from mfgp.estimate import estimate
 from mfgp.features import Features
 from mfgp.learning_curve import Point, delta_learning, first_of_top, joint, learning_curve, top_level_only
@@ -66,7 +67,9 @@ def main(
     """Fit the LMFP set at growing numbers of magnetic structures, then run a short NVE."""
     start = time.perf_counter()
     config = load_config(HERE / "config.yaml", [f"model.n_inducing={n_inducing}"])
-    frames = read_frames({f.name: list(f.train) for f in config.fidelities}, keys=config.keys)
+    frames = read_frames(
+        {f.name: [*load_lmfp(f.name, "train"), *load_lmfp(f.name, "validation")] for f in config.fidelities}
+    )
     training, held_out = frames.training(), frames.held_out()
     low, high = frames.levels
     training = FrameSet(frames.levels, (*training.of(low)[:n_nm], *training.of(high)))
