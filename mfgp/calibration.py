@@ -17,8 +17,8 @@ a handful of structures the calibration stays near what the model says by itself
 cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std is that of the
 difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard deviations) a
 second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al.,
-Mach. Learn.: Sci. Technol. 3, 015012 (2022). Of forces v_weights and v_residual are multiplied by the factor of novelty.py
-first, which is fitted in turns with a, r and b.
+Mach. Learn.: Sci. Technol. 3, 015012 (2022). Of energies and forces v_weights and v_residual are multiplied by the factor of
+novelty.py first, which is fitted in turns with a, r and b.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import Neighbours, Novelty, Pairs, Surprise, fit_exponent
+from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Pairs, Surprise, fit_exponent
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
@@ -74,24 +74,30 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of energies and virials by level, of forces by level and atomic number; novelty of forces by level."""
+    """Scales of energies and virials by level, of forces by level and atomic number; novelty of both by level."""
 
     energy: tuple[Scale, ...]
     forces: tuple[dict[int, Scale], ...]
     virial: tuple[Scale, ...]
     fitted: tuple[Fitted, ...] = ()
     novelty: tuple[Novelty, ...] = ()
+    energy_novelty: tuple[EnergyNovelty, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
-        """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 but for forces.
+        """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 for the virial.
 
         weights [1+3N+6]: the weights' part; pairs: of neighbours within the cutoff.
         """
         out = torch.ones_like(weights)
+        out[0] = self.energy_novelty_factor(level, float(weights[0]), len(numbers))
         if self.novelty:
             found = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
             out[1:-6] = torch.from_numpy(found.repeat(3)).to(out)
         return out
+
+    def energy_novelty_factor(self, level: int, weights: float, atoms: int) -> float:
+        """The same for the total energy alone; weights: their part of its variance, eV^2."""
+        return self.energy_novelty[level].factor(weights, atoms) if self.energy_novelty else 1.0
 
     def variances(
         self, level: int, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64], noise: Tensor
@@ -147,6 +153,7 @@ class Calibration:
                 {"exponent": n.exponent, "reference": {chemical_symbols[z]: v for z, v in n.reference.items()}}
                 for n in self.novelty
             ],
+            "energy_novelty": [asdict(n) for n in self.energy_novelty],
         }
 
     @staticmethod
@@ -161,6 +168,7 @@ class Calibration:
                 Novelty(n["exponent"], {atomic_numbers[z]: v for z, v in n["reference"].items()})
                 for n in data["novelty"]
             ),
+            tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),
         )
 
 
@@ -191,25 +199,40 @@ def fit_calibration(
     first = found = fit_scales(left, levels, species)
     if neighbours is None:
         return found
-    of_forces = {level: [p for p in left if p.kind == "forces" and p.frame.fidelity == level] for level in levels}
-    usual = [{z: _mean_variance(of_forces[level], z) for z in species} for level in levels]
-    novelty = [Novelty(0.0, {z: v for z, v in u.items() if v > 0}) for u in usual]
-    ratios = {
-        id(p): _ratios(p, novelty[levels.index(p.frame.fidelity)], neighbours) for p in left if p.kind == "forces"
+    alike = {
+        (level, kind): [p for p in left if (p.frame.fidelity, p.kind) == (level, kind)]
+        for level in levels
+        for kind in ("energy", "forces")
     }
+    usual = [{z: _mean_variance(alike[level, "forces"], z) for z in species} for level in levels]
+    forces = [Novelty(0.0, {z: v for z, v in u.items() if v > 0}) for u in usual]
+    energies = [EnergyNovelty(0.0, _mean_energy_variance(alike[level, "energy"])) for level in levels]
+    ratios = {
+        id(p): _ratios(p, forces[t], energies[t], neighbours)
+        for t, level in enumerate(levels)
+        for kind in ("energy", "forces")
+        for p in alike[level, kind]
+    }
+    exponents = dict.fromkeys(alike, 0.0)
     for _ in range(ROUNDS):
-        for t, level in enumerate(levels):
-            if len(of_forces[level]) >= MIN_STRUCTURES:
-                surprises = [_surprise(p, found.forces[t], ratios[id(p)]) for p in of_forces[level]]
-                novelty[t] = replace(novelty[t], exponent=fit_exponent(surprises))
-        exponents = {level: n.exponent for level, n in zip(levels, novelty, strict=True)}
+        for key, parts in alike.items():
+            if len(parts) >= MIN_STRUCTURES:
+                t = levels.index(key[0])
+                exponents[key] = fit_exponent([_surprise(p, found, t, ratios[id(p)]) for p in parts])
         found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
     before = {(f.level, f.kind, f.species): f for f in first.fitted}
     fitted = []
     for f in found.fitted:
         was = before[f.level, f.kind, f.species]
         fitted.append(replace(f, coverage_before=was.coverage_before, z_std_before=was.z_std_before))
-    return replace(found, fitted=tuple(fitted), novelty=tuple(novelty))
+    return replace(
+        found,
+        fitted=tuple(fitted),
+        novelty=tuple(replace(n, exponent=exponents[level, "forces"]) for level, n in zip(levels, forces, strict=True)),
+        energy_novelty=tuple(
+            replace(n, exponent=exponents[level, "energy"]) for level, n in zip(levels, energies, strict=True)
+        ),
+    )
 
 
 def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
@@ -218,28 +241,37 @@ def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def _ratios(part: LeftOut, novelty: Novelty, neighbours: Neighbours) -> Array:
-    """log u of every left-out force component, [row]."""
-    frame = part.frame
-    atoms = np.flatnonzero(frame.force_mask)
-    u = novelty.ratios(part.weight_variance, frame.atoms.numbers, atoms, neighbours(frame.atoms))
-    return np.log(u[atoms]).repeat(3)
+def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
+    """Of the weights, per atom squared, over those energies; 0 for none. (LeftOut has energies per sqrt(atom).)"""
+    return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
 
 
-def _surprise(part: LeftOut, scales: Mapping[int, Scale], log_ratio: Array) -> Surprise:
-    a, r, b = (
-        np.array([getattr(scales[int(z)], name) for z in part.species]) for name in ("weights", "residual", "noise")
-    )
+def _ratios(part: LeftOut, forces: Novelty, energies: EnergyNovelty, neighbours: Neighbours) -> Array:
+    """log u of every left-out energy or force component, [row]."""
+    atoms = part.frame.atoms
+    if part.kind == "energy":
+        return np.log([energies.ratio(v * len(atoms), len(atoms)) for v in part.weight_variance])
+    labelled = np.flatnonzero(part.frame.force_mask)
+    u = forces.ratios(part.weight_variance, atoms.numbers, labelled, neighbours(atoms))
+    return np.log(u[labelled]).repeat(3)
+
+
+def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:
+    """A left-out part of one kind as its level's scales have it."""
+    scales = [calibration.energy[level]] * len(part.error)
+    if part.kind == "forces":
+        scales = [calibration.forces[level][int(z)] for z in part.species]
+    a, r, b = (np.array([getattr(s, name) for s in scales]) for name in ("weights", "residual", "noise"))
     return Surprise(
         part.error, a * part.weight_variance + r * part.residual_variance, b * part.noise_variance, log_ratio
     )
 
 
-def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[str, float]) -> LeftOut:
-    """With the model's variances of forces as their novelty makes them."""
-    if part.kind != "forces":
+def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[tuple[str, str], float]) -> LeftOut:
+    """With the model's variances of energies and forces as their novelty makes them."""
+    if id(part) not in ratios:
         return part
-    g = np.exp(exponents[part.frame.fidelity] * ratios[id(part)])
+    g = np.exp(exponents[part.frame.fidelity, part.kind] * ratios[id(part)])
     return replace(part, weight_variance=g * part.weight_variance, residual_variance=g * part.residual_variance)
 
 

@@ -40,7 +40,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 5
+SCHEMA = 6
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -73,12 +73,19 @@ def _without_novelty(header: Header) -> Header:
     return {**header, "calibration": None if calibration is None else {**calibration, "novelty": []}}
 
 
+def _without_energy_novelty(header: Header) -> Header:
+    """Schema 5 calibrated energies without their novelty."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "energy_novelty": []}}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
     2: _without_costs,
     3: _without_composition,
     4: _without_novelty,
+    5: _without_energy_novelty,
 }
 
 

@@ -1,4 +1,4 @@
-"""How strange the surroundings of an atom are to a model, and what that does to the standard deviation of its force.
+"""How strange a structure is to a model, and what that does to the standard deviations of its forces and its energy.
 
 Left-out errors of forces grow faster from structure to structure than the variances say, by a power of the weights' part of
 them. With v_a the mean over x, y, z of that part for the force on atom a, m_z its mean over the left-out structures for
@@ -11,7 +11,12 @@ the labels' noise) before calibration's factors do. One c in [0, 2] for each lev
 
     sum over left-out structures of the mean log density of its forces - c^2 / 2
 
-u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty).
+u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The energy of N
+atoms with the weights' part v has
+
+    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1/10 <= u <= 10
+
+and an exponent of its own: a variance per atom, so that a supercell is as novel as its cell.
 """
 
 from __future__ import annotations
@@ -59,8 +64,24 @@ class Novelty:
 
 
 @dataclass(frozen=True)
+class EnergyNovelty:
+    """c of the energies of a level, and m, (eV/atom)^2; a reference of 0 knows nothing."""
+
+    exponent: float = 0.0
+    reference: float = 0.0
+
+    def factor(self, variance: float, atoms: int) -> float:
+        """g from the weights' part of the variance of a total energy, eV^2."""
+        return self.ratio(variance, atoms) ** self.exponent
+
+    def ratio(self, variance: float, atoms: int) -> float:
+        """u, from the same."""
+        return float(np.clip(variance / atoms**2 / self.reference, *RANGE)) if self.reference > 0 else 1.0
+
+
+@dataclass(frozen=True)
 class Surprise:
-    """Left-out forces of one structure: errors, calibrated variances of the model's part and of the noise, log u; [row]."""
+    """Left-out labels of one kind of a structure: errors, calibrated variances of the model and the noise, log u; [row]."""
 
     error: Array
     model: Array

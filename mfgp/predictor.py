@@ -323,8 +323,11 @@ class Predictor:
         of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species
         for variance, own in zip(self.variances, members, strict=True):
             of_atom[own] = variance
+        novelty = 1.0
+        if self.calibration is not None:
+            novelty = self.calibration.energy_novelty_factor(self.level, float(found.weights[0]), len(q))
         return {
-            "std": self._std(found.weights, residual, numbers),
+            "std": self._std(novelty * found.weights, novelty * residual, numbers),
             "local_std": self._combined_local(found.local_weights, left * of_atom),
         }
 

@@ -100,7 +100,8 @@ def test_predictions_carry_the_calibrated_std(calibrated: MultiFidelityGP) -> No
         1, torch.from_numpy(weights), atoms.numbers, calibrated.features.pairs(atoms)
     ).numpy()
     assert scales.novelty[1].exponent > 0
-    assert (novelty[[0, *range(-6, 0)]] == 1).all()
+    assert (novelty[-6:] == 1).all()
+    assert novelty[0] == scales.energy_novelty[1].factor(float(weights[0]), len(atoms))
 
     def expected(scale: Scale, row: int, label: float) -> float:
         model = scale.weights * weights[row] + scale.residual * residual[row]

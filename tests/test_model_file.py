@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_calibration_is_stored(model: MultiFidelityGP, two_levels: FrameSet, pat
     again = MultiFidelityGP.load(path)
     assert again.calibration == loaded.calibration is not None
     assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-12)
+
+
+def test_a_file_of_schema_5_knows_no_novelty_of_energies(
+    model: MultiFidelityGP, two_levels: FrameSet, path: Path
+) -> None:
+    loaded = MultiFidelityGP.load(path)
+    loaded.calibrate(two_levels.training())
+    loaded.save(path)
+    old = {k: v for k, v in read_header(path)["calibration"].items() if k != "energy_novelty"}
+    as_written(path, {"schema": 5, "calibration": old})
+    again = MultiFidelityGP.load(path)
+    assert again.calibration == replace(loaded.calibration, energy_novelty=())
+    assert again.predict(alloy(80)).energy_std > 0
 
 
 def test_a_file_of_schema_3_keeps_its_costs(model: MultiFidelityGP, path: Path) -> None:

@@ -13,9 +13,9 @@ from numpy.testing import assert_allclose
 
 from descriptors.neighbors import neighborhoods
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.calibration import fit_calibration
+from mfgp.calibration import Scale, fit_calibration
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import MAX_EXPONENT, RANGE, Novelty, Pairs, Surprise, fit_exponent
+from mfgp.novelty import MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -97,8 +97,45 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
     assert_allclose(strange / usual, 4.0 ** found.novelty[1].exponent)
 
 
+def test_a_supercell_is_as_novel_as_its_cell() -> None:
+    """The weights' part of its variance is that of the cell times the number of copies squared."""
+    novelty = EnergyNovelty(0.7, 0.02)
+    assert (
+        novelty.factor(0.5, 4) == pytest.approx(novelty.factor(0.5 * 9, 12)) == pytest.approx((0.5 / 16 / 0.02) ** 0.7)
+    )
+    assert novelty.factor(1e9, 4) == RANGE[1] ** 0.7
+    assert EnergyNovelty().factor(0.5, 4) == 1.0
+
+
+def test_calibration_learns_which_energies_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """Energies whose variance is four times the usual one and whose squared error is sixteen times the usual one."""
+    rng, parts = np.random.default_rng(3), []
+    for k, frame in enumerate(two_levels.training().of("high") * 16):
+        strange = 4.0 if k % 4 == 0 else 1.0
+        error = strange * 0.1 * rng.standard_normal(1)
+        v = np.array([0.01 * strange])
+        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), np.zeros(1, dtype=np.int64)))
+    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
+    novelty, n = found.energy_novelty[1], len(parts[0].frame.atoms)
+    assert 0.7 < novelty.exponent < 1.2
+    assert found.energy_novelty[0].exponent == 0
+    assert novelty.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
+    (fitted,) = found.fitted
+    assert 0.9 < fitted.z_std_after < 1.1
+    unlike = fit_calibration(parts, model.levels, model.basis.species).energy[1]
+    strange = [p for k, p in enumerate(parts) if k % 4 == 0]  # those that calibration without novelty is too sure of
+
+    def z(part: LeftOut, scale: Scale, g: float) -> float:
+        model_part = g * (scale.weights * part.weight_variance[0] + scale.residual * part.residual_variance[0])
+        return float(part.error[0] / np.sqrt(model_part + scale.noise * part.noise_variance[0]))
+
+    with_novelty = [z(p, found.energy[1], novelty.factor(p.weight_variance[0] * n, n)) for p in strange]
+    assert np.std(with_novelty) < 1.15
+    assert np.std([z(p, unlike, 1.0) for p in strange]) > 1.3
+
+
 def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:
-    """Strained beyond the training data, the calibrated std of forces rises more than without novelty, in every mode."""
+    """Strained beyond the training data, calibrated stds rise more than without novelty, in every mode."""
     training = config.training.model_copy(update={"calibrate": True})
     model = MultiFidelityGP.fit(two_levels, config.model_copy(update={"training": training}), progress=False)
     assert model.calibration is not None
@@ -108,9 +145,17 @@ def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) ->
     assert exact.std_by_level is not None
     shares = np.sum([share.forces_std**2 for share in exact.std_by_level.values()], axis=0)
     assert_allclose(shares, exact.forces_std**2, rtol=1e-9)
+    energy_shares = sum(share.energy_std**2 for share in exact.std_by_level.values())
+    assert energy_shares == pytest.approx(exact.energy_std**2, rel=1e-9)  # type: ignore[operator]
     plain = copy.copy(model)
-    plain.calibration = replace(model.calibration, novelty=())
+    plain.calibration = replace(model.calibration, novelty=(), energy_novelty=())
     for mode in ("full", "sampled"):
         found, without = (m.predictor(draws=16, seed=1)(atoms, mode).forces_std for m in (model, plain))
         assert (found / without).min() > 1.02
-    assert model.predict(atoms).energy_std == plain.predict(atoms).energy_std
+    sure = copy.copy(model)
+    sure.calibration = replace(model.calibration, energy_novelty=tuple(EnergyNovelty(0.5, 1e-12) for _ in model.levels))
+    for mode in ("full", "energies", "sampled"):
+        std, without, most = (m.predictor(draws=4)(atoms, mode).energy_std for m in (model, plain, sure))
+        assert std >= without * (1 - 1e-12)
+        noise = float(model.calibration.noise_variances(1, atoms.numbers, model.label_noise(1))[0])
+        assert most**2 - noise == pytest.approx((without**2 - noise) * RANGE[1] ** 0.5, rel=1e-9)
