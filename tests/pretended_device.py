@@ -123,6 +123,8 @@ class Indexed(TorchFunctionMode):
     """`cuda` is cuda:0 in every call: torch would ask the device for its present index."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device and len(args) + len(kwargs or {}) > 1:  # type and index
+            return func(*args, **(kwargs or {}))
         kwargs = {k: CUDA if k == "device" and str(v) == "cuda" else v for k, v in (kwargs or {}).items()}
         return func(*(CUDA if isinstance(x, str | torch.device) and str(x) == "cuda" else x for x in args), **kwargs)
 
