@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import chi2
+from torch import Tensor
 
 from mfgp.calibration import Scale
 from mfgp.doctor_report import SEE_ALL, Finding, about, examples
@@ -120,22 +121,28 @@ def _scores(model: MultiFidelityGP, joint: CrossLevel, part: LabelledRows) -> It
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     if part.kind == "energy":
         scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
-        score = _left_out(joint, part, None, slice(0, 1), scale)
+        score = _left_out(joint, part, hat(joint, part, part), None, slice(0, 1), scale)
         if score is not None:
             yield 0, score
     if part.kind == "forces":
+        whole = hat(joint, part, part)
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
             species = int(part.frame.atoms.numbers[atom])
             scale = Scale() if model.calibration is None else model.calibration.forces[part.level][species]
-            score = _left_out(joint, part, atom, slice(3 * k, 3 * k + 3), scale)
+            score = _left_out(joint, part, whole, atom, slice(3 * k, 3 * k + 3), scale)
             if score is not None:
                 yield species, score
 
 
-def _left_out(joint: CrossLevel, part: LabelledRows, atom: int | None, rows: slice, scale: Scale) -> LabelScore | None:
-    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says."""
+def _left_out(
+    joint: CrossLevel, part: LabelledRows, whole: Tensor, atom: int | None, rows: slice, scale: Scale
+) -> LabelScore | None:
+    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says.
+
+    whole [row, row]: hat matrix of the part.
+    """
     block = part.block(rows)
-    inverse = hat_inverse(hat(joint, block, block), joint.rounding([block]))
+    inverse = hat_inverse(whole[rows, rows], joint.rounding([block]))
     if inverse is None:
         return None
     error, one = -inverse @ block.residual, torch.eye(len(inverse)).to(inverse)
