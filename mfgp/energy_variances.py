@@ -142,18 +142,34 @@ def energy_variances(
 
     members [S]: the atoms of each species; extra [1, column]: composition and baselines of the energy.
     """
-    total = torch.cat([q.new_zeros(1, basis.size), extra], dim=1)  # [1, M'], turned
-    prior, explained = q.new_zeros(1, len(members)), q.new_zeros(1, len(members))
-    local_weights, local_explained = q.new_zeros(len(q)), q.new_zeros(len(q))
+    totals, priors, local_weights, local_explained = [], [], [], []
     for index, columns in basis.blocks():
         own, form = members[index], forms.species[index]
         if len(own) == 0:
+            totals.append(q.new_zeros(columns.stop - columns.start))
+            priors.append(q.new_zeros(()))
+            local_weights.append(q.new_zeros(0))
+            local_explained.append(q.new_zeros(0))
             continue
         of_species = chosen(q, own)
         psi = form.psi(power(products[index].T, basis.zeta))  # [atom, M_s]
-        total[0, columns] = psi.sum(0)
-        prior[0, index] = power(of_species @ of_species.T, basis.zeta).sum()
-        explained[0, index] = total[0, columns].square().sum()
-        local_explained[own] = torch.linalg.vector_norm(psi, dim=1).square_()
-        local_weights[own] = psi.sub_(form.reference).square_() @ form.values
-    return EnergyVariances(forms.total(total), prior, explained, local_weights, local_explained)
+        totals.append(psi.sum(0))
+        priors.append(power(of_species @ of_species.T, basis.zeta).sum())
+        local_explained.append(torch.linalg.vector_norm(psi, dim=1).square_())
+        local_weights.append(psi.sub_(form.reference).square_() @ form.values)
+    weights = forms.total(torch.cat([*totals, extra[0]])[None])  # from the row [1, M'], turned
+    explained = torch.stack([t.square().sum() for t in totals])[None]
+    local = (in_order(parts, members, len(q)) for parts in (local_weights, local_explained))
+    return EnergyVariances(weights, torch.stack(priors)[None], explained, *local)
+
+
+def in_order(parts: list[Tensor], members: tuple[Tensor, ...], n: int) -> Tensor:
+    """Values of the atoms of each species, [atom of it] each, as those of all n atoms, [N]."""
+    out = None
+    for part, own in zip(parts, members, strict=True):
+        if len(own) == n:
+            return part
+        out = part.new_zeros(n) if out is None else out
+        out.index_copy_(0, own, part)
+    assert out is not None
+    return out

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
-from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, in_order, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
@@ -283,8 +283,7 @@ class Predictor:
         residual None: not known.
         """
         if self.calibration is not None:
-            noise = self.model.label_noise(self.level)
-            return self.calibration.variances(self.level, weights, residual, numbers, noise).sqrt()
+            return self.calibration.variances(self.level, weights, residual, numbers, self.label_noise).sqrt()
         return (weights if residual is None else weights + residual).sqrt()
 
     def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
@@ -301,6 +300,11 @@ class Predictor:
         if columns.pair is not None:
             out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
         return out
+
+    @cached_property
+    def label_noise(self) -> Tensor:
+        """Of energies, forces and virials, [3]."""
+        return self.model.label_noise(self.level)
 
     @cached_property
     def energy_forms(self) -> EnergyForms:
@@ -320,9 +324,8 @@ class Predictor:
         found = energy_variances(basis, self.energy_forms, q, members, products, extra[:1])
         residual = nystrom_residual(found.prior, found.explained) @ self.variances
         left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
-        of_atom = q.new_empty(len(q))  # [N] S_t of the atom's species
-        for variance, own in zip(self.variances, members, strict=True):
-            of_atom[own] = variance
+        amplitudes = [v.expand(len(own)) for v, own in zip(self.variances, members, strict=True)]
+        of_atom = in_order(amplitudes, members, len(q))  # [N] S_t of the atom's species
         novelty = 1.0
         if self.calibration is not None:
             novelty = self.calibration.energy_novelty_factor(self.level, float(found.weights[0]), len(q))
