@@ -42,7 +42,7 @@ def main(
     folds: Annotated[int, typer.Option(help="How many of the five fifths are held out, one after the other.")] = 1,
 ) -> None:
     """Fit with every objective and score what was held out."""
-    case = cases()[name.value](data, n_inducing, n_top)
+    case = cases()[name.value](data, n_inducing, n_top)[0]
     config = replace_training(case.config, n_optimise=None)
     parts = in_folds(FrameSet(case.training.levels, tuple(case.training)), 5, seed=0)
     found = [one_fold(case.training, parts, k, config) for k in range(folds)]

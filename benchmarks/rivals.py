@@ -9,7 +9,7 @@ that a force acts on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -39,6 +39,22 @@ class Labels:
         """The properties that have labels."""
         found = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
         return {name: c for name, c in found.items() if c is not None}
+
+
+def pooled(parts: Sequence[Labels]) -> Labels:
+    """Labels of several test sets as one."""
+
+    def joined(kind: str) -> Comparison | None:
+        found = [p.kinds()[kind] for p in parts if kind in p.kinds()]
+        if not found:
+            return None
+        return Comparison(*(np.concatenate([getattr(c, f.name) for c in found]) for f in fields(Comparison)))
+
+    energy, forces = joined("energy"), joined("forces")
+    assert energy is not None
+    assert forces is not None
+    species, sizes = (np.concatenate([getattr(p, name) for p in parts]) for name in ("species", "sizes"))
+    return Labels(energy, forces, species, sizes, joined("stress"))
 
 
 def labels(model: MultiFidelityGP, frames: FrameSet, level: str, calibrated: bool) -> Labels:

@@ -1,6 +1,7 @@
 """Whose standard deviations can be trusted: calibrated and raw, against a committee and a constant, in and out of range.
 
     python benchmarks/uncertainty.py lmfp
+    python benchmarks/uncertainty.py lmfp_folds                # each fifth of the training structures held out in turn
     python benchmarks/uncertainty.py lmfp_gfn1                 # stress too, which the other levels have no labels of
     python benchmarks/uncertainty.py acac --data PATH
     python benchmarks/uncertainty.py mlearn_si --data PATH     # gap_variance.py scores GAP's own on the same structures
@@ -19,6 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from common import machine, timed, write_result
 from rich.console import Console
@@ -31,6 +33,7 @@ from rivals import (
     committee_labels,
     constant,
     labels,
+    pooled,
     residuals,
     sampled,
     scaled,
@@ -43,11 +46,13 @@ from mfgp.features import Features
 from mfgp.progress import bars
 
 DRAWS, SAMPLED = 8, 100
+FOLDS = 5
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
 
 
 class Data(str, Enum):
     lmfp = "lmfp"
+    lmfp_folds = "lmfp_folds"
     lmfp_gfn1 = "lmfp_gfn1"
     acac = "acac"
     mlearn_si = "mlearn_si"
@@ -69,34 +74,44 @@ def main(
     n_top: Annotated[int, typer.Option(help="Structures of the highest level to train on; 0 is all.")] = 0,
     set_name: Annotated[str, typer.Option("--name", help="Name of the JSON file; uncertainty_<data> by default.")] = "",
 ) -> None:
-    """Fit every method once and score it on every test set and level."""
-    case = cases()[name.value](data, n_inducing, n_top)
-    top = case.training.levels[-1]
-    with bars() as report, timed() as building:
-        features = Features.build(case.training, case.config, report, keep_rows=True)
-    with timed() as fitting:
-        model = MultiFidelityGP.fit(case.training, case.config, features=features)
-    raw = replace_training(case.config, calibrate=False)
-    with timed() as committee_time:
-        members = committee(case.training, raw, features)
-    rows: list[dict[str, Any]] = []
-    for level in case.training.levels:
-        for test, frames in case.tests.items():
-            if frames.of(level):
-                found = methods(model, members, case.training, frames, level)
-                rows.extend(row(level, test, method, each) for method, each in found.items())
+    """Fit every method once (on every fold once) and score it on every test set and level."""
+    every = cases()[name.value](data, n_inducing, n_top)
+    found: dict[tuple[str, str], list[dict[str, Labels]]] = {}
+    calibrations, seconds = [], {"features": 0.0, "fit": 0.0, "committee": 0.0}
+    for case in every:
+        with bars() as report, timed() as building:
+            features = Features.build(case.training, case.config, report, keep_rows=True)
+        with timed() as fitting:
+            model = MultiFidelityGP.fit(case.training, case.config, features=features)
+        raw = replace_training(case.config, calibrate=False)
+        with timed() as committee_time:
+            members = committee(case.training, raw, features)
+        for level in case.training.levels:
+            for test, frames in case.tests.items():
+                if frames.of(level):
+                    found.setdefault((level, test), []).append(methods(model, members, case.training, frames, level))
+        assert model.calibration is not None
+        calibrations.append(model.calibration.to_json())
+        for part, timing in zip(seconds, (building, fitting, committee_time), strict=True):
+            seconds[part] += timing.cpu
+    rows = [
+        row(level, test, method, pooled([one[method] for one in parts]))
+        for (level, test), parts in found.items()
+        for method in parts[0]
+    ]
     Console(width=150).print(table(rows))
-    assert model.calibration is not None
+    case = every[0]
     write_result(
         set_name or f"uncertainty_{name.value}",
         {
             "machine": machine(),
             "config": case.config.model_dump(mode="json", exclude={"fidelities"}),
+            "fits": len(every),
             "training": {level: len(case.training.of(level)) for level in case.training.levels},
-            "top_level": top,
+            "top_level": case.training.levels[-1],
             "rows": rows,
-            "calibration": model.calibration.to_json(),
-            "cpu_seconds": {"features": building.cpu, "fit": fitting.cpu, "committee": committee_time.cpu},
+            "calibration": calibrations[0],
+            "cpu_seconds": seconds,
         },
     )
 
@@ -115,30 +130,48 @@ def methods(
     }
 
 
-def cases() -> dict[str, Callable[[Path | None, int, int], Case]]:
-    return {"lmfp": lmfp, "lmfp_gfn1": lmfp_gfn1, "acac": acac, "mlearn_si": mlearn_si}
+def cases() -> dict[str, Callable[[Path | None, int, int], list[Case]]]:
+    return {"lmfp": lmfp, "lmfp_folds": lmfp_folds, "lmfp_gfn1": lmfp_gfn1, "acac": acac, "mlearn_si": mlearn_si}
 
 
-def lmfp(_: Path | None, n_inducing: int, n_top: int) -> Case:
+def lmfp_folds(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
+    """nm below mag, a fifth of the training structures held out at both levels, in turn."""
+    config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
+    frames = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
+    frames["mag"] = frames["mag"][: n_top or None]
+    names = sorted({a.info["structure_id"] for found in frames.values() for a in found})
+    fold = {name: k % FOLDS for k, name in enumerate(np.random.default_rng(0).permutation(names).tolist())}
+
+    def part(k: int, held: bool) -> FrameSet:
+        return read_frames(
+            {
+                level: [a for a in found if (fold[a.info["structure_id"]] == k) == held]
+                for level, found in frames.items()
+            }
+        )
+
+    return [Case(part(k, held=False), {"held out": part(k, held=True)}, config) for k in range(FOLDS)]
+
+
+def lmfp(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
     """nm below mag, in range and apart."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
     levels = ("nm", "mag")
     training = {level: load_lmfp(level, "train") for level in levels}
     training["mag"] = training["mag"][: n_top or None]
     tests = {split: read_frames({level: load_lmfp(level, split) for level in levels}) for split in ("test", "test_ood")}
-    return Case(read_frames(training), tests, config)
+    return [Case(read_frames(training), tests, config)]
 
 
-def lmfp_gfn1(_: Path | None, n_inducing: int, n_top: int) -> Case:
+def lmfp_gfn1(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
     """The tight-binding level by itself, the one that has labels of the stress."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
     training = read_frames({"gfn1": load_lmfp("gfn1", "train")[: n_top or None]})
-    return Case(
-        training, {split: read_frames({"gfn1": load_lmfp("gfn1", split)}) for split in ("test", "test_ood")}, config
-    )
+    tests = {split: read_frames({"gfn1": load_lmfp("gfn1", split)}) for split in ("test", "test_ood")}
+    return [Case(training, tests, config)]
 
 
-def acac(data: Path | None, n_inducing: int, n_top: int) -> Case:
+def acac(data: Path | None, n_inducing: int, n_top: int) -> list[Case]:
     """GFN1 below n_top (25 by default) PBE molecules at 300 K; tests at 300 and 600 K."""
     from acac import configuration
 
@@ -155,20 +188,17 @@ def acac(data: Path | None, n_inducing: int, n_top: int) -> Case:
         "300 K": read_frames({level: folder / f"test_300K_{level}.extxyz" for level in levels}),
         "600 K": FrameSet(levels, tuple(read_frames({"pbe": folder / "test_600K_pbe.extxyz"}))),
     }
-    return Case(training, tests, configuration(n_inducing, {}))
+    return [Case(training, tests, configuration(n_inducing, {}))]
 
 
-def mlearn_si(data: Path | None, n_inducing: int, _: int) -> Case:
+def mlearn_si(data: Path | None, n_inducing: int, _: int) -> list[Case]:
     from mlearn_si import SETTINGS
 
     folder = needed(data)
     config = FitConfig.model_validate(SETTINGS)
     config = config.model_copy(update={"model": config.model.model_copy(update={"n_inducing": n_inducing})})
-    return Case(
-        read_frames({"pbe": folder / "training.extxyz"}),
-        {"test": read_frames({"pbe": folder / "test.extxyz"})},
-        replace_training(config, calibrate=True),
-    )
+    training, test = (read_frames({"pbe": folder / f"{split}.extxyz"}) for split in ("training", "test"))
+    return [Case(training, {"test": test}, replace_training(config, calibrate=True))]
 
 
 def needed(data: Path | None) -> Path:

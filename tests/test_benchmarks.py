@@ -12,6 +12,8 @@ import torch
 from ase.build import molecule
 from ase.io import write
 
+from mfgp.datasets import load_lmfp
+
 
 @pytest.fixture(autouse=True)
 def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +56,54 @@ def test_the_guard_measures_every_stage() -> None:
     for stages in found.values():
         assert set(stages) == {"rows", "whitening", "Gram", "all"}
         assert stages["all"] > 0.2
+
+
+def test_faults_are_what_the_doctor_benchmark_says() -> None:
+    """Spoiled labels differ from the stored ones by the fault alone; every other label is as stored."""
+    import doctor
+
+    stored = {level: load_lmfp(level, "train") for level in doctor.LEVELS}
+    spoiled, faults = doctor.spoil(stored, np.random.default_rng(0))
+    before, after = ({level: {a.info["structure_id"]: a for a in f[level]} for level in f} for f in (stored, spoiled))
+    assert len({f["structure"] for f in faults}) == len(faults) == 6 * doctor.EACH
+    touched = {f["structure"] for f in faults}
+    for f in faults:
+        new, name = after[f["level"]][f["structure"]], f["structure"]
+        other = "mag" if f["level"] == "nm" else "nm"
+        old = before[other if f["kind"] == "level" else f["level"]][name]
+        moved = new.get_potential_energy() - old.get_potential_energy()
+        assert abs(moved) == pytest.approx(0.2 if f["kind"] == "energy" else 0.0, abs=1e-9)
+        forces = old.get_forces()
+        if f["kind"] == "force sign":
+            assert np.linalg.norm(forces[f["atom"]]) > 0.5
+            forces[f["atom"]] *= -1
+        assert (new.get_forces() == forces).all()
+        assert new.info["fidelity"] == f["level"]
+        assert (name in after[other]) == (f["kind"] != "level" and name in before[other])
+    for level, found in after.items():
+        for name in found.keys() - touched:
+            assert found[name].get_potential_energy() == before[level][name].get_potential_energy()
+            assert (found[name].get_forces() == before[level][name].get_forces()).all()
+
+
+def test_ranks_of_scores() -> None:
+    import doctor
+
+    assert doctor.ranked_above([3.0, 4.0], [1.0, 2.0]) == 1.0
+    assert doctor.ranked_above([1.0, 4.0], [2.0, 3.0]) == 0.5
+
+
+def test_pooled_predictions_are_those_of_all_folds() -> None:
+    from rivals import Labels, pooled
+
+    from mfgp.evaluation import Comparison
+
+    def of(n: int) -> Labels:
+        energy, forces = (Comparison(*np.arange(3.0 * k).reshape(3, k)) for k in (n, 6 * n))
+        return Labels(energy, forces, np.full(6 * n, n), np.full(n, 2))
+
+    whole = pooled([of(2), of(3)])
+    assert whole.energy.label.tolist() == [0, 1, 0, 1, 2]
+    assert whole.forces.std.tolist() == [*range(24, 36), *range(36, 54)]
+    assert whole.species.tolist() == [2] * 12 + [3] * 18
+    assert whole.stress is None

@@ -1,0 +1,225 @@
+"""Does the doctor find labels that are wrong? LMFP, nm + mag training structures, leave-one-label-out scores.
+
+    python benchmarks/doctor.py
+
+spoiled      in every round two structures of each level for each kind of fault are spoiled, the model is fitted to all of
+             them and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
+             +-0.2 eV a cell, the force on one atom (above 0.5 eV/Å) with the wrong sign, nm label given as mag, mag label
+             given as nm. A fault is found where a label of its structure at that level is suspect. False alarms are
+             suspects among the other structures, those that share a geometry with a fault left out.
+metastable   the first answers of lmfp_mag_first.extxyz are put back for the labels that a second start showed to be lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from common import machine, timed, write_result
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.config import load_config
+from mfgp.datasets import LMFP, load_lmfp
+from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
+from mfgp.reading import read_structures
+
+LEVELS = ("nm", "mag")
+EACH = 2  # structures of a level and kind of fault, a round
+ENERGY = 0.2  # eV a cell
+STRONG = 0.5  # eV/Å
+Frames = dict[str, list[Atoms]]
+
+
+def main(
+    n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 1000,
+    rounds: Annotated[int, typer.Option(help="Fits to spoiled data.")] = 8,
+    name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "doctor",
+) -> None:
+    """Spoil, fit, score; print and write which faults were found."""
+    config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
+    frames = {level: load_lmfp(level, "train") for level in LEVELS}
+    with timed() as timing:
+        found = [spoiled_round(frames, config, seed) for seed in range(rounds)]
+        first = metastable(frames, config)
+    result = {"spoiled": summary(found), "energy_by_limit": by_limit(found), "metastable": first}
+    console = Console()
+    console.print(table(result["spoiled"]), *result["energy_by_limit"])
+    console.print({k: v for k, v in first.items() if k != "structures"})
+    training = {level: len(f) for level, f in frames.items()}
+    parameters = {"n_inducing": n_inducing, "rounds": rounds, "each": EACH, "training": training}
+    write_result(name, {"machine": machine(), **parameters, "cpu_seconds": timing.cpu, **result})
+
+
+def spoiled_round(frames: Frames, config: FitConfig, seed: int) -> dict[str, Any]:
+    """Faults of one round with whether they were found, and the false alarms by level."""
+    rng = np.random.default_rng(seed)
+    spoiled, faults = spoil(frames, rng)
+    scores = scored(spoiled, config)
+    suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
+    touched = {fault["structure"] for fault in faults}
+    for fault in faults:
+        fault["found"] = (fault["level"], fault["structure"]) in suspects
+    alarms = {}
+    for level in LEVELS:
+        untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
+        wrong = sorted(name for name in untouched if (level, name) in suspects)
+        alarms[level] = {"structures": len(untouched), "suspects": wrong}
+    off = {(f["level"], f["structure"]) for f in faults if f["kind"] == "energy"}
+    energies = [s for s in scores if s.kind == "energy"]
+    return {
+        "faults": faults,
+        "false_alarms": alarms,
+        "off": {
+            level: [s.score for s in energies if (level, identity(s)) in off and s.frame.fidelity == level]
+            for level in LEVELS
+        },
+        "good": {
+            level: [s.score for s in energies if identity(s) not in touched and s.frame.fidelity == level]
+            for level in LEVELS
+        },
+    }
+
+
+def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[str, Any]]]:
+    """The frames with EACH faults of every kind at every level, no structure twice, and a list of the faults."""
+    out = {level: {a.info["structure_id"]: a for a in frames[level]} for level in LEVELS}
+    taken: set[str] = set()
+    faults: list[dict[str, Any]] = []
+
+    def draw(level: str, allowed: Callable[[str], bool] = lambda name: True) -> list[str]:
+        names = [name for name in out[level] if name not in taken and allowed(name)]
+        chosen = rng.choice(names, EACH, replace=False).tolist()
+        taken.update(chosen)
+        return chosen
+
+    for level in LEVELS:
+        for name in draw(level):
+            out[level][name] = changed(out[level][name], energy=ENERGY * rng.choice([-1, 1]))
+            faults.append({"kind": "energy", "level": level, "structure": name})
+        for name in draw(level):
+            forces = np.linalg.norm(out[level][name].get_forces(), axis=1)
+            atom = int(rng.choice(np.flatnonzero(forces > STRONG)))
+            out[level][name] = changed(out[level][name], flip=atom)
+            faults.append({"kind": "force sign", "level": level, "structure": name, "atom": atom})
+    for name in draw("nm", lambda name: name not in out["mag"]):
+        out["mag"][name] = out["nm"].pop(name)
+        faults.append({"kind": "level", "level": "mag", "structure": name})
+    for name in draw("mag"):
+        out["nm"][name] = out["mag"].pop(name)
+        faults.append({"kind": "level", "level": "nm", "structure": name})
+    return {level: [tagged(a, level) for _, a in sorted(named.items())] for level, named in out.items()}, faults
+
+
+def changed(atoms: Atoms, energy: float = 0.0, flip: int | None = None) -> Atoms:
+    """With the energy moved by so many eV, and the force on one atom turned round."""
+    forces = atoms.get_forces().copy()
+    if flip is not None:
+        forces[flip] *= -1
+    return with_labels(atoms, atoms.get_potential_energy() + energy, forces)
+
+
+def with_labels(atoms: Atoms, energy: float, forces: np.ndarray) -> Atoms:
+    out = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=dict(atoms.info))
+    out.calc = SinglePointCalculator(out, energy=energy, forces=forces)
+    return out
+
+
+def tagged(atoms: Atoms, level: str) -> Atoms:
+    """With the label's level as its file says it."""
+    out = with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces())
+    out.info["fidelity"] = level
+    return out
+
+
+def scored(frames: Frames, config: FitConfig) -> list[LabelScore]:
+    """Scores of all labels by a model that was fitted to them."""
+    read = read_frames(frames)
+    return label_scores(MultiFidelityGP.fit(read, config, progress=False), read)
+
+
+def identity(score: LabelScore) -> str:
+    return str(score.frame.atoms.info["structure_id"])
+
+
+def metastable(frames: Frames, config: FitConfig) -> dict[str, Any]:
+    """Ranks and scores of first answers among the mag labels, when they take the place of the lower ones."""
+    first = {a.info["structure_id"]: a for a in read_structures(LMFP / "lmfp_mag_first.extxyz")}
+    labels = {a.info["structure_id"]: a for a in frames["mag"]}
+    replaced = sorted(set(first) & set(labels))
+    mag = [tagged(first.get(name, a), "mag") for name, a in labels.items()]
+    scores = [s for s in scored({**frames, "mag": mag}, config) if s.frame.fidelity == "mag"]
+    energy = {identity(s): s.score for s in scores if s.kind == "energy"}
+    force = {name: max(s.score for s in scores if s.kind == "forces" and identity(s) == name) for name in energy}
+    rows = [
+        {
+            "structure": name,
+            "higher_by": first[name].get_potential_energy() - labels[name].get_potential_energy(),  # eV a cell
+            "forces_rms": float(np.sqrt(((first[name].get_forces() - labels[name].get_forces()) ** 2).mean())),  # eV/Å
+            "energy_score": energy[name],
+            "force_score": force[name],
+            "suspect": any(s.suspect for s in scores if identity(s) == name),
+        }
+        for name in replaced
+        if name in energy
+    ]
+    others = [name for name in energy if name not in first]
+    return {
+        "replaced": len(rows),
+        "found": sum(r["suspect"] for r in rows),
+        "others": len(others),
+        "suspects_among_others": len({identity(s) for s in scores if s.suspect} & set(others)),
+        "ranked_above_by_energy": ranked_above([r["energy_score"] for r in rows], [energy[n] for n in others]),
+        "ranked_above_by_force": ranked_above([r["force_score"] for r in rows], [force[n] for n in others]),
+        "spearman_of_gap_and_energy_score": float(
+            spearmanr([r["higher_by"] for r in rows], [r["energy_score"] for r in rows])[0]
+        ),
+        "structures": rows,
+    }
+
+
+def ranked_above(wrong: Sequence[float], good: Sequence[float]) -> float:
+    """Probability that a wrong label scores higher than a good one (area under the ROC curve; 0.5 is chance)."""
+    return float(np.mean(np.asarray(wrong)[:, None] > np.asarray(good)[None]))
+
+
+def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shares found by kind and level, and of false alarms by level, over all rounds."""
+    faults = [fault for one in found for fault in one["faults"]]
+    out: list[dict[str, Any]] = []
+    for kind, level in dict.fromkeys((f["kind"], f["level"]) for f in faults):
+        alike = [f["found"] for f in faults if (f["kind"], f["level"]) == (kind, level)]
+        out.append({"what": kind, "level": level, "n": len(alike), "found": sum(alike)})
+    for level in LEVELS:
+        alarms = [one["false_alarms"][level] for one in found]
+        named = sum(len(a["suspects"]) for a in alarms)
+        out.append({"what": "false alarm", "level": level, "n": sum(a["structures"] for a in alarms), "found": named})
+    return out
+
+
+def by_limit(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shares of the energies off by ENERGY and of the good ones whose score passes a limit."""
+    out: list[dict[str, Any]] = []
+    for level in LEVELS:
+        off, good = (np.concatenate([one[name][level] for one in found]) for name in ("off", "good"))
+        for limit in (2.5, 3.0, 3.3, LIMITS["energy"]):
+            shares = {"found": float(np.mean(off > limit)), "false_alarms": float(np.mean(good > limit))}
+            out.append({"level": level, "limit": limit, **shares, "n": (len(off), len(good))})
+    return out
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    out = Table("fault", "level", "n", "suspects", "share")
+    for r in rows:
+        out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), f"{100 * r['found'] / max(r['n'], 1):.1f} %")
+    return out
+
+
+if __name__ == "__main__":
+    typer.run(main)
