@@ -29,7 +29,8 @@ from mfgp import fitting
 from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.batched import predict_many
-from mfgp.calibration import Calibration, fit_calibration
+from mfgp.calibration import Calibration
+from mfgp.calibration_fit import fit_calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import DataError

@@ -13,7 +13,8 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration import PRIOR_STD, Calibration, Scale, fit_calibration, fit_factors
+from mfgp.calibration import Calibration, Scale
+from mfgp.calibration_fit import PRIOR_STD, fit_calibration, fit_factors
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
 from mfgp.model import spread

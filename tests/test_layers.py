@@ -45,6 +45,7 @@ LAYERS = [
         "leave_one_out",
         "novelty",
         "calibration",
+        "calibration_fit",
         "calculator",
         "model",
         "model_file",

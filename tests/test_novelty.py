@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose
 
 from descriptors.neighbors import neighborhoods
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.calibration import Scale, fit_calibration
+from mfgp.calibration import Scale
+from mfgp.calibration_fit import fit_calibration
 from mfgp.leave_one_out import LeftOut
 from mfgp.novelty import MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
 

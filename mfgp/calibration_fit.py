@@ -1,0 +1,250 @@
+"""Factors and exponents of a calibration (calibration.py) from left-out errors.
+
+The evidence chooses amplitudes and noises that describe all labels at once; what they say about one more structure can be
+too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
+structures. The factors a, r, b of Var = a v_weights + r v_residual + b v_noise maximise
+
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 2^2),        w = structures / labels
+
+over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
+a handful of structures the calibration stays near what the model says by itself. The exponents of novelty.py are fitted in
+turns with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from mfgp.calibration import Calibration, Fitted, Scale
+from mfgp.leave_one_out import LeftOut
+from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
+from mfgp.scores import scores
+
+Array = NDArray[np.float64]
+Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
+PRIOR_STD = 2.0  # of the logarithm of a factor
+BOUNDS = (-9.0, 6.0)
+MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
+ROUNDS = 3  # of factors and exponents in turns
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Left-out errors of one property, [label], and the number of structures that they come from."""
+
+    error: Array
+    weights: Array
+    residual: Array
+    noise: Array
+    structures: int
+
+    def scale(self) -> Scale:
+        a, r, b = fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures)
+        return Scale(a, r, b, *fit_factors(self.error, [self.weights, self.noise], self.structures))
+
+
+def fit_calibration(
+    left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int], neighbours: Neighbours | None = None
+) -> Calibration:
+    """Fit the scales of every property at every level, and the novelty of energies and forces, to left-out errors.
+
+    neighbours: pairs of a structure within the cutoff; without them there is no novelty. See fit_scales for what happens
+    where there is little to fit to.
+    """
+    left = list(left_out)
+    first = fit_scales(left, levels, species)
+    if neighbours is None:
+        return first
+    alike = {
+        (level, kind): [p for p in left if (p.frame.fidelity, p.kind) == (level, kind)]
+        for level in levels
+        for kind in ("energy", "forces")
+    }
+    forces, energies = _usual(alike, levels, species)
+    ratios = {
+        id(p): _ratios(p, forces[level], energies[level], neighbours)
+        for (level, _), parts in alike.items()
+        for p in parts
+    }
+    exponents, found = _in_turns(left, alike, ratios, first, levels, species)
+    return replace(
+        found,
+        fitted=_as_before(first, found),
+        novelty=tuple(replace(forces[level], exponent=exponents[level, "forces"]) for level in levels),
+        energy_novelty=tuple(replace(energies[level], exponent=exponents[level, "energy"]) for level in levels),
+    )
+
+
+def _usual(
+    alike: Alike, levels: Sequence[str], species: Sequence[int]
+) -> tuple[dict[str, Novelty], dict[str, EnergyNovelty]]:
+    """The references of both novelties by level."""
+    forces, energies = {}, {}
+    for level in levels:
+        mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
+        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0})
+        energies[level] = EnergyNovelty(0.0, _mean_energy_variance(alike[level, "energy"]))
+    return forces, energies
+
+
+def _in_turns(
+    left: Sequence[LeftOut],
+    alike: Alike,
+    ratios: Mapping[int, Array],
+    first: Calibration,
+    levels: Sequence[str],
+    species: Sequence[int],
+) -> tuple[dict[tuple[str, str], float], Calibration]:
+    """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
+    exponents, found = dict.fromkeys(alike, 0.0), first
+    for _ in range(ROUNDS):
+        for (level, kind), parts in alike.items():
+            if len(parts) >= MIN_STRUCTURES:
+                surprises = [_surprise(p, found, levels.index(level), ratios[id(p)]) for p in parts]
+                exponents[level, kind] = fit_exponent(surprises)
+        found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
+    return exponents, found
+
+
+def _as_before(first: Calibration, found: Calibration) -> tuple[Fitted, ...]:
+    """What `found` was fitted to, with the scores before of the calibration without novelty."""
+    before = {(f.level, f.kind, f.species): f for f in first.fitted}
+    out = []
+    for f in found.fitted:
+        was = before[f.level, f.kind, f.species]
+        out.append(replace(f, coverage_before=was.coverage_before, z_std_before=was.z_std_before))
+    return tuple(out)
+
+
+def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
+    """Of the weights, over the force components on species z; 0 for none."""
+    found = np.concatenate([p.weight_variance[p.species == z] for p in parts] or [np.zeros(0)])
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
+    """Of the weights, per atom squared, over those energies; 0 for none. (LeftOut has energies per sqrt(atom).)"""
+    return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
+
+
+def _ratios(part: LeftOut, forces: Novelty, energies: EnergyNovelty, neighbours: Neighbours) -> Array:
+    """log u of every left-out energy or force component, [row]."""
+    atoms = part.frame.atoms
+    if part.kind == "energy":
+        return np.log([energies.ratio(v * len(atoms), len(atoms)) for v in part.weight_variance])
+    labelled = np.flatnonzero(part.frame.force_mask)
+    u = forces.ratios(part.weight_variance, atoms.numbers, labelled, neighbours(atoms))
+    return np.log(u[labelled]).repeat(3)
+
+
+def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:
+    """A left-out part of one kind as its level's scales have it."""
+    scales = [calibration.energy[level]] * len(part.error)
+    if part.kind == "forces":
+        scales = [calibration.forces[level][int(z)] for z in part.species]
+    a, r, b = (np.array([getattr(s, name) for s in scales]) for name in ("weights", "residual", "noise"))
+    return Surprise(
+        part.error, a * part.weight_variance + r * part.residual_variance, b * part.noise_variance, log_ratio
+    )
+
+
+def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[tuple[str, str], float]) -> LeftOut:
+    """With the model's variances of energies and forces as their novelty makes them."""
+    if id(part) not in ratios:
+        return part
+    g = np.exp(exponents[part.frame.fidelity, part.kind] * ratios[id(part)])
+    return replace(part, weight_variance=g * part.weight_variance, residual_variance=g * part.residual_variance)
+
+
+def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
+    """Fit the scales of every property at every level to left-out errors.
+
+    A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials
+    that of its forces, a level without enough of a property stays as it is.
+    """
+    parts: dict[tuple[str, str, int], list[LeftOut]] = {}
+    for part in left_out:
+        for z in np.unique(part.species).tolist() if part.kind == "forces" else [0]:
+            parts.setdefault((part.frame.fidelity, part.kind, z), []).append(part)
+    fitted: list[Fitted] = []
+
+    def fit(level: str, kind: str, z: int, fallback: Scale) -> Scale:
+        chosen = parts.get((level, kind, z), [])
+        if len(chosen) < MIN_STRUCTURES:
+            return fallback
+        errors = _errors(chosen, z)
+        scale = errors.scale()
+        fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
+        return scale
+
+    energy, forces, virial = [], [], []
+    for level in levels:
+        energy.append(fit(level, "energy", 0, Scale()))
+        everything = [p for (name, kind, _), found in parts.items() if (name, kind) == (level, "forces") for p in found]
+        pooled = _pooled(everything)
+        forces.append({z: fit(level, "forces", z, pooled) for z in species})
+        virial.append(fit(level, "virial", 0, pooled))
+    return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
+
+
+def fit_factors(error: Array, variances: Sequence[Array], structures: int) -> list[float]:
+    """Factors of the parts of the variance, as the module docstring has them. error [label], variances each [label]."""
+    weight = structures / len(error)
+    parts = np.array(variances)  # [part, label]
+
+    def negative(x: Array) -> tuple[float, Array]:
+        scaled = np.exp(x)[:, None] * parts
+        total = scaled.sum(0)
+        value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
+        slope = 0.5 * weight * (1.0 - error**2 / total) / total
+        return value, scaled @ slope + x / PRIOR_STD**2
+
+    found = minimize(negative, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(parts))
+    return np.exp(found.x).tolist()
+
+
+def _pooled(parts: Sequence[LeftOut]) -> Scale:
+    distinct = list({id(p): p for p in parts}.values())
+    if len(distinct) < MIN_STRUCTURES:
+        return Scale()
+    return _errors(distinct, None).scale()
+
+
+def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:
+    """The labels of those parts; of forces only those on species z, where it is one."""
+    masks = [p.species == z if z and p.kind == "forces" else np.ones(len(p.error), dtype=bool) for p in parts]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(p, name)[mask] for p, mask in zip(parts, masks, strict=True)])
+
+    return _Errors(
+        joined("error"),
+        joined("weight_variance"),
+        joined("residual_variance"),
+        joined("noise_variance"),
+        len(parts),
+    )
+
+
+def _report(level: str, kind: str, species: str, e: _Errors, scale: Scale) -> Fitted:
+    before = scores(e.error, np.sqrt(e.weights + e.residual + e.noise))
+    variance = scale.weights * e.weights + scale.residual * e.residual + scale.noise * e.noise
+    after = scores(e.error, np.sqrt(variance))
+    return Fitted(
+        level,
+        kind,
+        species,
+        e.structures,
+        len(e.error),
+        scale,
+        before.coverage95,
+        after.coverage95,
+        before.z_std,
+        after.z_std,
+    )
