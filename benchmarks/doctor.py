@@ -5,8 +5,9 @@
 spoiled      in every round two structures of each level for each kind of fault are spoiled, the model is fitted to all of
              them and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
              +-0.2 eV a cell, the force on one atom (above 0.5 eV/Å) with the wrong sign, nm label given as mag, mag label
-             given as nm. A fault is found where a label of its structure at that level is suspect. False alarms are
-             suspects among the other structures, those that share a geometry with a fault left out.
+             given as nm in place of the nm label. A fault is found where a label of its structure at that level is
+             suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
+             out.
 metastable   the first answers of lmfp_mag_first.extxyz are put back for the labels that a second start showed to be lower.
 """
 
@@ -103,7 +104,7 @@ def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[s
         for name in draw(level):
             out[level][name] = changed(out[level][name], energy=ENERGY * rng.choice([-1, 1]))
             faults.append({"kind": "energy", "level": level, "structure": name})
-        for name in draw(level):
+        for name in draw(level, lambda name: strongest(out[level][name]) > STRONG):  # noqa: B023
             forces = np.linalg.norm(out[level][name].get_forces(), axis=1)
             atom = int(rng.choice(np.flatnonzero(forces > STRONG)))
             out[level][name] = changed(out[level][name], flip=atom)
@@ -115,6 +116,11 @@ def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[s
         out["nm"][name] = out["mag"].pop(name)
         faults.append({"kind": "level", "level": "nm", "structure": name})
     return {level: [tagged(a, level) for _, a in sorted(named.items())] for level, named in out.items()}, faults
+
+
+def strongest(atoms: Atoms) -> float:
+    """The largest force on an atom, eV/Å."""
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 
 def changed(atoms: Atoms, energy: float = 0.0, flip: int | None = None) -> Atoms:

@@ -42,7 +42,7 @@ class Labels:
 
 
 def pooled(parts: Sequence[Labels]) -> Labels:
-    """Labels of several test sets as one."""
+    """Labels of several test sets as one, to score them: what `constant` needs is to be asked for before."""
 
     def joined(kind: str) -> Comparison | None:
         found = [p.kinds()[kind] for p in parts if kind in p.kinds()]

@@ -77,23 +77,13 @@ def main(
     """Fit every method once (on every fold once) and score it on every test set and level."""
     every = cases()[name.value](data, n_inducing, n_top)
     found: dict[tuple[str, str], list[dict[str, Labels]]] = {}
-    calibrations, seconds = [], {"features": 0.0, "fit": 0.0, "committee": 0.0}
+    calibrations, seconds = [], []
     for case in every:
-        with bars() as report, timed() as building:
-            features = Features.build(case.training, case.config, report, keep_rows=True)
-        with timed() as fitting:
-            model = MultiFidelityGP.fit(case.training, case.config, features=features)
-        raw = replace_training(case.config, calibrate=False)
-        with timed() as committee_time:
-            members = committee(case.training, raw, features)
-        for level in case.training.levels:
-            for test, frames in case.tests.items():
-                if frames.of(level):
-                    found.setdefault((level, test), []).append(methods(model, members, case.training, frames, level))
-        assert model.calibration is not None
-        calibrations.append(model.calibration.to_json())
-        for part, timing in zip(seconds, (building, fitting, committee_time), strict=True):
-            seconds[part] += timing.cpu
+        predicted, calibration, cpu = predictions(case)
+        for key, by_method in predicted.items():
+            found.setdefault(key, []).append(by_method)
+        calibrations.append(calibration)
+        seconds.append(cpu)
     rows = [
         row(level, test, method, pooled([one[method] for one in parts]))
         for (level, test), parts in found.items()
@@ -110,10 +100,29 @@ def main(
             "training": {level: len(case.training.of(level)) for level in case.training.levels},
             "top_level": case.training.levels[-1],
             "rows": rows,
-            "calibration": calibrations[0],
-            "cpu_seconds": seconds,
+            "calibration": calibrations[0] if len(every) == 1 else calibrations,
+            "cpu_seconds": {part: sum(cpu[part] for cpu in seconds) for part in seconds[0]},
         },
     )
+
+
+def predictions(case: Case) -> tuple[dict[tuple[str, str], dict[str, Labels]], dict[str, Any], dict[str, float]]:
+    """What every method says by level and test set; the model's calibration; CPU seconds."""
+    with bars() as report, timed() as building:
+        features = Features.build(case.training, case.config, report, keep_rows=True)
+    with timed() as fitting:
+        model = MultiFidelityGP.fit(case.training, case.config, features=features)
+    with timed() as committee_time:
+        members = committee(case.training, replace_training(case.config, calibrate=False), features)
+    found = {
+        (level, test): methods(model, members, case.training, frames, level)
+        for level in case.training.levels
+        for test, frames in case.tests.items()
+        if frames.of(level)
+    }
+    assert model.calibration is not None
+    cpu = {"features": building.cpu, "fit": fitting.cpu, "committee": committee_time.cpu}
+    return found, model.calibration.to_json(), cpu
 
 
 def methods(

@@ -116,7 +116,7 @@ class Calibration:
         return torch.tensor([getattr(s, name) for s in scales], dtype=like.dtype, device=like.device)
 
     def local_variances(self, level: int, weights: Tensor, residual: Tensor) -> Tensor:
-        """Variances of local energies [N] eV^2: the two parts scaled as those of total energies."""
+        """Variances of local energies [N] eV^2: the two parts scaled as those of total energies, but for novelty."""
         scale = self.energy[level]
         return scale.weights * weights + scale.residual * residual
 

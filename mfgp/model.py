@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
 
 TrainingSummary = dict[str, dict[str, int]]
-CALIBRATION_STRUCTURES = (
-    128  # of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration)
-)
+# Of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration).
+CALIBRATION_STRUCTURES = 128
 
 
 class MultiFidelityGP:

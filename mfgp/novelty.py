@@ -14,9 +14,10 @@ the labels' noise) before calibration's factors do. One c in [0, 2] for each lev
 u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The energy of N
 atoms with the weights' part v has
 
-    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1/10 <= u <= 10
+    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
 
-and an exponent of its own: a variance per atom, so that a supercell is as novel as its cell.
+and an exponent of its own: a variance per atom, so that a supercell is as novel as its cell. It only widens: errors that
+are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell more.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from scipy.optimize import minimize_scalar
 Array = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
 RANGE = (0.1, 10.0)  # of u
+ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
 
 
@@ -76,7 +78,7 @@ class EnergyNovelty:
 
     def ratio(self, variance: float, atoms: int) -> float:
         """u, from the same."""
-        return float(np.clip(variance / atoms**2 / self.reference, *RANGE)) if self.reference > 0 else 1.0
+        return float(np.clip(variance / atoms**2 / self.reference, *ENERGY_RANGE)) if self.reference > 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ class Prediction:
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
     magmoms [N] Bohr magnetons, where the training data have some at that level (NaN for an element without), the std that
     of the difference to a new calculation.
-    Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean over
-    the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the difference
-    to a new calculation at that level, and energies_std is scaled as energy_std; otherwise they are the posterior's own,
-    label noise aside.
+    Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean
+    over the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the
+    difference to a new calculation at that level, and energies_std is scaled as energy_std, novelty left out; otherwise
+    they are the posterior's own, label noise aside.
     std_by_level: energy_std, forces_std and stress_std of each level's discrepancy delta up to this level by name, cheapest
     first, and of the label noise as `noise` where calibrated; their squares add up to those of the stds above.
     """

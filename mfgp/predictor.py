@@ -271,7 +271,7 @@ class Predictor:
         }
 
     def _novelty(self, weights: Tensor, atoms: Atoms) -> Tensor:
-        """Factors of the model's variances [1+3N+6] in strange surroundings, from the weights' part; 1 uncalibrated."""
+        """Factors of the model's variances [1+3N+6] by novelty, from the weights' part; 1 uncalibrated."""
         if self.calibration is None:
             return torch.ones_like(weights)
         pairs = self.model.features.pairs(atoms)

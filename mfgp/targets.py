@@ -6,7 +6,8 @@
 the first part falls when data are added; it is a sum over rows R of R C R^T, random directions of each structure for its
 forces (directional.py; one of each of many structures, several of a few), scaled by the root of the calibration factor of
 each atom's species, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels'
-noise, as the calibration has them) is a number. So sqrt of J is what `predict` says of the targets, root mean square.
+noise, as the calibration has them) is a number. So sqrt of J is what `predict` says of the targets, root mean square,
+but for novelty (novelty.py), which has no part in it.
 """
 
 from __future__ import annotations

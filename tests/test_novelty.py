@@ -16,7 +16,7 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.calibration import Scale
 from mfgp.calibration_fit import fit_calibration
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
+from mfgp.novelty import ENERGY_RANGE, MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -104,7 +104,8 @@ def test_a_supercell_is_as_novel_as_its_cell() -> None:
     assert (
         novelty.factor(0.5, 4) == pytest.approx(novelty.factor(0.5 * 9, 12)) == pytest.approx((0.5 / 16 / 0.02) ** 0.7)
     )
-    assert novelty.factor(1e9, 4) == RANGE[1] ** 0.7
+    assert novelty.factor(1e9, 4) == ENERGY_RANGE[1] ** 0.7
+    assert novelty.factor(1e-9, 4) == 1.0  # it never narrows
     assert EnergyNovelty().factor(0.5, 4) == 1.0
 
 
@@ -159,4 +160,4 @@ def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) ->
         std, without, most = (m.predictor(draws=4)(atoms, mode).energy_std for m in (model, plain, sure))
         assert std >= without * (1 - 1e-12)
         noise = float(model.calibration.noise_variances(1, atoms.numbers, model.label_noise(1))[0])
-        assert most**2 - noise == pytest.approx((without**2 - noise) * RANGE[1] ** 0.5, rel=1e-9)
+        assert most**2 - noise == pytest.approx((without**2 - noise) * ENERGY_RANGE[1] ** 0.5, rel=1e-9)
