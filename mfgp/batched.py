@@ -14,7 +14,7 @@ from ase import Atoms
 
 from descriptors.soap import jacobian_bytes
 from mfgp.features import Functionals
-from mfgp.means import Mean, inner_products, local_gradient, voigt
+from mfgp.means import Mean, local_gradient, voigt
 from mfgp.prediction import Prediction
 from mfgp.predictor import Predictor
 from mfgp.reading import MIN_DISTANCE
@@ -66,7 +66,7 @@ def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mea
         if not forward.shortest >= MIN_DISTANCE or not all(map(len, structures)):
             _check_each(predictor, structures)
         q, members = forward.features, tuple(torch.nonzero(nb.numbers == z).squeeze(1) for z in basis.species)
-        gradient = local_gradient(basis, alpha, q, members, inner_products(basis, q, members))
+        gradient, _ = local_gradient(basis, alpha, q, members)
         energies = (gradient * q).sum(1).div_(basis.zeta)  # [atom]
         slopes = soap.pullback(forward, gradient)  # [pair, 3] dE/d r_ij
         forces = slopes.new_zeros(len(q), 3)

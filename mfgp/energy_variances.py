@@ -8,14 +8,13 @@ local energies only up to a constant for each species, which e0 shares). With a 
 
     psi = V^T L^-1 k(Z, x):     |phi|^2 = |psi|^2,      a_i^T C a_i = sum_k lambda_k (psi_k - mean_m psi_k(z_m))^2
 
-so that one product gives both. For the total, C itself is turned by V: one species leaves it diagonal but for
-the columns beside Phi; for several C = R R^T and a^T C a = |a^T R|^2, of which the triangle alone is multiplied.
+so that one product gives both. For the total, C itself is turned by V: its blocks on the diagonal become lambda,
+and of the others those above it are enough.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,33 +23,9 @@ from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
 from mfgp.means import chosen
 
-STRIPS = 4  # of columns, into which the triangle is cut
-SMALL_PIVOT = 1e-3  # of L, whose first is 1: with its inverse |phi|^2 is off by 1e-12 there, and more below
-
-
-@dataclass(frozen=True)
-class CovarianceRoot:
-    """C = R R^T in strips of columns: rows `first` on of R [M', M'], of which those above are zero."""
-
-    strips: tuple[tuple[int, Tensor], ...]  # (first, [M' - first, width])
-
-    @staticmethod
-    def of(covariance: Tensor, dtype: torch.dtype = torch.float64) -> CovarianceRoot:
-        """Cholesky's factor; the symmetric root where rounding has made an eigenvalue negative. Kept in a dtype."""
-        factor, info = torch.linalg.cholesky_ex(covariance)
-        if int(info) != 0:
-            values, vectors = torch.linalg.eigh(covariance)
-            return CovarianceRoot(((0, (vectors * values.clamp(min=0.0).sqrt()).to(dtype)),))
-        size = len(factor)
-        edges = [round(k * size / STRIPS) for k in range(STRIPS + 1)]
-        return CovarianceRoot(tuple((a, factor[a:, a:b].to(dtype).contiguous()) for a, b in pairwise(edges) if b > a))
-
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """a^T C a of each row, [row, M'] -> [row], never negative."""
-        given, out = rows.to(self.strips[0][1].dtype), rows.new_zeros(len(rows))
-        for first, strip in self.strips:
-            out += torch.linalg.vector_norm(given[:, first:] @ strip, dim=1).square_()
-        return out
+SMALL_PIVOT = (
+    5e-4  # of L, whose first is 1: there its inverse puts energy_std off by 1e-4 of itself, energies_std by 1e-8
+)
 
 
 @dataclass(frozen=True)
@@ -61,24 +36,25 @@ class SpeciesForm:
     """
 
     factor: Tensor | None  # [M_s, M_s] L where its inverse is not in the transform
-    transform: Tensor  # [M_s, M_s] L^-T V, or V
+    transform: Tensor  # [M_s, M_s] V^T L^-1, or V^T
     values: Tensor  # [M_s] lambda, eV^2
     reference: Tensor  # [M_s] mean of psi over the inducing environments
+    beside: Tensor  # [M_s, column of C after them], turned
 
     @staticmethod
-    def of(factor: Tensor, values: Tensor, vectors: Tensor) -> SpeciesForm:
-        """From L, lambda and V."""
+    def of(factor: Tensor, values: Tensor, vectors: Tensor, beside: Tensor) -> SpeciesForm:
+        """From L, lambda, V and what lies beside them in C."""
         reference = factor.mean(0) @ vectors  # phi(z_m) is row m of L
         values = values.clamp(min=0.0)
         if float(factor.diagonal().min()) < SMALL_PIVOT:
-            return SpeciesForm(factor, vectors.contiguous(), values, reference)
-        transform = torch.linalg.solve_triangular(factor.T, vectors, upper=True).contiguous()
-        return SpeciesForm(None, transform, values, reference)
+            return SpeciesForm(factor, vectors.T.contiguous(), values, reference, beside)
+        transform = torch.linalg.solve_triangular(factor.T, vectors, upper=True).T.contiguous()
+        return SpeciesForm(None, transform, values, reference, beside)
 
     def psi(self, k: Tensor) -> Tensor:
-        """[atom, M_s] from k(x, Z) [atom, M_s]."""
-        phi = k if self.factor is None else torch.linalg.solve_triangular(self.factor, k.T, upper=False).T
-        return phi @ self.transform
+        """[M_s, atom] from k(Z, x) [M_s, atom]."""
+        phi = k if self.factor is None else torch.linalg.solve_triangular(self.factor, k, upper=False)
+        return self.transform @ phi
 
 
 @dataclass(frozen=True)
@@ -86,29 +62,31 @@ class EnergyForms:
     """The quadratic forms of energies at one level."""
 
     species: tuple[SpeciesForm, ...]
-    turned: Tensor  # [M', column] the last columns of C turned by V
-    root: CovarianceRoot | None  # of C turned by V, where there are several species
+    corner: Tensor  # [column, column] of C: the columns beside the features
 
     @staticmethod
-    def of(basis: InducingBasis, covariance: Tensor, dtype: torch.dtype = torch.float64) -> EnergyForms:
-        """From C [M', M'] eV^2: the M features, then the columns beside them. dtype: that of the root."""
-        forms, turned = [], covariance.clone()
-        for index, own in basis.blocks():
+    def of(basis: InducingBasis, covariance: Tensor) -> EnergyForms:
+        """From C [M', M'] eV^2: the M features, then the columns beside them."""
+        blocks, turned = [], covariance.clone()
+        for _, own in basis.blocks():
             values, vectors = torch.linalg.eigh(covariance[own, own])
-            forms.append(SpeciesForm.of(basis.factors[index], values, vectors))
+            blocks.append((values, vectors))
             turned[:, own] = turned[:, own] @ vectors
             turned[own] = vectors.T @ turned[own]
-        root = CovarianceRoot.of(0.5 * (turned + turned.T), dtype) if len(forms) > 1 else None
-        return EnergyForms(tuple(forms), turned[:, basis.size :].clone(), root)
+        forms = tuple(
+            SpeciesForm.of(basis.factors[index], *blocks[index], turned[own, own.stop :].clone())
+            for index, own in basis.blocks()
+        )
+        return EnergyForms(forms, turned[basis.size :, basis.size :].clone())
 
-    def total(self, row: Tensor) -> Tensor:
-        """a^T C a of the total energy from its turned row [1, M'], [1]."""
-        if self.root is not None:
-            return self.root.quadratic(row)
-        psi, beside = row.split([len(self.turned) - self.turned.shape[1], self.turned.shape[1]], dim=1)
-        cross, corner = self.turned.split([psi.shape[1], beside.shape[1]])
-        mixed = 2.0 * (psi @ cross) + beside @ corner  # [1, column]
-        return (psi.square() @ self.species[0].values + (mixed * beside).sum(1)).clamp_(min=0.0)
+    def total(self, psi: list[Tensor], extra: Tensor) -> Tensor:
+        """a^T C a of the total energy, [1], from psi summed over the atoms of each species and its columns [column]."""
+        row, first = torch.cat([*psi, extra]), 0
+        out = extra @ (self.corner @ extra)
+        for own, form in zip(psi, self.species, strict=True):
+            first += len(own)
+            out = out + own @ (own * form.values + 2.0 * (form.beside @ row[first:]))
+        return out.clamp_(min=0.0)[None]
 
 
 def mean_inducing_features(basis: InducingBasis) -> Tensor:
@@ -152,12 +130,12 @@ def energy_variances(
             local_explained.append(q.new_zeros(0))
             continue
         of_species = chosen(q, own)
-        psi = form.psi(power(products[index].T, basis.zeta))  # [atom, M_s]
-        totals.append(psi.sum(0))
+        psi = form.psi(power(products[index], basis.zeta))  # [M_s, atom]
+        totals.append(psi.sum(1))
         priors.append(power(of_species @ of_species.T, basis.zeta).sum())
-        local_explained.append(torch.linalg.vector_norm(psi, dim=1).square_())
-        local_weights.append(psi.sub_(form.reference).square_() @ form.values)
-    weights = forms.total(torch.cat([*totals, extra[0]])[None])  # from the row [1, M'], turned
+        local_explained.append(torch.linalg.vector_norm(psi, dim=0).square_())
+        local_weights.append(form.values @ psi.sub_(form.reference[:, None]).square_())
+    weights = forms.total(totals, extra[0])
     explained = torch.stack([t.square().sum() for t in totals])[None]
     local = (in_order(parts, members, len(q)) for parts in (local_weights, local_explained))
     return EnergyVariances(weights, torch.stack(priors)[None], explained, *local)

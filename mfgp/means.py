@@ -49,7 +49,12 @@ def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tens
 
 def inner_products(basis: InducingBasis, q: Tensor, members: tuple[Tensor, ...]) -> list[Tensor]:
     """Z_m . q_i of each species, [M_s, atom of it], from descriptors q [N, D]."""
-    return [(chosen(q, own) @ points.T).T for points, own in zip(basis.points, members, strict=True)]
+    return [inner_product(points, q, own) for points, own in zip(basis.points, members, strict=True)]
+
+
+def inner_product(points: Tensor, q: Tensor, own: Tensor) -> Tensor:
+    """Z_m . q_i [M_s, atom] of the atoms `own` of q. Reading the points cold, MKL is faster with a contiguous q^T."""
+    return points @ chosen(q, own).T.contiguous()
 
 
 def chosen(q: Tensor, own: Tensor) -> Tensor:
@@ -58,33 +63,32 @@ def chosen(q: Tensor, own: Tensor) -> Tensor:
 
 
 def local_gradient(
-    basis: InducingBasis, alpha: list[Tensor], q: Tensor, members: tuple[Tensor, ...], products: list[Tensor]
-) -> Tensor:
-    """g [N, D] from descriptors q [N, D]; members: the atoms of each species of the basis; products: `inner_products`."""
-    out = None
-    for points, a, own, product in zip(basis.points, alpha, members, products, strict=True):
-        if len(own) == 0:
-            continue
-        slope = power(product, basis.zeta - 1).mul_((basis.zeta * a)[:, None])  # [M_s, atom]
-        if len(own) == len(q):
-            return slope.T @ points
-        out = torch.empty_like(q) if out is None else out
-        out.index_copy_(0, own, slope.T @ points)
-    return torch.zeros_like(q) if out is None else out
-
-
-def mean(
     basis: InducingBasis,
     alpha: list[Tensor],
-    pairs: SlotPairs,
-    forward: ForwardPass,
+    q: Tensor,
     members: tuple[Tensor, ...],
-    products: list[Tensor],
-) -> Mean:
-    """The mean for dual weights alpha, of the structure of `pairs` with its forward pass; see `local_gradient`."""
-    q = forward.features
-    gradient = local_gradient(basis, alpha, q, members, products)
-    energies = (gradient * q).sum(1).div_(basis.zeta)
+    known: list[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """g [N, D] from descriptors q [N, D], and the inner products on the way, which may be known already.
+
+    One species after the other, because its inducing points are then still in the cache when they are read again.
+    members: the atoms of each species of the basis.
+    """
+    out, products = torch.empty_like(q), []
+    for index, (points, a, own) in enumerate(zip(basis.points, alpha, members, strict=True)):
+        product = inner_product(points, q, own) if known is None else known[index]
+        products.append(product)
+        slope = power(product, basis.zeta - 1).mul_((basis.zeta * a)[:, None])  # [M_s, atom]
+        if len(own) == len(q):
+            out = slope.T @ points
+        else:
+            out.index_copy_(0, own, slope.T @ points)
+    return out, products
+
+
+def mean(zeta: int, gradient: Tensor, pairs: SlotPairs, forward: ForwardPass) -> Mean:
+    """The mean of the structure of `pairs` from its forward pass and g; see `local_gradient`."""
+    energies = (gradient * forward.features).sum(1).div_(zeta)
     slopes = forward.pullback(gradient)  # [slot, 3] dE/d r_ij
     tensor = slopes.T @ pairs.slots.vectors  # [3, 3] dE/d(strain)
     return Mean(energies, pairs.forces(slopes), voigt(tensor + tensor.T).mul_(-0.5))

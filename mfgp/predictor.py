@@ -29,7 +29,7 @@ from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
 from mfgp.level_shares import LevelShares, Share, share
-from mfgp.means import Mean, dual_weights, inner_products, mean, members_of
+from mfgp.means import Mean, dual_weights, inner_products, local_gradient, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.prediction import UNCERTAINTIES, Array, Prediction
 from mfgp.reading import MIN_DISTANCE, geometry_problems
@@ -228,17 +228,18 @@ class Predictor:
         offsets = self.offsets_of(atoms)
         members = members_of(self.model.basis, pairs, self.model.soap)
         terms, alpha = self.mean_terms
-        products = inner_products(terms, forward.features, members)
-        found = mean(terms, alpha, pairs, forward, members, products)
+        gradient, products = local_gradient(terms, alpha, forward.features, members)
+        found = mean(terms.zeta, gradient, pairs, forward)
         values = {"mean": found.stacked(), "local": found.energies}
         if uncertainty != "none":
             if terms is not self.model.basis:
                 products = inner_products(self.model.basis, forward.features, members)
             values |= self._energy_deviations(forward.features, atoms.numbers, members, products, offsets.rows)
         if uncertainty == "sampled":
-            draws = [
-                mean(self.model.basis, alpha, pairs, forward, members, products).stacked() for alpha in self.alpha_draws
-            ]
+            draws = []
+            for weights in self.alpha_draws:
+                gradient, _ = local_gradient(self.model.basis, weights, forward.features, members, products)
+                draws.append(mean(terms.zeta, gradient, pairs, forward).stacked())
             added = self.draws[:, self.model.basis.size :] @ offsets.rows.T  # [draw, 1+3N+6]
             values["std"] = self._sampled((torch.stack(draws) + added).square().mean(0), values["std"], atoms)
         return self._prediction(atoms, offsets, values)
@@ -309,7 +310,7 @@ class Predictor:
     @cached_property
     def energy_forms(self) -> EnergyForms:
         """Made when energies first get a standard deviation."""
-        return EnergyForms.of(self.model.basis, self.covariance, self.dtype)
+        return EnergyForms.of(self.model.basis, self.covariance)
 
     def _energy_deviations(
         self,

@@ -18,7 +18,7 @@ from descriptors.soap import environments
 from descriptors.streamed import streamed_coefficients, streamed_pullback
 from mfgp import DataError, MultiFidelityGP
 from mfgp import energy_variances as energy_variances_module
-from mfgp.energy_variances import CovarianceRoot, EnergyForms, energy_variances, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
 from mfgp.inducing import build_basis
 from mfgp.kernels import power
 from mfgp.means import inner_products
@@ -177,12 +177,6 @@ def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) 
     assert energies.energy_std == pytest.approx(full.energy_std, abs=1e-8)  # eV
     assert_allclose(energies.energies_std, full.energies_std, rtol=0, atol=1e-8)  # eV
     assert full.energies_std.min() > 1e-4
-    phi = local_features(model.basis, model.soap.features([atoms]), torch.from_numpy(atoms.numbers))
-    c = model.covariances[-1][: phi.shape[1], : phi.shape[1]]
-    assert_allclose(CovarianceRoot.of(c).quadratic(phi), ((phi @ c) * phi).sum(1), rtol=1e-9, atol=0)
-    flat = torch.diag(torch.tensor([1.0, 0.0, -1e-18, 4.0], dtype=torch.float64))  # not positive definite
-    rows = torch.ones(1, 4, dtype=torch.float64)
-    assert float(CovarianceRoot.of(flat).quadratic(rows)) == pytest.approx(5.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("smallest_pivot", [0.0, 2.0])  # with the inverse of L, and without
