@@ -1,19 +1,22 @@
-"""Does the doctor find labels that are wrong? LMFP, nm + mag training structures, leave-one-label-out scores.
+"""Does the doctor find labels that are wrong? Leave-one-label-out scores of training structures at two levels.
 
-    python benchmarks/doctor.py
+    python benchmarks/doctor.py                                  # LMFP: nm + mag
+    python benchmarks/doctor.py --data PATH_TO_acac              # acetylacetone: 500 GFN1-xTB + 100 PBE molecules
 
 spoiled      in every round two structures of each level for each kind of fault are spoiled, the model is fitted to all of
              them and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
-             +-0.2 eV a cell, the force on one atom (above 0.5 eV/Å) with the wrong sign, nm label given as mag, mag label
-             given as nm in place of the nm label. A fault is found where a label of its structure at that level is
+             +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one, a
+             higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
              out.
-metastable   the first answers of lmfp_mag_first.extxyz are put back for the labels that a second start showed to be lower.
+metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,45 +33,85 @@ from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
 from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
 from mfgp.reading import read_structures
+from mfgp.single_point import structure_hash
 
-LEVELS = ("nm", "mag")
 EACH = 2  # structures of a level and kind of fault, a round
-ENERGY = 0.2  # eV a cell
+ENERGY = 0.2  # eV a structure
 STRONG = 0.5  # eV/Å
-Frames = dict[str, list[Atoms]]
+N_PBE = 100
+Frames = dict[str, list[Atoms]]  # by level, cheapest first; info["structure_id"] is that of the geometry
+
+
+@dataclass(frozen=True)
+class Case:
+    """Labelled structures, isolated atoms that are never spoiled, and settings."""
+
+    frames: Frames
+    isolated: Frames
+    config: FitConfig
+
+    def scored(self, frames: Frames) -> list[LabelScore]:
+        """Scores of all labels by a model that was fitted to `frames` in place of its own."""
+        read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
+        scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False), read)
+        return [s for s in scores if not s.frame.isolated_atom]
 
 
 def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of acetylacetone; LMFP without.")] = None,
     n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 1000,
     rounds: Annotated[int, typer.Option(help="Fits to spoiled data.")] = 8,
-    name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "doctor",
+    name: Annotated[str, typer.Option(help="Name of the JSON file under results/; doctor or doctor_acac.")] = "",
 ) -> None:
     """Spoil, fit, score; print and write which faults were found."""
-    config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
-    frames = {level: load_lmfp(level, "train") for level in LEVELS}
+    case = lmfp(n_inducing) if data is None else acetylacetone(data, n_inducing)
+    console, result = Console(), {}
     with timed() as timing:
-        found = [spoiled_round(frames, config, seed) for seed in range(rounds)]
-        first = metastable(frames, config)
-    result = {"spoiled": summary(found), "energy_by_limit": by_limit(found), "metastable": first}
-    console = Console()
+        found = [spoiled_round(case, seed) for seed in range(rounds)]
+        if data is None:
+            result["metastable"] = metastable(case)
+    result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found)}
     console.print(table(result["spoiled"]), *result["energy_by_limit"])
-    console.print({k: v for k, v in first.items() if k != "structures"})
-    training = {level: len(f) for level, f in frames.items()}
+    console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
+    training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "each": EACH, "training": training}
+    name = name or ("doctor" if data is None else "doctor_acac")
     write_result(name, {"machine": machine(), **parameters, "cpu_seconds": timing.cpu, **result})
 
 
-def spoiled_round(frames: Frames, config: FitConfig, seed: int) -> dict[str, Any]:
+def lmfp(n_inducing: int) -> Case:
+    """nm and mag, all training structures."""
+    config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
+    frames = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
+    return Case(frames, {level: [] for level in frames}, config)
+
+
+def acetylacetone(folder: Path, n_inducing: int) -> Case:
+    """GFN1-xTB and N_PBE molecules at PBE."""
+    from acac import configuration, read_training
+
+    read = read_training(folder)
+    frames: Frames = {level: [] for level in read.levels}
+    isolated: Frames = {level: [] for level in read.levels}
+    for f in read:
+        atoms = Atoms(f.atoms.symbols, f.atoms.positions, info={"structure_id": structure_hash(f.atoms)})
+        atoms.calc = SinglePointCalculator(atoms, energy=f.energy, forces=f.forces)
+        (isolated if f.isolated_atom else frames)[f.fidelity].append(atoms)
+    top = read.levels[-1]
+    return Case(frames | {top: frames[top][:N_PBE]}, isolated, configuration(n_inducing, {}))
+
+
+def spoiled_round(case: Case, seed: int) -> dict[str, Any]:
     """Faults of one round with whether they were found, and the false alarms by level."""
     rng = np.random.default_rng(seed)
-    spoiled, faults = spoil(frames, rng)
-    scores = scored(spoiled, config)
+    spoiled, faults = spoil(case.frames, rng)
+    scores = case.scored(spoiled)
     suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
     touched = {fault["structure"] for fault in faults}
     for fault in faults:
         fault["found"] = (fault["level"], fault["structure"]) in suspects
     alarms = {}
-    for level in LEVELS:
+    for level in case.frames:
         untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
         wrong = sorted(name for name in untouched if (level, name) in suspects)
         alarms[level] = {"structures": len(untouched), "suspects": wrong}
@@ -79,18 +122,19 @@ def spoiled_round(frames: Frames, config: FitConfig, seed: int) -> dict[str, Any
         "false_alarms": alarms,
         "off": {
             level: [s.score for s in energies if (level, identity(s)) in off and s.frame.fidelity == level]
-            for level in LEVELS
+            for level in case.frames
         },
         "good": {
             level: [s.score for s in energies if identity(s) not in touched and s.frame.fidelity == level]
-            for level in LEVELS
+            for level in case.frames
         },
     }
 
 
 def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[str, Any]]]:
     """The frames with EACH faults of every kind at every level, no structure twice, and a list of the faults."""
-    out = {level: {a.info["structure_id"]: a for a in frames[level]} for level in LEVELS}
+    out = {level: {a.info["structure_id"]: a for a in found} for level, found in frames.items()}
+    low, high = frames
     taken: set[str] = set()
     faults: list[dict[str, Any]] = []
 
@@ -100,7 +144,7 @@ def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[s
         taken.update(chosen)
         return chosen
 
-    for level in LEVELS:
+    for level in frames:
         for name in draw(level):
             out[level][name] = changed(out[level][name], energy=ENERGY * rng.choice([-1, 1]))
             faults.append({"kind": "energy", "level": level, "structure": name})
@@ -109,12 +153,12 @@ def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[s
             atom = int(rng.choice(np.flatnonzero(forces > STRONG)))
             out[level][name] = changed(out[level][name], flip=atom)
             faults.append({"kind": "force sign", "level": level, "structure": name, "atom": atom})
-    for name in draw("nm", lambda name: name not in out["mag"]):
-        out["mag"][name] = out["nm"].pop(name)
-        faults.append({"kind": "level", "level": "mag", "structure": name})
-    for name in draw("mag"):
-        out["nm"][name] = out["mag"].pop(name)
-        faults.append({"kind": "level", "level": "nm", "structure": name})
+    for name in draw(low, lambda name: name not in out[high]):
+        out[high][name] = out[low].pop(name)
+        faults.append({"kind": "level", "level": high, "structure": name})
+    for name in draw(high):
+        out[low][name] = out[high].pop(name)
+        faults.append({"kind": "level", "level": low, "structure": name})
     return {level: [tagged(a, level) for _, a in sorted(named.items())] for level, named in out.items()}, faults
 
 
@@ -144,23 +188,17 @@ def tagged(atoms: Atoms, level: str) -> Atoms:
     return out
 
 
-def scored(frames: Frames, config: FitConfig) -> list[LabelScore]:
-    """Scores of all labels by a model that was fitted to them."""
-    read = read_frames(frames)
-    return label_scores(MultiFidelityGP.fit(read, config, progress=False), read)
-
-
 def identity(score: LabelScore) -> str:
     return str(score.frame.atoms.info["structure_id"])
 
 
-def metastable(frames: Frames, config: FitConfig) -> dict[str, Any]:
+def metastable(case: Case) -> dict[str, Any]:
     """Ranks and scores of first answers among the mag labels, when they take the place of the lower ones."""
     first = {a.info["structure_id"]: a for a in read_structures(LMFP / "lmfp_mag_first.extxyz")}
-    labels = {a.info["structure_id"]: a for a in frames["mag"]}
+    labels = {a.info["structure_id"]: a for a in case.frames["mag"]}
     replaced = sorted(set(first) & set(labels))
     mag = [tagged(first.get(name, a), "mag") for name, a in labels.items()]
-    scores = [s for s in scored({**frames, "mag": mag}, config) if s.frame.fidelity == "mag"]
+    scores = [s for s in case.scored({**case.frames, "mag": mag}) if s.frame.fidelity == "mag"]
     energy = {identity(s): s.score for s in scores if s.kind == "energy"}
     force = {name: max(s.score for s in scores if s.kind == "forces" and identity(s) == name) for name in energy}
     rows = [
@@ -202,7 +240,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for kind, level in dict.fromkeys((f["kind"], f["level"]) for f in faults):
         alike = [f["found"] for f in faults if (f["kind"], f["level"]) == (kind, level)]
         out.append({"what": kind, "level": level, "n": len(alike), "found": sum(alike)})
-    for level in LEVELS:
+    for level in found[0]["false_alarms"]:
         alarms = [one["false_alarms"][level] for one in found]
         named = sum(len(a["suspects"]) for a in alarms)
         out.append({"what": "false alarm", "level": level, "n": sum(a["structures"] for a in alarms), "found": named})
@@ -212,7 +250,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def by_limit(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Shares of the energies off by ENERGY and of the good ones whose score passes a limit."""
     out: list[dict[str, Any]] = []
-    for level in LEVELS:
+    for level in found[0]["off"]:
         off, good = (np.concatenate([one[name][level] for one in found]) for name in ("off", "good"))
         for limit in (2.5, 3.0, 3.3, LIMITS["energy"]):
             shares = {"found": float(np.mean(off > limit)), "false_alarms": float(np.mean(good > limit))}

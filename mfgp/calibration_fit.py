@@ -104,10 +104,10 @@ def _in_turns(
     """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
     exponents, found = dict.fromkeys(alike, 0.0), first
     for _ in range(ROUNDS):
-        for (level, kind), parts in alike.items():
-            if len(parts) >= MIN_STRUCTURES:
-                surprises = [_surprise(p, found, levels.index(level), ratios[id(p)]) for p in parts]
-                exponents[level, kind] = fit_exponent(surprises)
+        for same in [*([(level, "forces")] for level in levels), [(level, "energy") for level in levels]]:
+            surprises = [_surprise(p, found, levels.index(key[0]), ratios[id(p)]) for key in same for p in alike[key]]
+            if len(surprises) >= MIN_STRUCTURES:
+                exponents |= dict.fromkeys((key for key in same if alike[key]), fit_exponent(surprises))
         found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
     return exponents, found
 

@@ -23,9 +23,8 @@ from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
 from mfgp.means import chosen
 
-SMALL_PIVOT = (
-    5e-4  # of L, whose first is 1: there its inverse puts energy_std off by 1e-4 of itself, energies_std by 1e-8
-)
+# A pivot of L, whose first is 1. With its inverse energy_std is off by 1e-4 of itself, energies_std by 1e-8 (LMFP, one-off).
+SMALL_PIVOT = 5e-4
 
 
 @dataclass(frozen=True)

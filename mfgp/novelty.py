@@ -16,8 +16,9 @@ atoms with the weights' part v has
 
     u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
 
-and an exponent of its own: a variance per atom, so that a supercell is as novel as its cell. It only widens: errors that
-are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell more.
+and an exponent c that all levels share, for a structure has one energy: a variance per atom, so that a supercell is as
+novel as its cell. It only widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no
+reason to trust a large cell more.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class EnergyNovelty:
-    """c of the energies of a level, and m, (eV/atom)^2; a reference of 0 knows nothing."""
+    """c of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
 
     exponent: float = 0.0
     reference: float = 0.0
@@ -97,7 +98,7 @@ class Surprise:
 
 
 def fit_exponent(structures: Sequence[Surprise]) -> float:
-    """c of the left-out structures of a level."""
+    """c of left-out structures."""
 
     def negative(c: float) -> float:
         return 0.5 * c * c - sum(s.log_density(c) for s in structures)

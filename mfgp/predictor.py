@@ -76,7 +76,6 @@ class Predictor:
         self.calibration = model.calibration if calibrated else None
         self.fidelity = model.levels[level]
         basis, config, device = model.soap.basis, model.soap.config, model.weights.device
-        self.dtype = torch.float64 if dtype == "float64" else torch.float32
         self.table = RadialTable.of(basis, config, torch.float32, device) if dtype == "float32" else None
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
@@ -239,7 +238,7 @@ class Predictor:
             draws = []
             for weights in self.alpha_draws:
                 gradient, _ = local_gradient(self.model.basis, weights, forward.features, members, products)
-                draws.append(mean(terms.zeta, gradient, pairs, forward).stacked())
+                draws.append(mean(self.model.basis.zeta, gradient, pairs, forward).stacked())
             added = self.draws[:, self.model.basis.size :] @ offsets.rows.T  # [draw, 1+3N+6]
             values["std"] = self._sampled((torch.stack(draws) + added).square().mean(0), values["std"], atoms)
         return self._prediction(atoms, offsets, values)

@@ -137,6 +137,19 @@ def test_calibration_learns_which_energies_are_novel(model: MultiFidelityGP, two
     assert np.std([z(p, unlike, 1.0) for p in strange]) > 1.3
 
 
+def test_the_energies_of_all_levels_share_an_exponent(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """Three energies of the higher level are too few for one of their own."""
+    rng, parts = np.random.default_rng(4), []
+    frames = [*two_levels.training().of("low") * 16, *two_levels.training().of("high")[:3]]
+    for k, frame in enumerate(frames):
+        strange = 4.0 if k % 4 == 0 else 1.0
+        error, v = strange * 0.1 * rng.standard_normal(1), np.array([0.01 * strange])
+        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), np.zeros(1, dtype=np.int64)))
+    low, high = fit_calibration(parts, model.levels, model.basis.species, pairs).energy_novelty
+    assert low.exponent == high.exponent == pytest.approx(np.log(4) / np.log(4 / 1.75), abs=0.3)
+    assert low.reference != high.reference
+
+
 def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:
     """Strained beyond the training data, calibrated stds rise more than without novelty, in every mode."""
     training = config.training.model_copy(update={"calibrate": True})

@@ -1,12 +1,12 @@
 """LMFP: our candidates beside what a user would reach for instead, on the same frames with the same labels.
 
-    python benchmarks/accuracy/lmfp.py --gap-bin FOLDER      # all methods, sizes and orders: results/accuracy_lmfp.json
+    python benchmarks/accuracy/lmfp.py                       # all methods, sizes and orders: results/accuracy_lmfp.json
     python benchmarks/accuracy/lmfp.py --sizes 20 --methods 'CHGNet + GP, mag' --methods 'CHGNet, fine-tuned'
     python benchmarks/accuracy/lmfp.py --split validation --results scratch.json      # to choose settings by
 
 The lower levels train with all their frames, mag with the first n of an order; errors are those of the held-out magnetic
-frames. Needs CHGNet (pip install -e '.[chgnet]'). A result is written as soon as it is there: a run that was killed goes on
-where it stopped, and more sizes, orders or frames add to the file.
+frames. Needs CHGNet and quippy (pip install -e '.[bench,chgnet]'). A result is written as soon as it is there: a run that
+was killed goes on where it stopped, and more sizes, orders or frames add to the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # common
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
 from ours import CANDIDATES, Workshop
-from rival_methods import GapFit, Transferred, fine_tuned, two_heads, zero_shot
+from rival_methods import Transferred, fine_tuned, gap_fit, two_heads, zero_shot
 from task import Method, Task, scores
 
 from mfgp import FrameSet, read_frames
@@ -57,7 +57,6 @@ def main(
     methods: Annotated[list[str] | None, typer.Option(help="Only these; may be given more than once.")] = None,
     split: Annotated[str, typer.Option(help="test, test_ood or validation.")] = "test",
     results: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "accuracy_lmfp",
-    gap_bin: Annotated[Path | None, typer.Option(help="Folder of gap_fit and quip; by default those on PATH.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder for CHGNet's labels, by a hash of the structure.")] = CACHE,
     show: Annotated[bool, typer.Option("--show", help="Only print what is there already.")] = False,
 ) -> None:
@@ -69,7 +68,7 @@ def main(
     held_out = read_frames({LEVELS[-1]: load_lmfp(LEVELS[-1], split)}).of(LEVELS[-1])
     runs, console = existing(results), Console()
     if not show:
-        every = available(training, cache, gap_bin)
+        every = available(training, cache)
         wanted = methods or list(every)
         unknown = [m for m in wanted if m not in every]
         if unknown:
@@ -86,7 +85,7 @@ def main(
     console.print(table(list(runs.values()), len(held_out)))
 
 
-def available(training: FrameSet, cache: Path, gap_bin: Path | None) -> dict[str, Method]:
+def available(training: FrameSet, cache: Path) -> dict[str, Method]:
     """Every method by its name; what the candidates share is made when the first of them runs."""
     shop: list[Workshop] = []
     networks = FoldNetworks()
@@ -107,7 +106,7 @@ def available(training: FrameSet, cache: Path, gap_bin: Path | None) -> dict[str
         "CHGNet, nm then mag": Transferred(),
         "CHGNet, nm and mag, two readouts": two_heads,
         "CHGNets fine-tuned on folds, mean": networks.committee,
-        "gap_fit, mag": GapFit(gap_bin),
+        "gap_fit, mag": gap_fit,
     }
 
 

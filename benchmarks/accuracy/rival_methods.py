@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -13,16 +12,21 @@ from typing import Any
 import chgnet_rivals as chgnet
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
+from ase.io import write
 from chgnet_rivals import Training
 from common import run_measured
 from task import Predicted, Task
 
-from mfgp.errors import DataError
-
 FINE_TUNING = Training(epochs=50, learning_rate=1e-3)  # 15 leave 6 meV/Å more on validation structures, n = 10
 LOW_LEVEL = Training(epochs=2, learning_rate=1e-3)  # the first training, on nm
-GAP = {"delta": "0.5", "sigma_energy": "0.003", "sigma_force": "0.1", "n_sparse": "300"}
+GAP = {
+    "atom_sigma": "0.6",
+    "zeta": "2",
+    "delta": "0.5",
+    "sigma_energy": "0.003",
+    "sigma_force": "0.05",
+    "n_sparse": "300",
+}
 
 
 def zero_shot(task: Task) -> Predicted:
@@ -86,48 +90,29 @@ def _predicted(
     return Predicted(energies, forces, magmoms, seconds, note={**settings, **note})
 
 
-class GapFit:
-    """`gap_fit` on the n magnetic frames; energies less a reference for each element. folder: of the programs."""
+def gap_fit(task: Task) -> Predicted:
+    """`gap_fit` (quippy-ase) on the n magnetic frames; energies less a reference for each element."""
+    from quippy.potential import Potential
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def program(self, name: str) -> str:
-        """Path of a program. Raises DataError where it is not there."""
-        path = Path(name) if self.folder is None else self.folder / name
-        if self.folder is not None and not path.exists():
-            raise DataError(f"{path}: no such program; name the folder of gap_fit and quip (pip install quippy-ase).")
-        return str(path)
-
-    def __call__(self, task: Task) -> Predicted:
-        """Both programs as commands, in a folder that is thrown away."""
-        top = task.training.of(task.top)
-        shift = chgnet.composition_shift(top, np.zeros(len(top)))
-        with tempfile.TemporaryDirectory() as name:
-            work = Path(name)
-            frames = []
-            for f in top:
-                atoms = _plain(f.atoms)
-                atoms.info["REF_energy"] = float(f.energy) - chgnet.shift_of(f.atoms, shift)
-                atoms.arrays["REF_forces"] = f.forces
-                frames.append(atoms)
-            write(work / "train.extxyz", frames)
-            write(work / "held_out.xyz", [_plain(f.atoms) for f in task.held_out], format="extxyz")
-            species = sorted({int(z) for f in top for z in f.atoms.numbers})
-            usage = run_measured([self.program("gap_fit"), *_gap_arguments(species)], work, threads=1)
-            energies, forces = self._evaluate(work)
-        energies = energies + [chgnet.shift_of(f.atoms, shift) for f in task.held_out]
-        return Predicted(energies, forces, None, usage.cpu, note=GAP)
-
-    def _evaluate(self, work: Path) -> tuple[np.ndarray, list[np.ndarray]]:
-        command = [self.program("quip"), "E=T", "F=T", "atoms_filename=held_out.xyz", "param_filename=gap.xml"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=True)
-        lines = [line[3:] for line in done.stdout.splitlines() if line.startswith("AT ")]
-        (work / "found.xyz").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        found = read(work / "found.xyz", index=":", format="extxyz")
-        energies = np.array([a.get_potential_energy() if a.calc else a.info["energy"] for a in found])
-        return energies, [a.arrays["force"] if "force" in a.arrays else a.get_forces() for a in found]
+    top = task.training.of(task.top)
+    shift = chgnet.composition_shift(top, np.zeros(len(top)))
+    with tempfile.TemporaryDirectory() as name:
+        work, frames = Path(name), []
+        for f in top:
+            atoms = _plain(f.atoms)
+            atoms.info["REF_energy"] = float(f.energy) - chgnet.shift_of(f.atoms, shift)
+            atoms.arrays["REF_forces"] = f.forces
+            frames.append(atoms)
+        write(work / "train.extxyz", frames)
+        species = sorted({int(z) for f in top for z in f.atoms.numbers})
+        usage = run_measured([Path(sys.executable).with_name("gap_fit"), *_gap_arguments(species)], work, threads=1)
+        potential = Potential(param_filename=str(work / "gap.xml"))
+        energies, forces = [], []
+        for f in task.held_out:
+            potential.calculate(_plain(f.atoms), properties=["energy", "forces"])
+            energies.append(potential.results["energy"] + chgnet.shift_of(f.atoms, shift))
+            forces.append(potential.results["forces"].copy())
+    return Predicted(np.array(energies), forces, None, usage.cpu, note=dict(GAP))
 
 
 def _plain(atoms: Atoms) -> Atoms:
@@ -135,12 +120,12 @@ def _plain(atoms: Atoms) -> Atoms:
 
 
 def _gap_arguments(species: list[int]) -> list[str]:
-    """SOAP as ours (n_max 6, l_max 5, cutoff 5 Å, sigma 0.4 Å, zeta 4), one for each central element."""
+    """SOAP with n_max 6, l_max 5 and a cutoff of 5 Å, one for each central element."""
     numbers = " ".join(str(z) for z in species)
     soaps = [
-        f"soap l_max=5 n_max=6 atom_sigma=0.4 zeta=4 cutoff=5.0 cutoff_transition_width=1.0 delta={GAP['delta']} "
-        f"n_sparse={GAP['n_sparse']} sparse_method=cur_points covariance_type=dot_product add_species=F "
-        f"n_species={len(species)} species_Z={{{{{numbers}}}}} Z={z}"
+        f"soap l_max=5 n_max=6 atom_sigma={GAP['atom_sigma']} zeta={GAP['zeta']} cutoff=5.0 cutoff_transition_width=1.0 "
+        f"delta={GAP['delta']} n_sparse={GAP['n_sparse']} sparse_method=cur_points covariance_type=dot_product "
+        f"add_species=F n_species={len(species)} species_Z={{{{{numbers}}}}} Z={z}"
         for z in species
     ]
     return [
