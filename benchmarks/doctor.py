@@ -3,12 +3,12 @@
     python benchmarks/doctor.py                                  # LMFP: nm + mag
     python benchmarks/doctor.py --data PATH_TO_acac              # acetylacetone: 500 GFN1-xTB + 100 PBE molecules
 
-spoiled      in every round two structures of each level for each kind of fault are spoiled, the model is fitted to all of
-             them and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
-             +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one, a
+spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures
+             and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
+             +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one or a
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
-             out.
+             out. With --mixed all kinds of fault are in the data of every round.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
 
@@ -35,6 +35,7 @@ from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
 
+KINDS = ("energy", "force sign", "level")
 EACH = 2  # structures of a level and kind of fault, a round
 ENERGY = 0.2  # eV a structure
 STRONG = 0.5  # eV/Å
@@ -60,22 +61,24 @@ class Case:
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder of acetylacetone; LMFP without.")] = None,
     n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Fits to spoiled data.")] = 8,
-    name: Annotated[str, typer.Option(help="Name of the JSON file under results/; doctor or doctor_acac.")] = "",
+    rounds: Annotated[int, typer.Option(help="Fits to spoiled data for each kind of fault.")] = 8,
+    mixed: Annotated[bool, typer.Option("--mixed", help="All kinds of fault in every round.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the JSON file under results/; doctor[_acac][_mixed].")] = "",
 ) -> None:
     """Spoil, fit, score; print and write which faults were found."""
     case = lmfp(n_inducing) if data is None else acetylacetone(data, n_inducing)
     console, result = Console(), {}
     with timed() as timing:
-        found = [spoiled_round(case, seed) for seed in range(rounds)]
+        together = [KINDS] if mixed else [(kind,) for kind in KINDS]
+        found = [spoiled_round(case, kinds, seed) for kinds in together for seed in range(rounds)]
         if data is None:
             result["metastable"] = metastable(case)
     result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found)}
     console.print(table(result["spoiled"]), *result["energy_by_limit"])
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
-    parameters = {"n_inducing": n_inducing, "rounds": rounds, "each": EACH, "training": training}
-    name = name or ("doctor" if data is None else "doctor_acac")
+    parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}
+    name = name or ("doctor" if data is None else "doctor_acac") + ("_mixed" if mixed else "")
     write_result(name, {"machine": machine(), **parameters, "cpu_seconds": timing.cpu, **result})
 
 
@@ -101,10 +104,10 @@ def acetylacetone(folder: Path, n_inducing: int) -> Case:
     return Case(frames | {top: frames[top][:N_PBE]}, isolated, configuration(n_inducing, {}))
 
 
-def spoiled_round(case: Case, seed: int) -> dict[str, Any]:
+def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]:
     """Faults of one round with whether they were found, and the false alarms by level."""
     rng = np.random.default_rng(seed)
-    spoiled, faults = spoil(case.frames, rng)
+    spoiled, faults = spoil(case.frames, kinds, rng)
     scores = case.scored(spoiled)
     suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
     touched = {fault["structure"] for fault in faults}
@@ -131,8 +134,8 @@ def spoiled_round(case: Case, seed: int) -> dict[str, Any]:
     }
 
 
-def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[str, Any]]]:
-    """The frames with EACH faults of every kind at every level, no structure twice, and a list of the faults."""
+def spoil(frames: Frames, kinds: Sequence[str], rng: np.random.Generator) -> tuple[Frames, list[dict[str, Any]]]:
+    """The frames with EACH faults of every kind in `kinds` at every level, no structure twice, and a list of the faults."""
     out = {level: {a.info["structure_id"]: a for a in found} for level, found in frames.items()}
     low, high = frames
     taken: set[str] = set()
@@ -145,20 +148,23 @@ def spoil(frames: Frames, rng: np.random.Generator) -> tuple[Frames, list[dict[s
         return chosen
 
     for level in frames:
-        for name in draw(level):
-            out[level][name] = changed(out[level][name], energy=ENERGY * rng.choice([-1, 1]))
-            faults.append({"kind": "energy", "level": level, "structure": name})
-        for name in draw(level, lambda name: strongest(out[level][name]) > STRONG):  # noqa: B023
-            forces = np.linalg.norm(out[level][name].get_forces(), axis=1)
-            atom = int(rng.choice(np.flatnonzero(forces > STRONG)))
-            out[level][name] = changed(out[level][name], flip=atom)
-            faults.append({"kind": "force sign", "level": level, "structure": name, "atom": atom})
-    for name in draw(low, lambda name: name not in out[high]):
-        out[high][name] = out[low].pop(name)
-        faults.append({"kind": "level", "level": high, "structure": name})
-    for name in draw(high):
-        out[low][name] = out[high].pop(name)
-        faults.append({"kind": "level", "level": low, "structure": name})
+        if "energy" in kinds:
+            for name in draw(level):
+                out[level][name] = changed(out[level][name], energy=ENERGY * rng.choice([-1, 1]))
+                faults.append({"kind": "energy", "level": level, "structure": name})
+        if "force sign" in kinds:
+            for name in draw(level, lambda name: strongest(out[level][name]) > STRONG):  # noqa: B023
+                forces = np.linalg.norm(out[level][name].get_forces(), axis=1)
+                atom = int(rng.choice(np.flatnonzero(forces > STRONG)))
+                out[level][name] = changed(out[level][name], flip=atom)
+                faults.append({"kind": "force sign", "level": level, "structure": name, "atom": atom})
+    if "level" in kinds:
+        for name in draw(low, lambda name: name not in out[high]):
+            out[high][name] = out[low].pop(name)
+            faults.append({"kind": "level", "level": high, "structure": name})
+        for name in draw(high):
+            out[low][name] = out[high].pop(name)
+            faults.append({"kind": "level", "level": low, "structure": name})
     return {level: [tagged(a, level) for _, a in sorted(named.items())] for level, named in out.items()}, faults
 
 

@@ -63,7 +63,7 @@ def test_faults_are_what_the_doctor_benchmark_says() -> None:
     import doctor
 
     stored = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
-    spoiled, faults = doctor.spoil(stored, np.random.default_rng(0))
+    spoiled, faults = doctor.spoil(stored, doctor.KINDS, np.random.default_rng(0))
     before, after = ({level: {a.info["structure_id"]: a for a in f[level]} for level in f} for f in (stored, spoiled))
     assert len({f["structure"] for f in faults}) == len(faults) == 6 * doctor.EACH
     touched = {f["structure"] for f in faults}

@@ -66,7 +66,7 @@ def test_a_single_atom_leaves_one_channel_for_each_degree_above_zero() -> None:
     plain = SOAP(CONFIG, [8])
     contraction = fit_contraction(plain, [plain.neighborhoods([isolated_atom()])], 0.99)
     assert [u.shape[1] for u in contraction.matrices] == [1, 1, 1, 1]
-    assert contraction.retained == (1.0, 1.0, 1.0, 1.0)
+    assert contraction.retained == pytest.approx((1.0, 1.0, 1.0, 1.0), rel=1e-12)
 
 
 def test_an_environment_that_the_contraction_annihilates_is_an_error() -> None:
