@@ -202,11 +202,39 @@ def _chgnet_r2scan(*, device: str = "cpu") -> Calculator:
     return _chgnet(model_name="r2scan", device=device)
 
 
+def _sevennet(*, model_name: str = "7net-0", device: str = "cpu") -> Calculator:
+    """SevenNet's pretrained potential, of those whose weights ship in its package (Materials Project, PBE(+U))."""
+    if model_name not in _SEVENNETS:
+        raise ValueError(f"no weights of {model_name!r} in SevenNet's package; known are {', '.join(_SEVENNETS)}")
+    try:
+        from sevenn.calculator import SevenNetCalculator
+    except ImportError as error:
+        raise ConfigError(
+            f"baseline 'sevennet' needs a package that is not installed ({error}); install it with "
+            "pip install -e '.[sevennet]', or pass a calculator, baselines={'sevennet': calculator}."
+        ) from error
+    return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
+
+
+def _sevennet_l3i5(*, device: str = "cpu") -> Calculator:
+    """SevenNet with angular momenta to 3 and five layers: the most accurate here, three times the cost of the first."""
+    return _sevennet(model_name="7net-l3i5", device=device)
+
+
+def _sevennet_mf_0(*, device: str = "cpu") -> Calculator:
+    """SevenNet trained on PBE(+U) and r2SCAN together, its PBE(+U) side."""
+    return _sevennet(model_name="7net-mf-0", device=device)
+
+
+_SEVENNETS = {"7net-0": None, "7net-l3i5": None, "7net-mf-0": "PBE"}  # and the side of a model of several fidelities
 _REGISTRY: dict[str, Callable[..., Calculator]] = {
     "chgnet": _chgnet,
     "chgnet-0.2.0": _chgnet_0_2,
     "chgnet-r2scan": _chgnet_r2scan,
     "emt": _emt,
+    "sevennet": _sevennet,
+    "sevennet-l3i5": _sevennet_l3i5,
+    "sevennet-mf-0": _sevennet_mf_0,
     "zbl": _zbl,
 }
 _VACUUM = {name: 15.0 for name in _REGISTRY if name.startswith("chgnet")}  # Å; beyond its cutoff of 6 Å: as open space

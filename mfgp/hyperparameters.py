@@ -22,6 +22,7 @@ from mfgp.statistics import Key, Statistics
 
 LEARNED_KINDS = ("energy", "forces", "virial")
 FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial value, and from a level to the next
+ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -88,9 +89,10 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     logarithms of (noise_energy / noise_force in Å, noise_force, noise_virial): training bounds the first from above, since
     thousands of forces otherwise outvote the energies and the evidence explains those away as noise.
 
-    Prior: log noise_force of the lowest level around that of `initial`, of each other level around the level below. A few
-    structures can be interpolated exactly, and the evidence then calls their labels noise-free; what the features cannot
-    express at one level they cannot at the next.
+    Prior: log noise_force of the lowest level around that of `initial`, of each other level around the level below;
+    log (noise_energy / noise_force) of every level around that of `initial`. A few structures can be interpolated exactly,
+    and the evidence then calls their labels noise-free; what the features cannot express at one level they cannot at the
+    next.
     """
 
     def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
@@ -98,8 +100,9 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(n_levels, 3, dtype=torch.float64)))
         self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
         self.set_noise(torch.tensor(initial, dtype=torch.float64).repeat(n_levels, 1))
-        self.initial_force = initial[1]
+        self.initial_ratio, self.initial_force = initial[0] / initial[1], initial[1]
         self.register_prior("force_noise_prior", NormalPrior(0.0, 1.0), LevelNoise.force_noise_deviations)
+        self.register_prior("energy_ratio_prior", NormalPrior(0.0, 1.0), LevelNoise.energy_ratio_deviations)
 
     @property
     def noise(self) -> Tensor:
@@ -112,6 +115,10 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         force = self.raw_noise[:, 1]
         first, step = FORCE_NOISE_SPREAD
         return torch.cat([(force[:1] - math.log(self.initial_force)) / first, force.diff() / step])
+
+    def energy_ratio_deviations(self) -> Tensor:
+        """log (noise_energy / noise_force) against where its prior expects it, in standard deviations of that prior, [T]."""
+        return (self.raw_noise[:, 0] - math.log(self.initial_ratio)) / ENERGY_RATIO_SPREAD
 
     def set_noise(self, values: Tensor) -> None:
         """Set the standard deviations, [T, 3]."""
@@ -136,7 +143,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 
 
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):
-    """log p(y) + log p(rho, noise_force) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
+    """log p(y) + log p(rho, noise) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
 
     title = "evidence"
     likelihood: LevelNoise
@@ -149,7 +156,7 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
         return value + self.log_prior()
 
     def log_prior(self) -> Tensor:
-        """log p(rho, noise_force), nats."""
+        """log p(rho, noise), nats."""
         value = self.likelihood.raw_noise.new_zeros(())
         for _, module, prior, closure, _ in self.named_priors():
             value = value + prior.log_prob(closure(module)).sum()

@@ -30,7 +30,7 @@ MIN_ENERGY_RATIO = 1e-4  # Å
 class TrainingResult:
     """What the optimiser did."""
 
-    evidence: float  # the objective: log p(y) + log p(rho, noise_force), or another of objectives; nats
+    evidence: float  # the objective: log p(y) + log p(rho, noise), or another of objectives; nats
     evaluations: int
     converged: bool
     message: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +167,17 @@ def test_noise_free_labels_do_not_break_the_optimiser() -> None:
     assert np.isfinite(result.evidence)
     assert noise.noise[0, 1].item() < 1e-3
     assert noise.noise[0, 1].item() >= noise_floor(statistics, 0, "forces")
+
+
+def test_an_energy_noise_far_below_its_initial_ratio_costs_what_the_prior_says() -> None:
+    """Five e-folds below cost 12.5 nats at each level: more than ten energies gain that are interpolated exactly."""
+    prior, noise = AutoregressiveGP(2, (6,), 2, "scalar"), LevelNoise(2, (0.005, 0.05, 0.05))
+    objective = Evidence(noise, prior)
+    before = objective.log_prior().item()
+    values = noise.noise.detach().clone()
+    values[:, 0] *= math.exp(-5.0)
+    noise.set_noise(values)
+    assert objective.log_prior().item() == pytest.approx(before - 2 * 12.5, rel=1e-9)
 
 
 def test_stored_rows_are_those_computed_afresh(two_levels: FrameSet, config: FitConfig) -> None:

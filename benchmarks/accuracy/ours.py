@@ -1,7 +1,7 @@
 """Our candidates: which levels train, what lies below them, how the levels are tied.
 
 All share descriptor and inducing points, chosen from the nm and mag training structures without their labels. CPU seconds
-count the choice of inducing points, rows and CHGNet's labels of the frames that train, and the fit with its calibration.
+count the choice of inducing points, rows and the baselines' labels of the frames that train, and the fit with its calibration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mfgp.progress import bars
 from mfgp.single_point import structure_hash
 
 WIDTH_95 = 1.959964  # standard deviations
-TIMED = 5  # structures on which the cost of a label of CHGNet is measured
+TIMED = 5  # structures on which the cost of a baseline's label is measured
 
 
 @dataclass(frozen=True)
@@ -36,38 +36,43 @@ class Candidate:
     model: dict[str, Any] = field(default_factory=dict)
 
 
-def chgnet(from_level: str | None = None, mean: float = 1.0, std: float = 0.3, name: str = "chgnet") -> BaselineConfig:
-    """CHGNet as a baseline."""
+def column(name: str, mean: float = 1.0, std: float = 0.3, from_level: str | None = None) -> BaselineConfig:
+    """A potential as a baseline."""
     return BaselineConfig(name=name, from_level=from_level, coefficient=CoefficientPrior(mean=mean, std=std))
 
 
-def three(from_level: str | None = None) -> tuple[BaselineConfig, ...]:
-    """All three pretrained CHGNets: the present one around 1, the others around 0."""
-    others = (chgnet(from_level, 0.0, 0.5, name) for name in ("chgnet-0.2.0", "chgnet-r2scan"))
-    return (chgnet(from_level, std=0.5), *others)
+def columns(*names: str, from_level: str | None = None) -> tuple[BaselineConfig, ...]:
+    """Several potentials: the first around 1, the others around 0."""
+    return tuple(column(name, float(i == 0), 0.5, from_level) for i, name in enumerate(names))
 
 
+CHGNETS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan")
+SEVENNETS = ("sevennet-l3i5", "sevennet", "sevennet-mf-0")
 FINE_TUNED = "chgnet-cross-fitted"  # cross_fitted.py
 CANDIDATES = {
     "GP, mag": Candidate(("mag",)),
     "GP, nm+mag": Candidate(("nm", "mag")),
     "GP, nm+mag, rho = 1 (Delta)": Candidate(("nm", "mag"), model={"rho": {"fixed": 1.0}}),
     "GP, gfn1+nm+mag": Candidate(("gfn1", "nm", "mag")),
-    "CHGNet + GP, mag": Candidate(("mag",), (chgnet(),)),
-    "CHGNet + GP, nm+mag": Candidate(("nm", "mag"), (chgnet(),)),
-    "CHGNet + GP, nm+mag, rho by species": Candidate(("nm", "mag"), (chgnet(),), {"rho": "species"}),
-    "CHGNet from mag on + GP, nm+mag": Candidate(("nm", "mag"), (chgnet("mag"),)),
-    "CHGNet + GP, nm+mag, free coefficients": Candidate(("nm", "mag"), (chgnet(std=3.0),)),
-    "three CHGNets + GP, mag": Candidate(("mag",), three()),
-    "two CHGNets + GP, mag": Candidate(("mag",), three()[:2]),
-    "three CHGNets from mag on + GP, nm+mag": Candidate(("nm", "mag"), three("mag")),
-    "three CHGNets + GP, nm+mag": Candidate(("nm", "mag"), three()),
-    "fine-tuned CHGNets + GP, mag": Candidate(("mag",), (chgnet(std=0.5, name=FINE_TUNED), chgnet(mean=0.0, std=0.5))),
+    "CHGNet + GP, mag": Candidate(("mag",), (column("chgnet"),)),
+    "CHGNet + GP, nm+mag": Candidate(("nm", "mag"), (column("chgnet"),)),
+    "CHGNet + GP, nm+mag, rho by species": Candidate(("nm", "mag"), (column("chgnet"),), {"rho": "species"}),
+    "CHGNet from mag on + GP, nm+mag": Candidate(("nm", "mag"), (column("chgnet", from_level="mag"),)),
+    "CHGNet + GP, nm+mag, free coefficients": Candidate(("nm", "mag"), (column("chgnet", std=3.0),)),
+    "three CHGNets + GP, mag": Candidate(("mag",), columns(*CHGNETS)),
+    "two CHGNets + GP, mag": Candidate(("mag",), columns(*CHGNETS[:2])),
+    "three CHGNets from mag on + GP, nm+mag": Candidate(("nm", "mag"), columns(*CHGNETS, from_level="mag")),
+    "three CHGNets + GP, nm+mag": Candidate(("nm", "mag"), columns(*CHGNETS)),
+    "SevenNet-l3i5 + GP, mag": Candidate(("mag",), columns("sevennet-l3i5")),
+    "SevenNet-l3i5 + CHGNet + GP, mag": Candidate(("mag",), columns("sevennet-l3i5", "chgnet")),
+    "three SevenNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS)),
+    "three SevenNets + two CHGNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS, *CHGNETS[:2])),
+    "fine-tuned CHGNets + GP, mag": Candidate(("mag",), (column(FINE_TUNED, std=0.5), column("chgnet", 0.0, 0.5))),
 }
 
 
 class Workshop:
-    """What the candidates share: features with the rows of every frame, CHGNet's labels, and what both cost."""
+    """What the candidates share: features with the rows of every frame, the baselines' labels, and what both cost."""
 
     def __init__(self, training: FrameSet, config: FitConfig, cache: Path) -> None:
         self.config = config
@@ -83,7 +88,7 @@ class Workshop:
         self.row_seconds = rows.cpu / len({structure_hash(f.atoms) for f in both})
         self.cache = cache
         self._baselines: dict[str, Baseline] = {}
-        self._label_seconds: float | None = None
+        self._label_seconds: dict[str, float] = {}
 
     def baselines(self, configs: Sequence[BaselineConfig]) -> dict[str, Baseline]:
         """Calculators with their labels on disk."""
@@ -93,14 +98,14 @@ class Workshop:
         return {c.name: self._baselines[c.name] for c in configs}
 
     def label_seconds(self, baseline: Baseline, frames: Sequence[Frame]) -> float:
-        """CPU seconds of one label, measured once without the cache."""
-        if self._label_seconds is None:
+        """CPU seconds of one label, measured once for each baseline without the cache."""
+        if baseline.name not in self._label_seconds:
             fresh = Baseline("timing", baseline.calculator)
             with timed() as labels:
                 for frame in frames[:TIMED]:
                     fresh.labels(frame.atoms)
-            self._label_seconds = labels.cpu / len(frames[:TIMED])
-        return self._label_seconds
+            self._label_seconds[baseline.name] = labels.cpu / len(frames[:TIMED])
+        return self._label_seconds[baseline.name]
 
     def run(self, candidate: Candidate, task: Task, trained: tuple[Baseline, float] | None = None) -> Predicted:
         """Fit and predict. trained: a baseline made for the task, and the CPU seconds that its training took."""
@@ -121,7 +126,7 @@ class Workshop:
             "fit": fit.cpu,
             "inducing points": self.building,
             "rows": self.row_seconds * structures,
-            "chgnet": sum(self.label_seconds(b, frames.frames) * structures for b in given.values()),
+            "labels of the baselines": sum(self.label_seconds(b, frames.frames) * structures for b in given.values()),
             "training of the baseline": 0.0 if trained is None else trained[1],
         }
         return _predicted(model, task, seconds)
