@@ -5,8 +5,8 @@
     python benchmarks/accuracy/lmfp.py --split validation --results scratch.json      # to choose settings by
 
 The lower levels train with all their frames, mag with the first n of an order; errors are those of the held-out magnetic
-frames. Needs CHGNet and quippy (pip install -e '.[bench,chgnet]'). A result is written as soon as it is there: a run that
-was killed goes on where it stopped, and more sizes, orders or frames add to the file.
+frames. Needs CHGNet, SevenNet and quippy (pip install -e '.[bench,chgnet,sevennet]'). A result is written as soon as it
+is there: a run that was killed goes on where it stopped, and more sizes, orders or frames add to the file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # common
 
+import sevennet_rivals as sevennet
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
 from ours import CANDIDATES, Workshop
@@ -45,6 +46,8 @@ SLOW = (
     "CHGNet, fine-tuned",
     "CHGNet, nm then mag",
     "CHGNet, nm and mag, two readouts",
+    "SevenNet-l3i5, zero-shot",
+    "SevenNet-l3i5, fine-tuned",
     "gap_fit, mag",
 )  # one order each
 Key = tuple[str, int, int, str]
@@ -106,6 +109,8 @@ def available(training: FrameSet, cache: Path) -> dict[str, Method]:
         "CHGNet, nm then mag": Transferred(),
         "CHGNet, nm and mag, two readouts": two_heads,
         "CHGNets fine-tuned on folds, mean": networks.committee,
+        "SevenNet-l3i5, zero-shot": sevennet.zero_shot,
+        "SevenNet-l3i5, fine-tuned": sevennet.fine_tuned,
         "gap_fit, mag": gap_fit,
     }
 

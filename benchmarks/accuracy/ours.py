@@ -1,7 +1,7 @@
 """Our candidates: which levels train, what lies below them, how the levels are tied.
 
 All share descriptor and inducing points, chosen from the nm and mag training structures without their labels. CPU seconds
-count the choice of inducing points, rows and the baselines' labels of the frames that train, and the fit with its calibration.
+count the choice of inducing points, rows and the baselines' labels of the frames that train, and the fit with calibration.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ CANDIDATES = {
     "three CHGNets from mag on + GP, nm+mag": Candidate(("nm", "mag"), columns(*CHGNETS, from_level="mag")),
     "three CHGNets + GP, nm+mag": Candidate(("nm", "mag"), columns(*CHGNETS)),
     "SevenNet-l3i5 + GP, mag": Candidate(("mag",), columns("sevennet-l3i5")),
+    "SevenNet-l3i5 + GP, nm+mag": Candidate(("nm", "mag"), columns("sevennet-l3i5")),
+    "SevenNet-l3i5 from mag on + GP, nm+mag": Candidate(("nm", "mag"), columns("sevennet-l3i5", from_level="mag")),
     "SevenNet-l3i5 + CHGNet + GP, mag": Candidate(("mag",), columns("sevennet-l3i5", "chgnet")),
     "three SevenNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS)),
     "three SevenNets + two CHGNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS, *CHGNETS[:2])),
