@@ -22,6 +22,7 @@ from mfgp.single_point import structure_hash
 from mfgp.zbl import ZBLCalculator, pair_repulsion, screening, switch
 
 STEP = 1e-4  # Å, or strain
+NETWORKS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan", "sevennet", "sevennet-l3i5", "sevennet-mf-0")
 
 
 def systems() -> dict[str, Atoms]:
@@ -257,7 +258,7 @@ def test_vacuum_makes_a_crystal_of_a_molecule() -> None:
 
 
 def test_names_come_from_the_caller_then_from_the_registry() -> None:
-    assert known_baselines() == ("chgnet", "chgnet-0.2.0", "chgnet-r2scan", "emt", "zbl")
+    assert known_baselines() == (*NETWORKS[:3], "emt", *NETWORKS[3:], "zbl")
     own = Counting()
     configs = [BaselineConfig(name="mine"), BaselineConfig(name="zbl", settings={"r_outer": 2.0})]
     mine, zbl = make_baselines(configs, {"mine": own}, ("nm", "mag"))
@@ -276,7 +277,7 @@ def test_errors_of_names_levels_and_settings() -> None:
     for part in (
         "'xtb', 'dftd3'",
         "baselines={'xtb': calculator, 'dftd3': calculator}",
-        "chgnet, chgnet-0.2.0, chgnet-r2scan, emt, zbl",
+        "chgnet, chgnet-0.2.0, chgnet-r2scan, emt, sevennet, sevennet-l3i5, sevennet-mf-0, zbl",
     ):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="from_level 'nn' is no level; known are nm, mag"):
@@ -286,36 +287,43 @@ def test_errors_of_names_levels_and_settings() -> None:
     with pytest.raises(ConfigError, match=r"'zbl' with settings .*r_inner < r_outer"):
         make_calculator("zbl", {"r_inner": 3.0})
     with pytest.raises(
-        ConfigError, match=r"no baseline named 'os\.system'; known are chgnet, chgnet-0\.2\.0, chgnet-r2scan, emt, zbl"
+        ConfigError, match=r"no baseline named 'os\.system'; known are chgnet, chgnet-0\.2\.0, .*emt, .*zbl"
     ):
         make_calculator("os.system")
+    with pytest.raises(
+        ConfigError, match="no weights of '7net-omni' in SevenNet's package; known are 7net-0, 7net-l3i5"
+    ):
+        make_calculator("sevennet", {"model_name": "7net-omni"})  # would be downloaded
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "chgnet", None)
-    monkeypatch.setitem(sys.modules, "chgnet.model.dynamics", None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[chgnet\]', or pass a calculator"):
-        make_calculator("chgnet")
+@pytest.mark.parametrize(("name", "module"), [("chgnet", "chgnet.model.dynamics"), ("sevennet", "sevenn.calculator")])
+def test_a_missing_package_says_how_to_install_it(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module.split(".")[0], None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"pip install -e '\.\[{name}\]', or pass a calculator"):
+        make_calculator(name)
 
 
 @pytest.mark.reference
 @pytest.mark.filterwarnings("ignore")
-def test_the_three_chgnets_are_three_potentials_that_agree_on_the_sign_of_a_force() -> None:
-    pytest.importorskip("chgnet")
+@pytest.mark.parametrize(("package", "names"), [("chgnet", NETWORKS[:3]), ("sevenn", NETWORKS[3:])])
+def test_pretrained_networks_are_different_potentials_that_agree_on_the_sign_of_a_force(
+    package: str, names: tuple[str, ...]
+) -> None:
+    pytest.importorskip(package)
     crystal = bulk("LiF", "rocksalt", a=4.03, cubic=True)
     crystal.positions[0, 0] += 0.2
-    names = [name for name in known_baselines() if name.startswith("chgnet")]
     forces = [b.labels(crystal).forces[0, 0] for b in make_baselines([BaselineConfig(name=name) for name in names])]
-    assert len(forces) == 3
     assert max(forces) < -0.1  # eV/Å: back to its site
     assert min(abs(forces[i] - forces[i - 1]) for i in range(3)) > 1e-3
 
 
 @pytest.mark.reference
 @pytest.mark.filterwarnings("ignore")
-def test_chgnet_energy_is_per_cell_and_its_stress_is_ases() -> None:
-    pytest.importorskip("chgnet")
-    (baseline,) = make_baselines([BaselineConfig(name="chgnet")])
+@pytest.mark.parametrize(("package", "name"), [("chgnet", "chgnet"), ("sevenn", "sevennet")])
+def test_energies_of_networks_are_per_cell_and_their_stress_is_ases(package: str, name: str) -> None:
+    pytest.importorskip(package)
+    (baseline,) = make_baselines([BaselineConfig(name=name)])
     crystal = bulk("LiF", "rocksalt", a=3.9)
     labels = baseline.labels(crystal)
     double = baseline.labels(crystal.repeat((2, 1, 1)))
