@@ -8,12 +8,13 @@ that a force acts on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.baselines import Baseline
 from mfgp.evaluation import Comparison, evaluate
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame
@@ -91,7 +92,9 @@ class Member:
     seen: frozenset[bytes]
 
 
-def committee(training: FrameSet, config: FitConfig, features: Features) -> list[Member]:
+def committee(
+    training: FrameSet, config: FitConfig, features: Features, baselines: Mapping[str, Baseline]
+) -> list[Member]:
     """Eight models, each fitted to a random half of the structures (isolated atoms always)."""
     keys = list(dict.fromkeys(structure_key(f.atoms) for f in training if not f.isolated_atom))
     members = []
@@ -101,7 +104,8 @@ def committee(training: FrameSet, config: FitConfig, features: Features) -> list
             chosen = frozenset(keys[i] for i in half)
             part = tuple(f for f in training if f.isolated_atom or structure_key(f.atoms) in chosen)
             subset = FrameSet(training.levels, part)
-            members.append(Member(MultiFidelityGP.fit(subset, config, features=features, progress=False), chosen))
+            model = MultiFidelityGP.fit(subset, config, features=features, baselines=baselines, progress=False)
+            members.append(Member(model, chosen))
             report("committee", k + 1, MEMBERS, "")
     return members
 

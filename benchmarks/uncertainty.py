@@ -3,6 +3,7 @@
     python benchmarks/uncertainty.py lmfp
     python benchmarks/uncertainty.py lmfp_folds                # each fifth of the training structures held out in turn
     python benchmarks/uncertainty.py lmfp_gfn1                 # stress too, which the other levels have no labels of
+    python benchmarks/uncertainty.py lmfp --baseline sevennet-l3i5     # the same over a pretrained network
     python benchmarks/uncertainty.py acac --data PATH
     python benchmarks/uncertainty.py mlearn_si --data PATH     # gap_variance.py scores GAP's own on the same structures
 
@@ -15,7 +16,7 @@ SAMPLED structures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,13 +41,15 @@ from rivals import (
 )
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.config import load_config
+from mfgp.baselines import make_baselines
+from mfgp.config import BaselineConfig, load_config
 from mfgp.datasets import LMFP, load_lmfp
 from mfgp.features import Features
 from mfgp.progress import bars
 
 DRAWS, SAMPLED = 8, 100
 FOLDS = 5
+LABELS = Path.home() / ".cache" / "mfgp" / "uncertainty"  # of baselines, by a hash of the structure
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
 
 
@@ -72,10 +75,16 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Folder of acac or mlearn_si.")] = None,
     n_inducing: Annotated[int, typer.Option()] = 1000,
     n_top: Annotated[int, typer.Option(help="Structures of the highest level to train on; 0 is all.")] = 0,
+    baseline: Annotated[
+        str, typer.Option(help="A baseline below all levels, of all methods: a name known to mfgp.")
+    ] = "",
     set_name: Annotated[str, typer.Option("--name", help="Name of the JSON file; uncertainty_<data> by default.")] = "",
 ) -> None:
     """Fit every method once (on every fold once) and score it on every test set and level."""
     every = cases()[name.value](data, n_inducing, n_top)
+    if baseline:
+        added = {"baselines": (BaselineConfig(name=baseline),)}
+        every = [replace(case, config=case.config.model_copy(update=added)) for case in every]
     found: dict[tuple[str, str], list[dict[str, Labels]]] = {}
     calibrations, seconds = [], []
     for case in every:
@@ -92,7 +101,7 @@ def main(
     Console(width=150).print(table(rows))
     case = every[0]
     write_result(
-        set_name or f"uncertainty_{name.value}",
+        set_name or f"uncertainty_{name.value}" + (f"_{baseline}" if baseline else ""),
         {
             "machine": machine(),
             "config": case.config.model_dump(mode="json", exclude={"fidelities"}),
@@ -108,12 +117,13 @@ def main(
 
 def predictions(case: Case) -> tuple[dict[tuple[str, str], dict[str, Labels]], dict[str, Any], dict[str, float]]:
     """What every method says by level and test set; the model's calibration; CPU seconds."""
+    baselines = {b.name: b for b in make_baselines(case.config.baselines, cache_dir=LABELS)}
     with bars() as report, timed() as building:
         features = Features.build(case.training, case.config, report, keep_rows=True)
     with timed() as fitting:
-        model = MultiFidelityGP.fit(case.training, case.config, features=features)
+        model = MultiFidelityGP.fit(case.training, case.config, features=features, baselines=baselines)
     with timed() as committee_time:
-        members = committee(case.training, replace_training(case.config, calibrate=False), features)
+        members = committee(case.training, replace_training(case.config, calibrate=False), features, baselines)
     found = {
         (level, test): methods(model, members, case.training, frames, level)
         for level in case.training.levels

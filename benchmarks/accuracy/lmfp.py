@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # common
 import sevennet_rivals as sevennet
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
+from mace_rival import FromScratch
 from ours import CANDIDATES, Workshop
 from rival_methods import Transferred, fine_tuned, gap_fit, two_heads, zero_shot
 from task import Method, Task, scores
@@ -49,6 +50,7 @@ SLOW = (
     "SevenNet-l3i5, zero-shot",
     "SevenNet-l3i5, fine-tuned",
     "gap_fit, mag",
+    "MACE, from scratch",
 )  # one order each
 Key = tuple[str, int, int, str]
 
@@ -61,6 +63,9 @@ def main(
     split: Annotated[str, typer.Option(help="test, test_ood or validation.")] = "test",
     results: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "accuracy_lmfp",
     cache: Annotated[Path, typer.Option(help="Folder for CHGNet's labels, by a hash of the structure.")] = CACHE,
+    mace: Annotated[
+        Path | None, typer.Option(help="Folder with mace_run_train (mace_rival.py); no MACE without.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Only print what is there already.")] = False,
 ) -> None:
     """Run every method at every size and order that is not there yet, then print all."""
@@ -71,7 +76,7 @@ def main(
     held_out = read_frames({LEVELS[-1]: load_lmfp(LEVELS[-1], split)}).of(LEVELS[-1])
     runs, console = existing(results), Console()
     if not show:
-        every = available(training, cache)
+        every = available(training, cache, mace)
         wanted = methods or list(every)
         unknown = [m for m in wanted if m not in every]
         if unknown:
@@ -88,7 +93,7 @@ def main(
     console.print(table(list(runs.values()), len(held_out)))
 
 
-def available(training: FrameSet, cache: Path) -> dict[str, Method]:
+def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, Method]:
     """Every method by its name; what the candidates share is made when the first of them runs."""
     shop: list[Workshop] = []
     networks = FoldNetworks()
@@ -112,6 +117,7 @@ def available(training: FrameSet, cache: Path) -> dict[str, Method]:
         "SevenNet-l3i5, zero-shot": sevennet.zero_shot,
         "SevenNet-l3i5, fine-tuned": sevennet.fine_tuned,
         "gap_fit, mag": gap_fit,
+        **({} if mace is None else {"MACE, from scratch": FromScratch(mace)}),
     }
 
 
