@@ -115,10 +115,9 @@ class Calibration:
         scales = self._scales(level, numbers, len(like))
         return torch.tensor([getattr(s, name) for s in scales], dtype=like.dtype, device=like.device)
 
-    def local_variances(self, level: int, weights: Tensor, residual: Tensor) -> Tensor:
-        """Variances of local energies [N] eV^2: the two parts scaled as those of total energies, but for novelty."""
-        scale = self.energy[level]
-        return scale.weights * weights + scale.residual * residual
+    def local_factors(self, level: int) -> tuple[float, float]:
+        """a and r of local energies: those of total energies; without novelty and noise."""
+        return self.energy[level].weights, self.energy[level].residual
 
     def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
         if size == 1:

@@ -48,13 +48,13 @@ def members_of(basis: InducingBasis, pairs: SlotPairs, soap: SOAP) -> tuple[Tens
 
 
 def inner_products(basis: InducingBasis, q: Tensor, members: tuple[Tensor, ...]) -> list[Tensor]:
-    """Z_m . q_i of each species, [M_s, atom of it], from descriptors q [N, D]."""
+    """Z_m . q_i of each species, [atom of it, M_s], from descriptors q [N, D]."""
     return [inner_product(points, q, own) for points, own in zip(basis.points, members, strict=True)]
 
 
 def inner_product(points: Tensor, q: Tensor, own: Tensor) -> Tensor:
-    """Z_m . q_i [M_s, atom] of the atoms `own` of q. Reading the points cold, MKL is faster with a contiguous q^T."""
-    return points @ chosen(q, own).T.contiguous()
+    """Z_m . q_i [atom, M_s] of the atoms `own` of q: the points are read along their rows, once."""
+    return chosen(q, own) @ points.T
 
 
 def chosen(q: Tensor, own: Tensor) -> Tensor:
@@ -78,11 +78,11 @@ def local_gradient(
     for index, (points, a, own) in enumerate(zip(basis.points, alpha, members, strict=True)):
         product = inner_product(points, q, own) if known is None else known[index]
         products.append(product)
-        slope = power(product, basis.zeta - 1).mul_((basis.zeta * a)[:, None])  # [M_s, atom]
+        slope = power(product, basis.zeta - 1).mul_(basis.zeta * a)  # [atom, M_s]
         if len(own) == len(q):
-            out = slope.T @ points
+            out = slope @ points
         else:
-            out.index_copy_(0, own, slope.T @ points)
+            out.index_copy_(0, own, slope @ points)
     return out, products
 
 

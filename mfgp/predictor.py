@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
-from mfgp.energy_variances import EnergyForms, energy_variances, in_order, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
@@ -309,7 +309,8 @@ class Predictor:
     @cached_property
     def energy_forms(self) -> EnergyForms:
         """Made when energies first get a standard deviation."""
-        return EnergyForms.of(self.model.basis, self.covariance)
+        weights, residual = (1.0, 1.0) if self.calibration is None else self.calibration.local_factors(self.level)
+        return EnergyForms.of(self.model.basis, self.covariance, weights, (residual * self.variances).tolist())
 
     def _energy_deviations(
         self,
@@ -323,15 +324,12 @@ class Predictor:
         basis = self.model.basis
         found = energy_variances(basis, self.energy_forms, q, members, products, extra[:1])
         residual = nystrom_residual(found.prior, found.explained) @ self.variances
-        left = nystrom_residual(torch.ones_like(found.local_explained), found.local_explained)
-        amplitudes = [v.expand(len(own)) for v, own in zip(self.variances, members, strict=True)]
-        of_atom = in_order(amplitudes, members, len(q))  # [N] S_t of the atom's species
         novelty = 1.0
         if self.calibration is not None:
             novelty = self.calibration.energy_novelty_factor(self.level, float(found.weights[0]), len(q))
         return {
             "std": self._std(novelty * found.weights, novelty * residual, numbers),
-            "local_std": self._combined_local(found.local_weights, left * of_atom),
+            "local_std": found.local.sqrt(),
         }
 
     def _local_std(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
@@ -347,13 +345,8 @@ class Predictor:
         weights = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
         residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
-        return self._combined_local(weights, residual)
-
-    def _combined_local(self, weights: Tensor, residual: Tensor) -> Tensor:
-        """Standard deviations of local energies [N] from the two parts of the variances."""
-        if self.calibration is not None:
-            return self.calibration.local_variances(self.level, weights, residual).sqrt()
-        return (weights + residual).sqrt()
+        factors = (1.0, 1.0) if self.calibration is None else self.calibration.local_factors(self.level)
+        return (factors[0] * weights + factors[1] * residual).sqrt()
 
     def _variances(self, phi: Tensor, extra: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """a^T C a, and what the inducing points do not carry: phi [row, M], extra [row, column], prior [row, S]."""

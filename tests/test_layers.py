@@ -38,6 +38,7 @@ LAYERS = [
         "residual",
         "reduction",
         "means",
+        "local_variances",
         "energy_variances",
         "prediction",
         "predictor",

@@ -198,19 +198,21 @@ def test_forms_of_energies_are_the_sums_that_they_stand_for(
     numbers = torch.empty(6, dtype=torch.long)
     for z, own in zip(species, members, strict=True):
         numbers[own] = z
-    found = energy_variances(basis, EnergyForms.of(basis, c), q, members, inner_products(basis, q, members), extra)
+    forms = EnergyForms.of(basis, c, 0.7, [300.0, 200.0])
+    found = energy_variances(basis, forms, q, members, inner_products(basis, q, members), extra)
     phi = local_features(basis, q, numbers)  # [atom, M]
-    rows = phi.clone()
-    for (_, columns), own, row in zip(basis.blocks(), members, mean_inducing_features(basis), strict=True):
+    rows, residual = phi.clone(), phi.new_empty(6)
+    parts = zip(basis.blocks(), members, mean_inducing_features(basis), (300.0, 200.0), strict=False)
+    for (_, columns), own, row, amplitude in parts:
         rows[own] -= row
+        residual[own] = amplitude * (1.0 - phi[own].square().sum(1))
         explained = phi[:, columns].sum(0).square().sum()
         assert float(found.explained[0, species.index(int(numbers[own[0]]))]) == pytest.approx(
             float(explained), rel=1e-10
         )
     total = torch.cat([phi.sum(0), extra[0]])
     assert float(found.weights) == pytest.approx(float(total @ c @ total), rel=1e-10)
-    assert_allclose(found.local_weights, ((rows @ c[:m, :m]) * rows).sum(1), rtol=1e-9, atol=0)
-    assert_allclose(found.local_explained, phi.square().sum(1), rtol=1e-10, atol=0)
+    assert_allclose(found.local, 0.7 * ((rows @ c[:m, :m]) * rows).sum(1) + residual, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("n", range(7))

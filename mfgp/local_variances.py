@@ -1,0 +1,82 @@
+"""Variances of local energies as one signed sum of squares.
+
+A local energy is compared with the mean over the inducing environments of its species, mu = mean_m phi(z_m) (predictor), and
+each part of its variance has a factor (calibration; 1 without one):
+
+    Var = a (phi - mu)^T C (phi - mu) + r S (1 - |phi|^2),      phi = L^-1 k(Z, x),    D = r S I - a C
+        = r S + a mu^T C mu - 2 a mu^T C phi - phi^T D phi,     D = G^T diag(s) G,     s_j = +-1
+        = r S + a mu^T C mu - 2 a mu^T C L^-1 k - sum_j s_j (R k)_j^2,                 R = G L^-1
+
+G is lower triangular in blocks, and so is R: half the multiplications of a full transform. D has both signs where the
+calibration trusts the residual less than the weights, so that there is no Cholesky factor. It is eliminated a block at
+a time from the bottom, each block through its eigenvalues; a block ends where the smallest of them is farthest from zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZES = (128, 144, 160, 176, 192)  # of blocks that are tried; a smaller matrix is one block
+ROUNDING = 1e-13  # of an eigenvalue of D, relative to its diagonal
+
+
+@dataclass(frozen=True)
+class LocalForm:
+    """Var of the module docstring for one species; x stands for k(Z, x), or for phi where the inverse of L is not in it."""
+
+    rows: tuple[Tensor, ...]  # [j, m] each: blocks of R, or of G, up to their last column
+    signs: tuple[Tensor, ...]  # [j] each
+    linear: Tensor  # [M_s] eV^2
+    constant: float  # eV^2
+
+    @staticmethod
+    def of(factor: Tensor, inverted: bool, covariance: Tensor, weights: float, residual: float) -> LocalForm:
+        """From L [M_s, M_s], C [M_s, M_s] eV^2, a, and r S eV^2. inverted: put the inverse of L into the form."""
+        mean = factor.mean(0)  # phi(z_m) is row m of L
+        slope = weights * (covariance @ mean)
+        rows, signs = signed_root(residual * torch.eye(len(factor)).to(factor) - weights * covariance)
+        constant, linear = residual + float(mean @ slope), -2.0 * slope
+        if inverted:
+            rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in rows)
+            linear = right_solve(factor, linear[None])[0]
+        return LocalForm(rows, signs, linear, constant)
+
+    def variances(self, x: Tensor) -> Tensor:
+        """[atom] eV^2 from k(x, Z) or phi, [atom, M_s]; never negative."""
+        out = x @ self.linear + self.constant
+        for rows, signs in zip(self.rows, self.signs, strict=True):
+            out.sub_((x[:, : rows.shape[1]] @ rows.T).square_() @ signs)
+        return out.clamp_(min=0.0)
+
+
+def signed_root(matrix: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """G and s of a symmetric matrix = G^T diag(s) G [m, m]: blocks of rows of G up to their last column, from the bottom."""
+    left, end = matrix.clone(), len(matrix)
+    smallest = ROUNDING * matrix.diagonal().abs().max().clamp(min=1e-200)  # a direction that no label touches has D = 0
+    rows, signs = [], []
+    while end:
+        first, values, vectors = _last_block(left[:end, :end])
+        values = torch.where(values.abs() < smallest, smallest, values)
+        root, sign = values.abs().sqrt()[:, None], values.sign()
+        beside = (vectors.T @ left[first:end, :first]) / (sign[:, None] * root)  # [j, first]
+        rows.append(torch.cat([beside, root * vectors.T], dim=1))
+        signs.append(sign)
+        left[:first, :first] -= beside.T @ (sign[:, None] * beside)
+        end = first
+    return tuple(rows), tuple(signs)
+
+
+def _last_block(matrix: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Where the last block on the diagonal begins, its eigenvalues and eigenvectors."""
+    m = len(matrix)
+    sizes = SIZES if m > SIZES[-1] else (m,)
+    found = [(m - n, *torch.linalg.eigh(matrix[m - n :, m - n :])) for n in sizes]
+    return max(found, key=lambda block: float(block[1].abs().min() / block[1].abs().max()))
+
+
+def right_solve(factor: Tensor, rows: Tensor) -> Tensor:
+    """rows L^-1, rows [j, m]."""
+    return torch.linalg.solve_triangular(factor, rows, upper=False, left=False).contiguous()
