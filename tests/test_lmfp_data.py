@@ -70,6 +70,19 @@ def test_out_of_range_is_out_of_range() -> None:
         assert abs(a.info["strain"]) > 1.5 * largest or round(li, 3) not in lithium or round(mn, 3) not in manganese
 
 
+def test_levels_with_the_gamma_point_alone_have_one_size_of_cell() -> None:
+    """Twice the cell would be twice the k-points, and another level: 6 to 17 meV/atom and 0.15 eV/Å."""
+    for level in ("gfn1", "nm"):
+        assert max(len(a) for split in SPLITS for a in load_lmfp(level, split)) == 28
+    one = {a.info["structure_id"]: a for a in load_lmfp("nm", "train")}
+    twice = [a for a in read(LMFP / "doubled.extxyz", ":") if a.info["fidelity"] == "nm"]
+    assert twice
+    for a in twice:
+        single = one[a.info["of"]]
+        assert_allclose(a.positions[:28], single.positions, rtol=0, atol=1e-6)
+        assert abs(a.get_potential_energy() / 2 - single.get_potential_energy()) > 0.1  # eV a cell
+
+
 def test_unknown_levels_and_splits_and_missing_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gfn1, nm, mag"):
         load_lmfp("pbe", "train")

@@ -33,6 +33,8 @@ from mfgp.report import write_figure
 Data = dict[str, dict[str, list[Atoms]]]  # level -> split -> structures
 NEAR_DUPLICATE = 0.05  # Å rms
 SAME_BRANCH = 0.005  # eV a cell
+ONE_CELL = 28  # atoms
+SAME_CELL_ENERGY, SAME_CELL_FORCE = 0.002, 0.02  # eV/atom, eV/Å rms
 LOST_SPIN = 0.9  # Bohr magnetons below the formal moment
 GRADIENT_TOLERANCE = {"gfn1": 0.005, "nm": 0.02, "mag": 0.04}  # eV/Å; the data card has the noise measured before
 console = stdout()
@@ -47,7 +49,8 @@ def main(
     console.print(counts(data))
     problems = [
         *splits_apart(data),
-        *partners(data),
+        *partners(data, directory),
+        *cells(data, directory / "doubled.extxyz"),
         *tags(data),
         *near_duplicates(data["mag"]),
         *spin_states(data["mag"]),
@@ -102,17 +105,45 @@ def splits_apart(data: Data) -> Iterator[str]:
                     yield f"{name} is in {home[name]} and in {split}"
 
 
-def partners(data: Data) -> Iterator[str]:
-    """Every structure has its label at each cheaper level, at the same positions."""
+def partners(data: Data, directory: Path) -> Iterator[str]:
+    """Every structure has its label at each cheaper level, at the same positions, but for those of other k-points."""
     for cheap, dear in pairwise(LEVELS):
+        path = directory / f"lmfp_{cheap}_other_k_points.extxyz"
+        apart = {a.info["structure_id"] for a in read_structures(path)} if path.exists() else set()
         for split in SPLITS:
             below = {a.info["structure_id"]: a for a in data[cheap][split]}
             for a in data[dear][split]:
                 name = a.info["structure_id"]
+                if name in apart:
+                    continue
                 if name not in below:
                     yield f"{name} ({split}) has a {dear} label and none at {cheap}"
                 elif np.abs(below[name].positions - a.positions).max() > 1e-6:
                     yield f"{name}: {cheap} and {dear} labels are of different positions"
+
+
+def cells(data: Data, path: Path) -> Iterator[str]:
+    """Structures twice, side by side (`of` in info), against themselves: what a second cell changes is k-points.
+
+    A level that it changes has no label of more than one cell.
+    """
+    labels = {
+        (level, a.info["structure_id"]): a for level, splits in data.items() for found in splits.values() for a in found
+    }
+    table = Table("level", "structure", "energy, meV/atom", "forces, meV/Å rms", title="two cells less one")
+    changed = set()
+    for a in read_structures(path) if path.exists() else ():
+        level, one = a.info["fidelity"], labels[a.info["fidelity"], a.info["of"]]
+        energy = (a.get_potential_energy() - 2 * one.get_potential_energy()) / len(a)
+        force = float(np.sqrt(((a.get_forces() - np.tile(one.get_forces(), (2, 1))) ** 2).mean()))
+        table.add_row(level, a.info["of"], f"{1e3 * energy:+.1f}", f"{1e3 * force:.0f}")
+        if abs(energy) > SAME_CELL_ENERGY or force > SAME_CELL_FORCE:
+            changed.add(level)
+    console.print(table)
+    for level in sorted(changed):
+        for a in (a for found in data[level].values() for a in found):
+            if len(a) > ONE_CELL:
+                yield f"{a.info['structure_id']} at {level}: more than one cell, so k-points that no other label has"
 
 
 def tags(data: Data) -> Iterator[str]:

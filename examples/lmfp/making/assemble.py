@@ -6,10 +6,14 @@ raw/gfn1.extxyz, raw/nm.extxyz, raw/mag_<start>.extxyz  ->  lmfp_<level>.extxyz 
 lmfp_<level>_test.extxyz (test, test_ood), lmfp_mag_first.extxyz, lmfp_mag_other_spin.extxyz, failed.jsonl
 raw/differences_<level>.extxyz  ->  finite_differences.extxyz
 raw/strains_mag.extxyz          ->  strained.extxyz
+raw/doubled_<level>.extxyz      ->  doubled.extxyz
 
 A magnetic label is the start of lowest energy. All energies are kept as `branch_energies` (eV), in the order of
 `branch_starts`, and the cost of all starts is added up. Where the first start (held) was not the lowest by more than
 SAME_BRANCH, its label goes to lmfp_mag_first.extxyz as well: what a single calculation would have given.
+
+gfn1 and nm have the Gamma point alone: two cells along c see twice the k-points of one, and labels of them are of another
+level, which goes to lmfp_<level>_other_k_points.extxyz (doubled.extxyz says by how much).
 
 All DFT energies at the labels' cutoff are corrected for the number of plane waves of their cell (basis.py);
 `basis_correction` (eV a cell) is what was added.
@@ -30,6 +34,8 @@ from starts import STARTS
 
 SAME_BRANCH = 0.005  # eV a cell; the cycle wanders by as much on soft orbital modes
 FIRST = "held"
+GAMMA = ("gfn1", "nm")  # levels with the Gamma point alone
+ONE_CELL = 28  # atoms
 COSTS = ("wall_seconds", "cpu_seconds")
 
 
@@ -40,6 +46,10 @@ def main(
     """Merge raw labels, print what there is."""
     levels = {level: frames_of(raw / f"{level}.extxyz") for level in ("gfn1", "nm")}
     levels["mag"], first = lowest(raw)
+    for level in GAMMA:
+        apart = [a for a in levels[level].values() if len(a) > ONE_CELL]
+        save(apart, output / f"lmfp_{level}_other_k_points.extxyz")
+        levels[level] = {name: a for name, a in levels[level].items() if len(a) <= ONE_CELL}
     for level, frames in levels.items():
         for suffix, splits in (("", ("train", "validation")), ("_test", ("test", "test_ood"))):
             chosen = [a for a in frames.values() if a.info["split"] in splits]
@@ -50,6 +60,7 @@ def main(
     save(apart, output / "lmfp_mag_other_spin.extxyz")
     save(pairs(every(raw, "differences_*.extxyz")), output / "finite_differences.extxyz")
     save(every(raw, "strains_*.extxyz"), output / "strained.extxyz")
+    save(every(raw, "doubled_*.extxyz"), output / "doubled.extxyz")
     failures = [line for path in sorted(raw.glob("*.failed.jsonl")) for line in path.read_text().splitlines()]
     (output / "failed.jsonl").write_text("".join(f"{line}\n" for line in failures))
     for start in STARTS[1:]:
