@@ -48,7 +48,7 @@ def columns(*names: str, from_level: str | None = None) -> tuple[BaselineConfig,
 
 CHGNETS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan")
 SEVENNETS = ("sevennet-l3i5", "sevennet", "sevennet-mf-0")
-FINE_TUNED = "chgnet-cross-fitted"  # cross_fitted.py
+CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS = "chgnet-cross-fitted", "sevennet-l3i5-cross-fitted"  # cross_fitted.py
 CANDIDATES = {
     "GP, mag": Candidate(("mag",)),
     "GP, nm+mag": Candidate(("nm", "mag")),
@@ -69,7 +69,8 @@ CANDIDATES = {
     "SevenNet-l3i5 + CHGNet + GP, mag": Candidate(("mag",), columns("sevennet-l3i5", "chgnet")),
     "three SevenNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS)),
     "three SevenNets + two CHGNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS, *CHGNETS[:2])),
-    "fine-tuned CHGNets + GP, mag": Candidate(("mag",), (column(FINE_TUNED, std=0.5), column("chgnet", 0.0, 0.5))),
+    "fine-tuned CHGNets + GP, mag": Candidate(("mag",), columns(CHGNETS_OF_FOLDS, "chgnet")),
+    "fine-tuned SevenNets + GP, mag": Candidate(("mag",), columns(SEVENNETS_OF_FOLDS, "sevennet-l3i5")),
 }
 
 
