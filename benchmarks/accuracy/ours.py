@@ -50,8 +50,8 @@ def columns(*names: str, from_level: str | None = None) -> tuple[BaselineConfig,
 CHGNETS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan")
 SEVENNETS = ("sevennet-l3i5", "sevennet", "sevennet-mf-0")
 CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS = "chgnet-cross-fitted", "sevennet-l3i5-cross-fitted"  # cross_fitted.py
-# What a fine-tuned network leaves is correlated within a structure: with the noises learned, the evidence takes what ten
-# structures share for a property of all, and forces and energies get worse than the network's own on validation structures.
+# Over a fine-tuned network the evidence takes what ten structures share for a property of all: with noises that are learned,
+# forces and energies of validation structures were worse than with these (docs/accuracy_lmfp.md).
 CAUTIOUS = {"optimise": False, "noise_force": 0.3, "noise_energy": 0.03}
 CANDIDATES = {
     "GP, mag": Candidate(("mag",)),
