@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from numpy.testing import assert_allclose
 
 from mfgp import read_frames
 from mfgp.frames import Frame
-from mfgp.single_point import structure_hash
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # common
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "accuracy"))
 
-from chgnet_rivals import composition_shift, shift_of
-from cross_fitted import CrossFitted
+from chgnet_rivals import Training, composition_shift, shift_of
+from cross_fitted import CrossFitted, mean_of, train_members
+from networks import Kind, Network
 from task import Predicted, scores
 
 
@@ -57,23 +58,66 @@ def test_shifted_energies_fit_and_the_shift_is_the_smallest(frames: list[Frame])
     assert_allclose(list(shift.values()), np.linalg.pinv(counts) @ [-1.0, -3.0], rtol=0, atol=1e-9)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A network that says one number, and the fold that it has not seen."""
+class Sum:
+    """A network that says the sum of the energies that it was trained on, everywhere."""
 
-    value: float
-    fold: frozenset[str]
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(1, 1, bias=False).double()
+        self.shift: dict[int, float] = {}
+
+    def train(self, frames: list[Frame], training: Training, seed: int) -> None:
+        self.shift = {3: float(seed)}
+        with torch.no_grad():
+            self.module.weight.fill_(sum(f.energy for f in frames if f.energy is not None))
 
     def predict(self, structures: list[Atoms]) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        forces = [np.full((len(a), 3), self.value) for a in structures]
-        return np.full(len(structures), self.value), forces, [f[:, 0] for f in forces]
+        value = float(self.module.weight.detach())
+        forces = [np.full((len(a), 3), value) for a in structures]
+        return np.full(len(structures), value), forces, [f[:, 0] for f in forces]
 
 
-def test_a_training_structure_is_never_judged_by_a_network_that_saw_it(frames: list[Frame]) -> None:
-    keys = [structure_hash(f.atoms) for f in frames]
-    calculator = CrossFitted([Constant(1.0, frozenset(keys[:1])), Constant(5.0, frozenset(keys[1:]))])
-    other = frames[0].atoms.copy()
-    other.positions[0, 0] += 0.1
-    for atoms, expected in ((frames[0].atoms, 1.0), (frames[1].atoms, 5.0), (other, 3.0)):
-        assert calculator.get_potential_energy(atoms) == expected
-        assert_allclose(calculator.get_forces(atoms), expected)
+def kind_of(cache: Path, make: Callable[[], Network] = Sum, epochs: int = 1) -> Kind:
+    return Kind("sum", make, Training(epochs, 1e-3), cache)
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_a_training_structure_is_never_judged_by_a_network_that_saw_it(tmp_path: Path, folds: int) -> None:
+    energies = [2.0**i for i in range(6)]  # a sum tells which of them are in it
+    frames = [labelled("LiFeLiMn", e, [0.0, 3.74, 0.0, 4.59 + 0.01 * i]) for i, e in enumerate(energies)]
+    for i, frame in enumerate(frames):
+        frame.atoms.positions[0, 0] += 0.01 * i  # Å
+    members, _ = train_members(kind_of(tmp_path), folds, frames, order=0)
+    calculator, seen = CrossFitted(members), {}
+    for i, frame in enumerate(frames):
+        seen[i] = int(calculator.get_potential_energy(frame.atoms))
+        assert not seen[i] & (1 << i)  # not its own
+        assert_allclose(calculator.get_forces(frame.atoms), seen[i])
+        assert seen[i].bit_count() == 6 - 6 // folds  # all but one fold
+    assert len(set(seen.values())) == folds
+    new = frames[0].atoms.copy()
+    new.positions[0, 0] += 0.5
+    mean = sum(energies) * (folds - 1) / folds  # every frame is in all networks but one
+    assert calculator.get_potential_energy(new) == pytest.approx(mean)
+    assert_allclose(mean_of([m.network for m in members], [new])[2], mean)
+
+
+def test_a_trained_network_is_kept_for_the_same_frames_order_seed_and_settings(
+    tmp_path: Path, frames: list[Frame]
+) -> None:
+    class Stale(Sum):
+        def train(self, frames: list[Frame], training: Training, seed: int) -> None:
+            raise AssertionError("trained again")
+
+    network, seconds = kind_of(tmp_path).trained(frames, seed=1)
+    again, as_before = kind_of(tmp_path, Stale).trained(frames, seed=1)
+    assert as_before == seconds
+    assert again.shift == network.shift == {3: 1.0}
+    assert again.predict([frames[0].atoms])[0] == [-22.0]  # eV
+    for kind, others, seed in (
+        (kind_of(tmp_path, Stale), frames[:1], 1),
+        (kind_of(tmp_path, Stale), frames[::-1], 1),
+        (kind_of(tmp_path, Stale), frames, 2),
+        (kind_of(tmp_path, Stale, epochs=2), frames, 1),
+    ):
+        with pytest.raises(AssertionError, match="trained again"):
+            kind.trained(others, seed)

@@ -59,6 +59,24 @@ def load() -> Any:
         return CHGNet.load(use_device="cpu", verbose=False)
 
 
+class CHGNetwork:
+    """CHGNet and the references (eV) that its energies lack (see networks.py)."""
+
+    def __init__(self) -> None:
+        self.module = load()
+        self.shift: dict[int, float] = {}
+
+    def train(self, frames: Sequence[Frame], training: Training, seed: int) -> None:
+        """All losses, moments too; in place."""
+        data, self.shift = labelled(self.module, frames)
+        fine_tune(self.module, data, training, seed)
+
+    def predict(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Energies (eV a cell), forces (eV/Å), moments (Bohr magnetons)."""
+        energies, forces, magmoms = predict(self.module, structures)
+        return energies + [shift_of(a, self.shift) for a in structures], forces, magmoms
+
+
 def graphs(model: Any, structures: Sequence[Atoms]) -> list[Any]:
     """Crystal graphs."""
     from pymatgen.io.ase import AseAtomsAdaptor

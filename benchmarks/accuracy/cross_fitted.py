@@ -1,4 +1,4 @@
-"""CHGNets fine-tuned on the magnetic frames, each without one fold of them, and the Gaussian process on top.
+"""Networks fine-tuned on the magnetic frames, each without one fold of them, and the Gaussian process on top.
 
 A network is no baseline for the frames that it was trained on: what it leaves there is too small. So, as in cross-fitting
 (Chernozhukov et al., Econometrics Journal 21, C1 (2018)), the column of a training frame comes from the network that has not
@@ -6,43 +6,33 @@ seen it, and that of any other structure is the mean over all:
 
     B(S) = B_k(S) for S in fold k,        B(S) = 1/K sum_k B_k(S) for S in none
 
-The mean by itself is a method too: the committee that the same training gives without a Gaussian process.
+The mean is the nearer one, so what is left out errs on the side of too large. It is a method too: the committee that the
+same training gives without a Gaussian process. K networks on (K - 1) / K of the frames each cost K - 1 times a fine-tuning.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import chgnet_rivals as chgnet
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from chgnet_rivals import Training
-from ours import FINE_TUNED
+from networks import Kind, Network, Predictions
 from task import Predicted, Task
 
 from mfgp.baselines import Baseline
+from mfgp.frames import Frame
 from mfgp.single_point import structure_hash
-
-FOLDS = 4
-TRAINING = Training(epochs=50, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network that has not seen its fold, and the references (eV) that its energies lack."""
+    """A network that has not seen its fold (structure hashes)."""
 
-    model: Any
-    shift: dict[int, float]
-    fold: frozenset[str]  # structure hashes
-
-    def predict(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Energies (eV a cell), forces (eV/Å), moments (Bohr magnetons)."""
-        energies, forces, magmoms = chgnet.predict(self.model, structures)
-        return energies + [chgnet.shift_of(a, self.shift) for a in structures], forces, magmoms
+    network: Network
+    fold: frozenset[str]
 
 
 class CrossFitted(Calculator):
@@ -58,46 +48,55 @@ class CrossFitted(Calculator):
         """See ASE."""
         super().calculate(atoms, properties, system_changes)
         key = structure_hash(self.atoms)
-        used = [m for m in self.members if key in m.fold] or self.members
-        found = [m.predict([self.atoms]) for m in used]
-        self.results = {
-            "energy": float(np.mean([energies[0] for energies, _, _ in found])),
-            "forces": np.mean([forces[0] for _, forces, _ in found], axis=0),
-        }
+        unseen = [m for m in self.members if key in m.fold] or self.members
+        energies, forces, _ = mean_of([m.network for m in unseen], [self.atoms])
+        self.results = {"energy": float(energies[0]), "forces": forces[0]}
+
+
+def mean_of(networks: Sequence[Network], structures: Sequence[Atoms]) -> Predictions:
+    """Means over the networks."""
+    energies, forces, magmoms = zip(*(network.predict(structures) for network in networks), strict=True)
+    moments = None if magmoms[0] is None else _means(magmoms)
+    return np.mean(energies, axis=0), _means(forces), moments
+
+
+def _means(of_networks: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """[network][structure] -> [structure]."""
+    return [np.mean(of_structure, axis=0) for of_structure in zip(*of_networks, strict=True)]
+
+
+def train_members(kind: Kind, folds: int, frames: Sequence[Frame], order: int) -> tuple[list[Member], float]:
+    """The networks, and the CPU seconds that they took. order: seed of the folds."""
+    drawn, members, seconds = np.random.default_rng(order).permutation(len(frames)), [], 0.0
+    for k in range(folds):
+        left = {int(i) for i in drawn[k::folds]}
+        network, taken = kind.trained([f for i, f in enumerate(frames) if i not in left], seed=k)
+        members.append(Member(network, frozenset(structure_hash(frames[i].atoms) for i in left)))
+        seconds += taken
+    return members, seconds
 
 
 class FoldNetworks:
-    """The networks of a task, trained once for the methods that use them."""
+    """The networks of a kind for a task, trained once for the methods that use them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind, folds: int) -> None:
+        self.kind, self.folds = kind, folds
         self._trained: dict[tuple[int, int], tuple[list[Member], float]] = {}
 
     def members(self, task: Task) -> tuple[list[Member], float]:
-        """The networks, and the CPU seconds that they took."""
+        """See `train_members`."""
         key = (task.n, task.order)
         if key not in self._trained:
-            start, top = time.process_time(), task.training.of(task.top)
-            order = np.random.default_rng(task.order).permutation(len(top))
-            members = []
-            for k in range(FOLDS):
-                left = {int(i) for i in order[k::FOLDS]}
-                model = chgnet.load()
-                data, shift = chgnet.labelled(model, [f for i, f in enumerate(top) if i not in left])
-                chgnet.fine_tune(model, data, TRAINING, k)
-                members.append(Member(model, shift, frozenset(structure_hash(top[i].atoms) for i in left)))
-            self._trained[key] = members, time.process_time() - start
+            self._trained[key] = train_members(self.kind, self.folds, task.training.of(task.top), task.order)
         return self._trained[key]
 
     def committee(self, task: Task) -> Predicted:
         """The mean of the networks, without a Gaussian process."""
         members, seconds = self.members(task)
-        found = [m.predict([f.atoms for f in task.held_out]) for m in members]
-        energies = np.mean([e for e, _, _ in found], axis=0)
-        forces = [np.mean(of_frame, axis=0) for of_frame in zip(*(f for _, f, _ in found), strict=True)]
-        magmoms = [np.mean(of_frame, axis=0) for of_frame in zip(*(m for _, _, m in found), strict=True)]
-        return Predicted(energies, forces, magmoms, seconds, note={"folds": FOLDS, **asdict(TRAINING)})
+        found = mean_of([m.network for m in members], [f.atoms for f in task.held_out])
+        return Predicted(*found, seconds, note={"folds": self.folds, **asdict(self.kind.training)})
 
     def baseline(self, task: Task) -> tuple[Baseline, float]:
         """The same as a column below the Gaussian process, and what its training took."""
         members, seconds = self.members(task)
-        return Baseline(FINE_TUNED, CrossFitted(members)), seconds
+        return Baseline(self.kind.name, CrossFitted(members)), seconds

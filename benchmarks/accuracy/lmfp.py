@@ -27,11 +27,13 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # common
 
 import sevennet_rivals as sevennet
+from chgnet_rivals import CHGNetwork
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
 from mace_rival import FromScratch
-from ours import CANDIDATES, Workshop
-from rival_methods import Transferred, fine_tuned, gap_fit, two_heads, zero_shot
+from networks import Kind
+from ours import CANDIDATES, CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS, Workshop
+from rival_methods import FINE_TUNING, Transferred, gap_fit, two_heads, zero_shot
 from task import Method, Task, scores
 
 from mfgp import FrameSet, read_frames
@@ -40,10 +42,12 @@ from mfgp.datasets import LEVELS, LMFP, load_lmfp
 from mfgp.learning_curve import first_of_top
 
 CACHE = Path.home() / ".cache" / "mfgp" / "lmfp_chgnet"
-ON_FINE_TUNED = "fine-tuned CHGNets + GP, mag"
+CHGNET_FOLDS, SEVENNET_FOLDS = 4, 2
 SLOW = (
-    ON_FINE_TUNED,
+    "fine-tuned CHGNets + GP, mag",
     "CHGNets fine-tuned on folds, mean",
+    "fine-tuned SevenNets + GP, mag",
+    "SevenNets fine-tuned on folds, mean",
     "CHGNet, fine-tuned",
     "CHGNet, nm then mag",
     "CHGNet, nm and mag, two readouts",
@@ -62,7 +66,7 @@ def main(
     methods: Annotated[list[str] | None, typer.Option(help="Only these; may be given more than once.")] = None,
     split: Annotated[str, typer.Option(help="test, test_ood or validation.")] = "test",
     results: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "accuracy_lmfp",
-    cache: Annotated[Path, typer.Option(help="Folder for CHGNet's labels, by a hash of the structure.")] = CACHE,
+    cache: Annotated[Path, typer.Option(help="Folder for the networks' labels and trained weights.")] = CACHE,
     mace: Annotated[
         Path | None, typer.Option(help="Folder with mace_run_train (mace_rival.py); no MACE without.")
     ] = None,
@@ -96,13 +100,18 @@ def main(
 def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, Method]:
     """Every method by its name; what the candidates share is made when the first of them runs."""
     shop: list[Workshop] = []
-    networks = FoldNetworks()
+    chgnets = Kind(CHGNETS_OF_FOLDS, CHGNetwork, FINE_TUNING, cache)
+    sevennets = Kind(SEVENNETS_OF_FOLDS, sevennet.SevenNetwork, sevennet.FINE_TUNING, cache)
+    of_folds = {
+        "fine-tuned CHGNets + GP, mag": FoldNetworks(chgnets, CHGNET_FOLDS),
+        "fine-tuned SevenNets + GP, mag": FoldNetworks(sevennets, SEVENNET_FOLDS),
+    }
 
     def candidate(name: str) -> Method:
         def run(task: Task) -> Any:
             if not shop:
                 shop.append(Workshop(training, load_config(LMFP / "config.yaml"), cache))
-            trained = networks.baseline(task) if name == ON_FINE_TUNED else None
+            trained = of_folds[name].baseline(task) if name in of_folds else None
             return shop[0].run(CANDIDATES[name], task, trained)
 
         return run
@@ -110,12 +119,13 @@ def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, M
     return {
         **{name: candidate(name) for name in CANDIDATES},
         "CHGNet, zero-shot": zero_shot,
-        "CHGNet, fine-tuned": fine_tuned,
+        "CHGNet, fine-tuned": chgnets.fine_tuned,
         "CHGNet, nm then mag": Transferred(),
         "CHGNet, nm and mag, two readouts": two_heads,
-        "CHGNets fine-tuned on folds, mean": networks.committee,
+        "CHGNets fine-tuned on folds, mean": of_folds["fine-tuned CHGNets + GP, mag"].committee,
         "SevenNet-l3i5, zero-shot": sevennet.zero_shot,
-        "SevenNet-l3i5, fine-tuned": sevennet.fine_tuned,
+        "SevenNet-l3i5, fine-tuned": sevennets.fine_tuned,
+        "SevenNets fine-tuned on folds, mean": of_folds["fine-tuned SevenNets + GP, mag"].committee,
         "gap_fit, mag": gap_fit,
         **({} if mace is None else {"MACE, from scratch": FromScratch(mace)}),
     }

@@ -37,15 +37,6 @@ def zero_shot(task: Task) -> Predicted:
     return _predicted(model, shift, task, time.process_time() - start)
 
 
-def fine_tuned(task: Task) -> Predicted:
-    """Trained further on the n magnetic frames with their moments."""
-    model, top = chgnet.load(), task.training.of(task.top)
-    start = time.process_time()
-    data, shift = chgnet.labelled(model, top)
-    chgnet.fine_tune(model, data, FINE_TUNING, task.order)
-    return _predicted(model, shift, task, time.process_time() - start, FINE_TUNING)
-
-
 class Transferred:
     """Trained on all nm frames first, then on the n magnetic ones; the first training serves all sizes and orders."""
 

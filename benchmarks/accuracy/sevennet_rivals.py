@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,21 +25,36 @@ FINE_TUNING = Training(epochs=15, learning_rate=1e-3)  # an epoch costs ten time
 DELTA = 0.01  # of the Huber loss, eV per atom and eV/Å
 
 
+class SevenNetwork:
+    """SevenNet-l3i5 and the references (eV) that its energies lack (see networks.py)."""
+
+    def __init__(self) -> None:
+        self.calculator = make_calculator(MODEL)
+        self.module = self.calculator.model  # type: ignore[attr-defined]
+        self.shift: dict[int, float] = {}
+
+    def refer(self, frames: Sequence[Frame]) -> None:
+        """References for each element, fitted to the frames."""
+        self.shift = composition_shift(frames, predict(self.calculator, [f.atoms for f in frames])[0])
+
+    def train(self, frames: Sequence[Frame], training: Training, seed: int) -> None:
+        """In place."""
+        self.refer(frames)
+        fine_tune(self.calculator, frames, self.shift, training, seed)
+
+    def predict(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray], None]:
+        """Energies (eV a cell) and forces (eV/Å); no moments."""
+        energies, forces = predict(self.calculator, structures)
+        return energies + [shift_of(a, self.shift) for a in structures], forces, None
+
+
 def zero_shot(task: Task) -> Predicted:
     """As it comes; energies shifted by a reference for each element, fitted to the n magnetic frames."""
-    calculator, top = make_calculator(MODEL), task.training.of(task.top)
+    network = SevenNetwork()
     start = time.process_time()
-    shift = composition_shift(top, predict(calculator, [f.atoms for f in top])[0])
-    return _predicted(calculator, shift, task, time.process_time() - start)
-
-
-def fine_tuned(task: Task) -> Predicted:
-    """Trained further on the n magnetic frames."""
-    calculator, top = make_calculator(MODEL), task.training.of(task.top)
-    start = time.process_time()
-    shift = composition_shift(top, predict(calculator, [f.atoms for f in top])[0])
-    fine_tune(calculator, top, shift, FINE_TUNING, task.order)
-    return _predicted(calculator, shift, task, time.process_time() - start, **asdict(FINE_TUNING))
+    network.refer(task.training.of(task.top))
+    seconds = time.process_time() - start
+    return Predicted(*network.predict([f.atoms for f in task.held_out]), seconds)
 
 
 def predict(calculator: Any, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -88,9 +102,3 @@ def _graph(calculator: Any, frame: Frame, energy: float) -> Any:
     graph["label"] = torch.tensor(energy / len(frame.atoms), dtype=torch.get_default_dtype())
     graph["force_of_atoms"] = torch.tensor(frame.forces, dtype=torch.get_default_dtype())
     return graph
-
-
-def _predicted(calculator: Any, shift: dict[int, float], task: Task, seconds: float, **note: Any) -> Predicted:
-    energies, forces = predict(calculator, [f.atoms for f in task.held_out])
-    energies = energies + [shift_of(f.atoms, shift) for f in task.held_out]
-    return Predicted(energies, forces, None, seconds, note=note)
