@@ -7,6 +7,7 @@ that the methods and the splits that need the same network share it, and a run t
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from chgnet_rivals import Training
+from safetensors import safe_open
+from safetensors.torch import save_file
 from task import Predicted, Task
 
 from mfgp import FrameSet
@@ -50,18 +53,21 @@ class Kind:
 
     def trained(self, frames: Sequence[Frame], seed: int) -> tuple[Network, float]:
         """A network trained on the frames, and the CPU seconds that it took when it was trained."""
-        network, path = self.make(), self.cache / self.name / f"{self._key(frames, seed)}.pt"
+        network, path = self.make(), self.cache / self.name / f"{self._key(frames, seed)}.safetensors"
         if path.exists():
-            kept = torch.load(path)
-            network.module.load_state_dict(kept["state"])
-            network.shift = kept["shift"]
-            return network, kept["cpu_seconds"]
+            with safe_open(path, "pt") as kept:
+                network.module.load_state_dict({name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
+                about = json.loads(kept.metadata()["about"])
+            network.shift = {int(z): shift for z, shift in about["shift"].items()}
+            return network, about["cpu_seconds"]
         start = time.process_time()
         network.train(frames, self.training, seed)
         seconds = time.process_time() - start
         path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps({"shift": network.shift, "cpu_seconds": seconds})
+        state = {name: value.contiguous() for name, value in network.module.state_dict().items()}
         with replacing(path) as new:
-            torch.save({"state": network.module.state_dict(), "shift": network.shift, "cpu_seconds": seconds}, new)
+            save_file(state, new, {"about": about})
         return network, seconds
 
     def fine_tuned(self, task: Task) -> Predicted:

@@ -41,6 +41,7 @@ class SevenNetwork:
         """In place."""
         self.refer(frames)
         fine_tune(self.calculator, frames, self.shift, training, seed)
+        self.calculator.reset()  # ASE keeps the results of the last structure
 
     def predict(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, list[np.ndarray], None]:
         """Energies (eV a cell) and forces (eV/Å); no moments."""
