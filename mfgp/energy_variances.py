@@ -65,16 +65,14 @@ class EnergyForms:
             turned[own] = vectors.T @ turned[own]
         for index, (own, values, vectors) in blocks.items():
             factor, transform = basis.factors[index], vectors.T.contiguous()
-            inverted = float(factor.diagonal().min()) >= SMALL_PIVOT
-            forms.append(
-                SpeciesForm(
-                    None if inverted else factor,
-                    right_solve(factor, transform) if inverted else transform,
-                    values.clamp(min=0.0),
-                    turned[own, own.stop :].clone(),
-                    LocalForm.of(factor, inverted, covariance[own, own], weights, residual[index]),
-                )
-            )
+            mean = factor.mean(0)  # phi(z_m) is row m of L
+            local = LocalForm.of(mean, covariance[own, own], weights, residual[index])
+            beside = turned[own, own.stop :].clone()
+            if float(factor.diagonal().min()) >= SMALL_PIVOT:
+                transform, local, kept = right_solve(factor, transform), local.of_kernel(factor), None
+            else:
+                kept = factor
+            forms.append(SpeciesForm(kept, transform, values.clamp(min=0.0), beside, local))
         return EnergyForms(tuple(forms), turned[basis.size :, basis.size :].clone())
 
     def total(self, psi: list[Tensor], extra: Tensor) -> Tensor:

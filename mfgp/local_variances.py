@@ -14,7 +14,7 @@ a time from the bottom, each block through its eigenvalues; a block ends where t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,27 +25,27 @@ ROUNDING = 1e-13  # of an eigenvalue of D, relative to its diagonal
 
 @dataclass(frozen=True)
 class LocalForm:
-    """Var of the module docstring for one species; x stands for k(Z, x), or for phi where the inverse of L is not in it."""
+    """Var of the module docstring for one species, as a function of x: phi, or k(x, Z)."""
 
-    rows: tuple[Tensor, ...]  # [j, m] each: blocks of R, or of G, up to their last column
+    rows: tuple[Tensor, ...]  # [j, m] each: blocks of G, or of R, up to their last column
     signs: tuple[Tensor, ...]  # [j] each
     linear: Tensor  # [M_s] eV^2
     constant: float  # eV^2
 
     @staticmethod
-    def of(factor: Tensor, inverted: bool, covariance: Tensor, weights: float, residual: float) -> LocalForm:
-        """From L [M_s, M_s], C [M_s, M_s] eV^2, a, and r S eV^2. inverted: put the inverse of L into the form."""
-        mean = factor.mean(0)  # phi(z_m) is row m of L
+    def of(mean: Tensor, covariance: Tensor, weights: float, residual: float) -> LocalForm:
+        """Of phi, from mu [M_s], C [M_s, M_s] eV^2, a, and r S eV^2."""
         slope = weights * (covariance @ mean)
-        rows, signs = signed_root(residual * torch.eye(len(factor)).to(factor) - weights * covariance)
-        constant, linear = residual + float(mean @ slope), -2.0 * slope
-        if inverted:
-            rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in rows)
-            linear = right_solve(factor, linear[None])[0]
-        return LocalForm(rows, signs, linear, constant)
+        rows, signs = signed_root(residual * torch.eye(len(mean)).to(mean) - weights * covariance)
+        return LocalForm(rows, signs, -2.0 * slope, residual + float(mean @ slope))
+
+    def of_kernel(self, factor: Tensor) -> LocalForm:
+        """The same of k(x, Z), with L [M_s, M_s]."""
+        rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in self.rows)
+        return replace(self, rows=rows, linear=right_solve(factor, self.linear[None])[0])
 
     def variances(self, x: Tensor) -> Tensor:
-        """[atom] eV^2 from k(x, Z) or phi, [atom, M_s]; never negative."""
+        """[atom] eV^2 from x [atom, M_s]; never negative."""
         out = x @ self.linear + self.constant
         for rows, signs in zip(self.rows, self.signs, strict=True):
             out.sub_((x[:, : rows.shape[1]] @ rows.T).square_() @ signs)

@@ -55,7 +55,8 @@ def test_local_form_is_the_sum_of_both_parts(
     atoms = torch.nn.functional.normalize(torch.randn(5, 50, generator=generator, dtype=torch.float64), dim=1)
     k = (atoms @ points.T) ** 2
     phi = torch.linalg.solve_triangular(factor.T, k, upper=True, left=False)
-    form = LocalForm.of(factor, inverted, covariance, weights, residual)
+    form = LocalForm.of(factor.mean(0), covariance, weights, residual)
+    form = form.of_kernel(factor) if inverted else form
     away = phi - factor.mean(0)
     expected = weights * ((away @ covariance) * away).sum(1) + residual * (1.0 - phi.square().sum(1))
     found = form.variances(k if inverted else phi)
