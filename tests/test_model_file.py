@@ -165,7 +165,8 @@ def test_calibration_is_stored(model: MultiFidelityGP, two_levels: FrameSet, pat
     loaded.save(path)
     again = MultiFidelityGP.load(path)
     assert again.calibration == loaded.calibration is not None
-    assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-12)
+    # eV/Å: the posterior is solved again, the same to rounding
+    assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-9)
 
 
 def test_a_file_of_schema_5_knows_no_novelty_of_energies(
