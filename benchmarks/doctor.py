@@ -2,6 +2,7 @@
 
     python benchmarks/doctor.py                                  # LMFP: nm + mag
     python benchmarks/doctor.py --data PATH_TO_acac              # acetylacetone: 500 GFN1-xTB + 100 PBE molecules
+    python benchmarks/doctor.py --baseline sevennet-l3i5         # LMFP, with a pretrained network below mag
 
 spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures
              and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
@@ -29,7 +30,8 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.config import load_config
+from mfgp.baselines import make_baselines
+from mfgp.config import BaselineConfig, CoefficientPrior, load_config
 from mfgp.datasets import LMFP, load_lmfp
 from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
 from mfgp.reading import read_structures
@@ -39,6 +41,7 @@ KINDS = ("energy", "force sign", "level")
 EACH = 2  # structures of a level and kind of fault, a round
 ENERGY = 0.2  # eV a structure
 STRONG = 0.5  # eV/Å
+LABELS = Path.home() / ".cache" / "mfgp" / "doctor"  # of baselines, by a hash of the structure
 N_PBE = 100
 Frames = dict[str, list[Atoms]]  # by level, cheapest first; info["structure_id"] is that of the geometry
 
@@ -54,7 +57,8 @@ class Case:
     def scored(self, frames: Frames) -> list[LabelScore]:
         """Scores of all labels by a model that was fitted to `frames` in place of its own."""
         read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
-        scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False), read)
+        baselines = {b.name: b for b in make_baselines(self.config.baselines, cache_dir=LABELS)}
+        scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False, baselines=baselines), read)
         return [s for s in scores if not s.frame.isolated_atom]
 
 
@@ -63,28 +67,35 @@ def main(
     n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 1000,
     rounds: Annotated[int, typer.Option(help="Fits to spoiled data for each kind of fault.")] = 8,
     mixed: Annotated[bool, typer.Option("--mixed", help="All kinds of fault in every round.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the JSON file under results/; doctor[_acac][_mixed].")] = "",
+    kind: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(KINDS)}; may be repeated.")] = None,
+    baseline: Annotated[str, typer.Option(help="LMFP: a baseline from mag on, a name known to mfgp.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the JSON file; doctor[_acac][_BASELINE][_mixed].")] = "",
 ) -> None:
     """Spoil, fit, score; print and write which faults were found."""
-    case = lmfp(n_inducing) if data is None else acetylacetone(data, n_inducing)
+    case = lmfp(n_inducing, baseline) if data is None else acetylacetone(data, n_inducing)
+    kinds = tuple(kind or KINDS)
     console, result = Console(), {}
     with timed() as timing:
-        together = [KINDS] if mixed else [(kind,) for kind in KINDS]
-        found = [spoiled_round(case, kinds, seed) for kinds in together for seed in range(rounds)]
-        if data is None:
+        together = [kinds] if mixed else [(one,) for one in kinds]
+        found = [spoiled_round(case, faults, seed) for faults in together for seed in range(rounds)]
+        if data is None and not kind:
             result["metastable"] = metastable(case)
     result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found)}
     console.print(table(result["spoiled"]), *result["energy_by_limit"])
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}
-    name = name or ("doctor" if data is None else "doctor_acac") + ("_mixed" if mixed else "")
+    parameters |= {"kinds": kinds, "baseline": baseline}
+    name = name or ("doctor" if data is None else "doctor_acac") + f"_{baseline}" * bool(baseline) + "_mixed" * mixed
     write_result(name, {"machine": machine(), **parameters, "cpu_seconds": timing.cpu, **result})
 
 
-def lmfp(n_inducing: int) -> Case:
+def lmfp(n_inducing: int, baseline: str = "") -> Case:
     """nm and mag, all training structures."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
+    if baseline:
+        below = BaselineConfig(name=baseline, from_level="mag", coefficient=CoefficientPrior(mean=1.0, std=0.5))
+        config = config.model_copy(update={"baselines": (below,)})
     frames = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
     return Case(frames, {level: [] for level in frames}, config)
 
