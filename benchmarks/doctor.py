@@ -72,8 +72,12 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the JSON file; doctor[_acac][_BASELINE][_mixed].")] = "",
 ) -> None:
     """Spoil, fit, score; print and write which faults were found."""
-    case = lmfp(n_inducing, baseline) if data is None else acetylacetone(data, n_inducing)
     kinds = tuple(kind or KINDS)
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise typer.BadParameter(f"no kind of fault {', '.join(unknown)}; there are {', '.join(KINDS)}.")
+    if baseline and data is not None:
+        raise typer.BadParameter("--baseline is for LMFP, --data for acetylacetone: give one of them.")
+    case = lmfp(n_inducing, baseline) if data is None else acetylacetone(data, n_inducing)
     console, result = Console(), {}
     with timed() as timing:
         together = [kinds] if mixed else [(one,) for one in kinds]

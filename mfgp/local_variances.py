@@ -14,10 +14,13 @@ a time from the bottom, each block through its eigenvalues; a block ends where t
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mfgp.residual import RESIDUAL_TOLERANCE
 
 SIZES = (128, 144, 160, 176, 192)  # of blocks that are tried; a smaller matrix is one block
 ROUNDING = 1e-13  # of an eigenvalue of D, relative to its diagonal
@@ -45,10 +48,13 @@ class LocalForm:
         return replace(self, rows=rows, linear=right_solve(factor, self.linear[None])[0])
 
     def variances(self, x: Tensor) -> Tensor:
-        """[atom] eV^2 from x [atom, M_s]; never negative."""
+        """[atom] eV^2 from x [atom, M_s]; never negative. Warns where they were, by more than rounding explains."""
         out = x @ self.linear + self.constant
         for rows, signs in zip(self.rows, self.signs, strict=True):
             out.sub_((x[:, : rows.shape[1]] @ rows.T).square_() @ signs)
+        worst = float(out.min()) if len(out) else 0.0
+        if worst < -RESIDUAL_TOLERANCE * self.constant:
+            warnings.warn(f"a local energy has a negative variance ({worst:.1e} eV^2), taken as zero", stacklevel=2)
         return out.clamp_(min=0.0)
 
 

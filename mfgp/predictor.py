@@ -306,10 +306,15 @@ class Predictor:
         """Of energies, forces and virials, [3]."""
         return self.model.label_noise(self.level)
 
+    @property
+    def local_factors(self) -> tuple[float, float]:
+        """Of the two parts of the variance of a local energy; 1 uncalibrated."""
+        return (1.0, 1.0) if self.calibration is None else self.calibration.local_factors(self.level)
+
     @cached_property
     def energy_forms(self) -> EnergyForms:
         """Made when energies first get a standard deviation."""
-        weights, residual = (1.0, 1.0) if self.calibration is None else self.calibration.local_factors(self.level)
+        weights, residual = self.local_factors
         return EnergyForms.of(self.model.basis, self.covariance, weights, (residual * self.variances).tolist())
 
     def _energy_deviations(
@@ -345,8 +350,8 @@ class Predictor:
         weights = ((rows @ self.covariance[:features, :features]) * rows).sum(1).clamp(min=0.0)
         explained = (phi**2).sum(1, keepdim=True) * one_hot
         residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
-        factors = (1.0, 1.0) if self.calibration is None else self.calibration.local_factors(self.level)
-        return (factors[0] * weights + factors[1] * residual).sqrt()
+        a, r = self.local_factors
+        return (a * weights + r * residual).sqrt()
 
     def _variances(self, phi: Tensor, extra: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """a^T C a, and what the inducing points do not carry: phi [row, M], extra [row, column], prior [row, S]."""

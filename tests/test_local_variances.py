@@ -62,3 +62,16 @@ def test_local_form_is_the_sum_of_both_parts(
     found = form.variances(k if inverted else phi)
     assert float(expected.min()) > 1e-3
     assert float((found - expected).abs().max()) < 1e-12
+
+
+def test_a_negative_variance_is_reported_and_rounding_is_not() -> None:
+    form = LocalForm(
+        (torch.eye(2, dtype=torch.float64),),
+        (torch.ones(2, dtype=torch.float64),),
+        torch.zeros(2, dtype=torch.float64),
+        1.0,
+    )
+    x = torch.tensor([[0.6, 0.0], [1.0 + 1e-9, 0.0]], dtype=torch.float64)
+    assert form.variances(x).tolist() == [pytest.approx(0.64), 0.0]
+    with pytest.warns(UserWarning, match="negative variance"):
+        assert form.variances(1.1 * x).min() == 0.0

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from ase import Atoms
-from making.cells import MOMENTS, oxidation_states, states_of_moments
+from making.cells import MOMENTS, ONE_CELL, oxidation_states, states_of_moments
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -33,7 +33,6 @@ from mfgp.report import write_figure
 Data = dict[str, dict[str, list[Atoms]]]  # level -> split -> structures
 NEAR_DUPLICATE = 0.05  # Å rms
 SAME_BRANCH = 0.005  # eV a cell
-ONE_CELL = 28  # atoms
 SAME_CELL_ENERGY, SAME_CELL_FORCE = 0.002, 0.02  # eV/atom, eV/Å rms
 LOST_SPIN = 0.9  # Bohr magnetons below the formal moment
 GRADIENT_TOLERANCE = {"gfn1": 0.005, "nm": 0.02, "mag": 0.04}  # eV/Å; the data card has the noise measured before
@@ -122,17 +121,24 @@ def partners(data: Data, directory: Path) -> Iterator[str]:
                     yield f"{name}: {cheap} and {dear} labels are of different positions"
 
 
+def by_id(data: Data) -> dict[tuple[str, str], Atoms]:
+    """Structures by level and id."""
+    return {
+        (level, a.info["structure_id"]): a for level, splits in data.items() for found in splits.values() for a in found
+    }
+
+
 def cells(data: Data, path: Path) -> Iterator[str]:
     """Structures twice, side by side (`of` in info), against themselves: what a second cell changes is k-points.
 
     A level that it changes has no label of more than one cell.
     """
-    labels = {
-        (level, a.info["structure_id"]): a for level, splits in data.items() for found in splits.values() for a in found
-    }
+    labels = by_id(data)
+    if not path.exists():
+        return
     table = Table("level", "structure", "energy, meV/atom", "forces, meV/Å rms", title="two cells less one")
     changed = set()
-    for a in read_structures(path) if path.exists() else ():
+    for a in read_structures(path):
         level, one = a.info["fidelity"], labels[a.info["fidelity"], a.info["of"]]
         energy = (a.get_potential_energy() - 2 * one.get_potential_energy()) / len(a)
         force = float(np.sqrt(((a.get_forces() - np.tile(one.get_forces(), (2, 1))) ** 2).mean()))
@@ -258,9 +264,7 @@ def gradients(path: Path, data: Data) -> Iterator[str]:
     """Stored forces against central differences of energies of displaced copies (`of`, `atom`, `axis`, `step` in info)."""
     if not path.exists():
         return
-    labels = {
-        (level, a.info["structure_id"]): a for level, splits in data.items() for found in splits.values() for a in found
-    }
+    labels = by_id(data)
     energies: dict[tuple[str, str, int, int, float], dict[int, float]] = {}
     for a in read_structures(path):
         i = a.info

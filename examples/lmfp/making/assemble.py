@@ -30,12 +30,12 @@ import typer
 from ase import Atoms
 from ase.io import read, write
 from basis import CUTOFF, correction
+from cells import ONE_CELL
 from starts import STARTS
 
 SAME_BRANCH = 0.005  # eV a cell; the cycle wanders by as much on soft orbital modes
 FIRST = "held"
 GAMMA = ("gfn1", "nm")  # levels with the Gamma point alone
-ONE_CELL = 28  # atoms
 COSTS = ("wall_seconds", "cpu_seconds")
 
 

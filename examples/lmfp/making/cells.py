@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.spacegroup import crystal
 
+ONE_CELL = 28  # atoms
 VOLTAGE_ORDER = ("Fe", "Mn")  # who gives its electron up first
 BOND_VALENCE_LENGTH = 0.37  # Å
 MOMENTS = {("Fe", 2): 4.0, ("Mn", 2): 5.0, ("Fe", 3): 5.0, ("Mn", 3): 4.0}  # high spin, Bohr magnetons

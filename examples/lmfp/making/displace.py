@@ -9,6 +9,7 @@ same for the cell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,7 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="extxyz to write.")],
 ) -> None:
     """Write the copies."""
-    frames = {a.info["structure_id"]: a for a in read(labelled, ":")}
-    copies = [copy for name in ids for copy in displaced(frames[name])]
-    write(output, copies, format="extxyz")
-    print(f"{len(copies)} copies of {len(ids)} structures")
+    write_copies(labelled, ids, output, displaced)
 
 
 def displaced(atoms: Atoms) -> list[Atoms]:
@@ -42,6 +40,16 @@ def displaced(atoms: Atoms) -> list[Atoms]:
             copy.info.update(atom=atom, axis=axis, step=sign * DISPLACEMENT)
             out.append(copy)
     return out
+
+
+def write_copies(labelled: Path, ids: list[str], output: Path, of: Callable[[Atoms], list[Atoms]]) -> None:
+    """Write the copies of some labelled structures that `of` makes. BadParameter names ids that are not there."""
+    frames = {a.info["structure_id"]: a for a in read(labelled, ":")}
+    if unknown := [name for name in ids if name not in frames]:
+        raise typer.BadParameter(f"{labelled} has no {', '.join(unknown)}.")
+    copies = [copy for name in ids for copy in of(frames[name])]
+    write(output, copies, format="extxyz")
+    print(f"{len(copies)} copies of {len(ids)} structures")
 
 
 def copy_of(atoms: Atoms, suffix: str) -> Atoms:

@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 from ase import Atoms
-from ase.io import read, write
-from displace import copy_of
+from displace import copy_of, write_copies
 
 
 def main(
@@ -22,13 +21,12 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="extxyz to write.")],
 ) -> None:
     """Write the doubled cells."""
-    frames = {a.info["structure_id"]: a for a in read(labelled, ":")}
-    write(output, [doubled(frames[name]) for name in ids], format="extxyz")
+    write_copies(labelled, ids, output, doubled)
 
 
-def doubled(atoms: Atoms) -> Atoms:
+def doubled(atoms: Atoms) -> list[Atoms]:
     """Two cells along c."""
-    return copy_of(atoms, "doubled").repeat((1, 1, 2))
+    return [copy_of(atoms, "doubled").repeat((1, 1, 2))]
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from ase import Atoms
-from ase.io import read, write
-from displace import copy_of
+from displace import copy_of, write_copies
 
 STRAIN = 0.005
 AXES = {"volume": (-1, np.eye(3)), "xx": (0, np.diag([1.0, 0.0, 0.0]))}
@@ -41,10 +40,7 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="extxyz to write.")],
 ) -> None:
     """Write the copies."""
-    frames = {a.info["structure_id"]: a for a in read(labelled, ":")}
-    copies = [copy for name in ids for copy in strained(frames[name])]
-    write(output, copies, format="extxyz")
-    print(f"{len(copies)} copies of {len(ids)} structures")
+    write_copies(labelled, ids, output, strained)
 
 
 def strained(atoms: Atoms) -> list[Atoms]:
