@@ -1,6 +1,7 @@
 """CPU seconds of the pass over the data by stage, and over the floor: its flops at the matrix-product rate of this run.
 
-    rows        sum_s 2 * 3 n_ca D M_s       n_ca (centre, atom) pairs, M_s inducing points of the centre's species
+    rows        sum_s 2 * 3 n_ca D M_s       n_ca (centre, atom) pairs of the smallest cells that structures repeat,
+                                             M_s inducing points of the centre's species
     whitening   R sum_s M_s^2                R labelled rows
     Gram        R M'^2                       M' = M and the columns beside
 
@@ -9,8 +10,6 @@ species less is possible: rows are made from E < D products a pair, see mfgp/row
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from common import gemm_rate, timed
@@ -21,7 +20,7 @@ from mfgp.accumulation import RowBlocks, batches, needs
 from mfgp.features import Features
 from mfgp.fitting import build_columns
 from mfgp.observations import Columns, labelled_rows
-from mfgp.rates import pairs_per_centre
+from mfgp.rates import row_products
 from mfgp.statistics import Key, Statistics
 
 STAGES = ("rows", "whitening", "Gram")
@@ -60,7 +59,7 @@ def timed_pass(
         with timed() as rows:
             raw = features.raw(structures, *needs(batch[0]))
         blocks.spent["rows"] += rows.cpu
-        pairs += sum(pair_points(group[0], features) for group in batch)
+        pairs += row_products([group[0] for group in batch], features)
         for group, phi in zip(batch, raw, strict=True):
             extra = columns.rows_of(group[0].atoms, [])
             design = torch.cat([phi, extra], dim=1)
@@ -75,13 +74,6 @@ def timed_pass(
         "Gram": 1.0 * blocks.n_rows * statistics.size**2,
     }
     return statistics, blocks.spent, flops, columns, column_std
-
-
-def pair_points(frame: Any, features: Features) -> float:
-    """sum over (centre, atom) pairs of the inducing points of the centre's species."""
-    counts = pairs_per_centre(frame, features.soap)
-    points = dict(zip(features.basis.species, features.basis.points, strict=True))
-    return float(sum(counts[frame.atoms.numbers == z].sum() * len(p) for z, p in points.items()))
 
 
 def over_floor(frames: FrameSet, features: Features, config: FitConfig) -> dict[str, float]:

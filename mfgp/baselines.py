@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
-from ase.calculators.emt import EMT
 from numpy.typing import NDArray
 
 from mfgp.config import BaselineConfig, Setting
@@ -170,6 +169,8 @@ def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) ->
 
 
 def _emt(*, asap_cutoff: bool = False) -> Calculator:
+    from ase.calculators.emt import EMT  # a quarter of a second
+
     return EMT(asap_cutoff=asap_cutoff)
 
 

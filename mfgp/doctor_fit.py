@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtri
 from torch import Tensor
 
 from mfgp.calibration import Scale
@@ -159,7 +159,7 @@ def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
     if len(alike) < MIN_LABELS:
         return
     n = len(alike[0].deviation)
-    normal = float(chi2.ppf(QUANTILE, n) / n) ** 0.5
+    normal = float(chdtri(n, 1.0 - QUANTILE) / n) ** 0.5
     bulk = float(np.quantile([s.score for s in alike], QUANTILE)) / normal or 1.0
     for s in alike:
         yield replace(s, score=s.score / bulk)

@@ -1,7 +1,8 @@
 """What a fit will take, before it is started: memory and time from a sample of the data and a moment of measuring.
 
-With n_ca the (centre, atom) pairs in range of a structure, counted on a sample, D features, E entries of a form (rows.py),
-M_s inducing points of a species (M in all, M' with the columns beside them), T levels, R labelled rows:
+With n_ca the (centre, atom) pairs in range of the smallest cell that a structure repeats (primitive.py), counted on a
+sample, D features, E entries of a form (rows.py), M_s inducing points of a species (M in all, M' with the columns beside
+them), T levels, R labelled rows:
 
     descriptors        seconds per atom of SOAP values
     inducing points    sum_s n_s M_s (D + M_s / 2) multiply-adds, and seconds per pivot beside them    (n_s candidates)
@@ -19,11 +20,13 @@ takes (about 0.3 GB). Calculators of baselines come on top, in time and memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 
 from descriptors import SOAP, fit_contraction
 from descriptors.slopes import expansion_bytes
@@ -34,6 +37,7 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
+from mfgp.primitive import primitive
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.statistics import Key
@@ -109,8 +113,9 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
 
 def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig) -> Counts:
     """Sizes of a fit; pairs are counted on the sample and scaled by the number of atoms of each species."""
-    per_centre = np.concatenate([pairs_per_centre(f, soap) for f in sample])
-    sampled = np.concatenate([f.atoms.numbers for f in sample])
+    cells = [primitive(f.atoms).cell for f in sample]
+    per_centre = np.concatenate([pairs_per_centre(cell, soap) for cell in cells])
+    sampled = np.concatenate([cell.numbers for cell in cells])
     mean = [per_centre[sampled == z].mean() if (sampled == z).any() else per_centre.mean() for z in soap.species]
     atoms, moved = _atoms(training, soap.species)
     n_candidates = min(int(atoms.sum()), max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing))
@@ -151,17 +156,23 @@ def _labels(frame: Frame) -> dict[str, int]:
 
 
 def _atoms(training: FrameSet, species: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms of distinct structures by species, [S]: of all, and of those with labels of derivatives."""
+    """Atoms by species, [S]: of distinct structures, and of the cells that those with labels of derivatives repeat."""
     derivatives: dict[bytes, bool] = {}
-    numbers: dict[bytes, np.ndarray] = {}
+    structures: dict[bytes, Atoms] = {}
     for f in training:
         key = structure_key(f.atoms)
-        numbers[key] = f.atoms.numbers
+        structures[key] = f.atoms
         moved = f.stress is not None or (f.forces is not None and not f.isolated_atom)
         derivatives[key] = derivatives.get(key, False) or moved
-    counts = {key: np.array([(z == s).sum() for s in species]) for key, z in numbers.items()}
-    total = sum(counts.values(), np.zeros(len(species), dtype=int))
-    return total, sum((counts[key] for key, moved in derivatives.items() if moved), np.zeros(len(species), dtype=int))
+
+    def counted(chosen: Iterable[Atoms]) -> np.ndarray:
+        return sum(
+            (np.array([(a.numbers == s).sum() for s in species]) for a in chosen), np.zeros(len(species), dtype=int)
+        )
+
+    return counted(structures.values()), counted(
+        primitive(structures[k]).cell for k, moved in derivatives.items() if moved
+    )
 
 
 def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
@@ -181,7 +192,7 @@ def _left_out(training: FrameSet, config: FitConfig) -> int:
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:
     """Of the derivatives of all features of a structure."""
-    return FLOAT * 3.0 * soap.n_features * (float(pairs_per_centre(frame, soap).sum()) + 2 * len(frame.atoms))
+    return FLOAT * 3.0 * soap.n_features * (float(pairs_per_centre(frame.atoms, soap).sum()) + 2 * len(frame.atoms))
 
 
 def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:

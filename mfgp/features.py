@@ -23,6 +23,7 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.inducing import InducingBasis, select_inducing
 from mfgp.kernels import functional_variances, n_functionals
 from mfgp.observations import functional_rows, local_features, rows_of_jacobian
+from mfgp.primitive import primitive
 from mfgp.progress import Report, silent
 from mfgp.rows import InducingForms, energy_rows, inducing_forms, raw_rows
 
@@ -114,6 +115,11 @@ class Features:
 
     def raw(self, structures: Sequence[Atoms], derivatives: bool = True, virial: bool = True) -> list[Tensor]:
         """Rows of structures before whitening, [1+3N+6, M] each; NaN where they are not wanted."""
+        smallest = [primitive(atoms) for atoms in structures]
+        rows = self._raw([p.cell for p in smallest], derivatives, virial)
+        return [p.rows_of_all(of_cell) for p, of_cell in zip(smallest, rows, strict=True)]
+
+    def _raw(self, structures: Sequence[Atoms], derivatives: bool, virial: bool) -> list[Tensor]:
         nb = self.soap.neighborhoods(structures, device=self.device)
         if not derivatives:
             energies = energy_rows(self.basis, self.soap, nb)

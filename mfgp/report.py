@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from mfgp.errors import DataError
 from mfgp.evaluation import Comparison, Evaluation
@@ -74,7 +74,7 @@ def calibration(evaluation: Evaluation) -> Figure:
 def coverage(data: Comparison, expected: Array) -> Array:
     """Observed share of labels inside the central intervals of probability `expected` [p] -> [p]."""
     z = np.sort(np.abs(data.error / data.std))
-    half_width = norm.ppf(0.5 * (1.0 + expected))  # [p]; 0 for p = 0, inf for p = 1
+    half_width = ndtri(0.5 * (1.0 + expected))  # [p]; 0 for p = 0, inf for p = 1
     return np.searchsorted(z, half_width, side="right") / len(z)
 
 

@@ -30,6 +30,7 @@ LAYERS = [
         "training",
     ),
     *(
+        "primitive",
         "features",
         "accumulation",
         "fitting",
