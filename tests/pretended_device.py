@@ -217,6 +217,18 @@ def device_guard() -> Iterator[None]:
 
 
 @contextmanager
+def known_here() -> Iterator[None]:
+    """Make the device known in the thread that calls this."""
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(data, device=...) makes it on the CPU first
+    try:
+        with PretendedDevice(), Indexed():
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+@contextmanager
 def pretended_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device, and a torch.cuda that has it."""
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
@@ -226,10 +238,5 @@ def pretended_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (MEMORY, MEMORY))
     # no tensor changes its device in place
     patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
-    before = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(data, device=...) makes it on the CPU first
-    try:
-        with device_guard(), PretendedDevice(), Indexed():
-            yield CUDA
-    finally:
-        torch._C._set_only_lift_cpu_tensors(before)
+    with device_guard(), known_here():
+        yield CUDA

@@ -6,19 +6,22 @@ import copy
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import pytest
 import torch
 import yaml
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 from numpy.testing import assert_allclose
+from pretended_device import known_here
 from typer.testing import CliRunner
 
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed, fitting
 from mfgp.cli import app
-from mfgp.distributed import DistributedPass, chunks, client_of, device_index
+from mfgp.distributed import DistributedPass, _part, chunks, client_of, device_index
 from mfgp.frames import to_atoms
 from mfgp.statistics import Statistics
 
@@ -113,12 +116,30 @@ def test_each_worker_takes_a_gpu_of_its_own() -> None:
         device_index(0, 0)
 
 
+used: set[object] = set()  # names of workers
+
+
+def part_where_the_device_is_known(*arguments: Any) -> Statistics:
+    used.add(get_worker().name)
+    with nullcontext() if torch.cuda.is_initialized() else known_here():
+        return _part(*arguments)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_workers_with_a_gpu(client: Client, model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    cuda = torch.device("cuda")
+def test_workers_with_a_gpu(
+    cuda: torch.device, model: MultiFidelityGP, two_levels: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are threads here: a pretended device is of one process, and each thread has to be told of it."""
+    used.clear()
     frames = two_levels.training()
-    found = DistributedPass(client)(frames, model.features.to(cuda), model.columns.to(cuda), [], (0.005, 0.05))
+    features, columns = model.features.to(cuda), model.columns.to(cuda)
+    monkeypatch.setattr(distributed, "_part", part_where_the_device_is_known)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        found = DistributedPass(client)(frames, features, columns, [], (0.005, 0.05))
+    assert used == {0, 1}
     assert all(m.gram.device.type == "cuda" for m in found.moments.values())
     expected = one_process(model, frames)
     for key, m in found.to("cpu").moments.items():
