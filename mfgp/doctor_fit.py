@@ -30,12 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import chdtri
-from torch import Tensor
 
 from mfgp.calibration import Scale
 from mfgp.doctor_report import SEE_ALL, Finding, about, examples
 from mfgp.frames import Frame, FrameSet
-from mfgp.leave_one_out import CrossLevel, LabelledRows, hat, hat_inverse, labelled_parts
+from mfgp.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts
 from mfgp.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -108,42 +107,36 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     Raises DataError for frames that it was not trained on.
     """
     model.check_seen(frames)
-    joint = CrossLevel.of(model.posterior())
+    smoother = Smoother.of(model.posterior())
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
-        for part in labelled_parts(model, joint, frame, model.features.functionals(frame.atoms)):
-            for species, score in _scores(model, joint, part):
+        for part in labelled_parts(model, smoother, frame, model.features.functionals(frame.atoms)):
+            for species, score in _scores(model, smoother, part):
                 raw[frame.fidelity, score.kind, species].append(score)
         report("leave one label out", i + 1, len(frames), frame.fidelity)
     return [score for alike in raw.values() for score in _in_bulk_deviations(alike)]
 
 
-def _scores(model: MultiFidelityGP, joint: CrossLevel, part: LabelledRows) -> Iterator[tuple[int, LabelScore]]:
+def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> Iterator[tuple[int, LabelScore]]:
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     if part.kind == "energy":
         scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
-        score = _left_out(joint, part, hat(joint, part, part), None, slice(0, 1), scale)
+        score = _left_out(smoother, part, None, slice(0, 1), scale)
         if score is not None:
             yield 0, score
     if part.kind == "forces":
-        whole = hat(joint, part, part)
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
             species = int(part.frame.atoms.numbers[atom])
             scale = Scale() if model.calibration is None else model.calibration.forces[part.level][species]
-            score = _left_out(joint, part, whole, atom, slice(3 * k, 3 * k + 3), scale)
+            score = _left_out(smoother, part, atom, slice(3 * k, 3 * k + 3), scale)
             if score is not None:
                 yield species, score
 
 
-def _left_out(
-    joint: CrossLevel, part: LabelledRows, whole: Tensor, atom: int | None, rows: slice, scale: Scale
-) -> LabelScore | None:
-    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says.
-
-    whole [row, row]: hat matrix of the part.
-    """
+def _left_out(smoother: Smoother, part: LabelledRows, atom: int | None, rows: slice, scale: Scale) -> LabelScore | None:
+    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says."""
     block = part.block(rows)
-    inverse = hat_inverse(whole[rows, rows], joint.rounding([block]))
+    inverse = hat_inverse(block.turned @ block.turned.T, smoother.smallest([block]))
     if inverse is None:
         return None
     error, one = -inverse @ block.residual, torch.eye(len(inverse)).to(inverse)

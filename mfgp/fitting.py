@@ -27,7 +27,7 @@ from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
-from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, maximise_evidence
+from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
 
 DataPass = Callable[
     [FrameSet, Features, Columns, list[Baseline], tuple[float, float], Report], Statistics
@@ -181,9 +181,24 @@ def learn(
     noise.
     """
     initialise(prior, noise, data.statistics, basis.size)
-    training = config.training
-    if not training.optimise:
+    if not config.training.optimise:
         return None
+    result = _in_stages(prior, noise, data, basis, column_std, config, report)
+    keep_definite(prior, noise, data.statistics, basis.species_index(), column_std)
+    return result
+
+
+def _in_stages(
+    prior: AutoregressiveGP,
+    noise: LevelNoise,
+    data: TrainingData,
+    basis: InducingBasis,
+    column_std: Tensor,
+    config: FitConfig,
+    report: Report,
+) -> TrainingResult:
+    """Maximise on a prefix of the inducing points, then on all."""
+    training = config.training
 
     def stage(m: int, part: TrainingData, iterations: int) -> TrainingResult:
         index = basis.species_index()[basis.rank < m]

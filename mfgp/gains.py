@@ -1,6 +1,6 @@
 """What a calculation would teach: the reduction of the target's variance, in closed form.
 
-The weights that the levels see have the covariance C [T, T, M', M'] (leave_one_out.CrossLevel). A calculation at level u
+The weights that the levels see have the covariance C [T, T, M', M']. A calculation at level u
 adds rows A [r, M'] (divided by the standard deviation of their noise); with I + A C_uu A^T = L L^T, Q_s = L^-1 A C_us,
 
     C_st  ->  C_st - Q_s^T Q_t                                   (Sherman-Morrison-Woodbury)
@@ -18,6 +18,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from mfgp.autoregressive import Posterior
+
+
+def cross_level_covariance(posterior: Posterior) -> Tensor:
+    """C [T, T, M', M'] between the weights that two levels see (eV^2)."""
+    levels, inverse = range(len(posterior.mean)), posterior.inverse()
+    return torch.stack([torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels])
 
 
 def information_factor(covariance: Tensor, rows: Tensor, level: int) -> Tensor:

@@ -3,16 +3,17 @@
 The labels of one structure, at all levels that have it, are rows A_S (divided by their noise) with residuals
 r_S = y_S - A_S w. With theta | y ~ N(mean, P^-1) and the hat matrix of the structure
 
-    H_SS = A_S P^-1 A_S^T         (A_S in the space of all levels' weights: rows of level t through D_t)
+    H_SS = V V^T,    V = A_S L^-T,    P = L L^T      (A_S in the space of all levels' weights: rows of level t through D_t)
 
 the model without it predicts its labels with
 
     r_loo = (I - H_SS)^-1 r_S,        Cov[function] = (I - H_SS)^-1 - I,        Cov[label] = (I - H_SS)^-1
 
 (the Sherman-Morrison-Woodbury identity; for rows of a linear smoother see Hastie, Tibshirani & Friedman, The Elements of
-Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1). What a structure alone determines
-(the reference energy of an element that no other holds) has eigenvalues so near to 1 that rounding decides what is left of
-1 - H: such structures are passed over. The part of the prior variance that the inducing points do not carry,
+Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1). V and not P^-1, whose product with
+A_S loses twice the digits: where labels are nearly exact nothing would be left. What a structure alone determines (the
+reference energy of an element that no other holds) has eigenvalues so near to 1 that rounding, or the prior, decides what
+is left of 1 - H: such structures are passed over. The part of the prior variance that the inducing points do not carry,
 S_t (prior - |Phi|^2), is added as in any prediction. Hyperparameters, inducing points and the centre of e0's prior are
 those of the fit.
 """
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
-TRUSTED = 10.0  # times the rounding of H_SS: what is left of 1 - H must be larger to be trusted
+ROUNDING = (
+    0.3  # times epsilon times prior over noise variance: 12 times the error of H_SS on nearly exact labels (H2O, CH4)
+)
+ALONE = 1e-5  # what is left of 1 - H where one structure alone says what the prior does not
 
 
 @dataclass(frozen=True)
@@ -70,46 +74,46 @@ def leave_one_out(
     Frames of one geometry are left out together, so `frames` should hold all of them that the model was trained on. Isolated
     atoms, and structures whose left-out prediction rounding would decide, are passed over.
     """
-    joint = CrossLevel.of(model.posterior())
+    smoother = Smoother.of(model.posterior())
     groups: dict[bytes, list[Frame]] = {}
     for frame in frames:
         if not frame.isolated_atom:
             groups.setdefault(structure_key(frame.atoms), []).append(frame)
     for i, group in enumerate(groups.values()):
-        yield from _structure(model, joint, group)
+        yield from _structure(model, smoother, group)
         report("leave one out", i + 1, len(groups), "")
 
 
-def hat_inverse(hat: Tensor, rounding: float) -> Tensor | None:
-    """(I - H)^-1 of a symmetric hat matrix H [row, row], known to `rounding`; None where an eigenvalue is 1 to that."""
+def hat_inverse(hat: Tensor, smallest: float) -> Tensor | None:
+    """(I - H)^-1 of a symmetric hat matrix H [row, row]; None where an eigenvalue of I - H is below `smallest`."""
     values, vectors = torch.linalg.eigh(0.5 * (hat + hat.T))
-    if float(values.max()) > 1.0 - TRUSTED * rounding:
+    if float(values.max()) > 1.0 - smallest:
         return None
     return (vectors / (1.0 - values.clamp(min=0.0))) @ vectors.T
 
 
 @dataclass(frozen=True)
-class CrossLevel:
-    """Posterior of the weights that the levels see: mean w_t [T, M'], covariance C_ts [T, T, M', M'] between levels.
+class Smoother:
+    """What turns labelled rows into hat matrices and residuals, from the posterior of the weights of all levels."""
 
-    prior [T, M']: variances of those weights before any data.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    prior: Tensor
+    posterior: Posterior
+    mean: Tensor  # [T, M'] of the weights that each level sees
+    prior: Tensor  # [T, M'] their variances before any data
 
     @staticmethod
-    def of(posterior: Posterior) -> CrossLevel:
-        levels, inverse = range(len(posterior.mean)), posterior.inverse()
-        blocks = [torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels]
-        mean = torch.stack([posterior.level_mean(t) for t in levels])
-        return CrossLevel(mean, torch.stack(blocks), (posterior.d**2).sum(1))
+    def of(posterior: Posterior) -> Smoother:
+        mean = torch.stack([posterior.level_mean(t) for t in range(len(posterior.mean))])
+        return Smoother(posterior, mean, (posterior.d**2).sum(1))
 
-    def rounding(self, parts: Sequence[LabelledRows]) -> float:
-        """What float64 leaves uncertain of a hat matrix: epsilon times the largest prior over noise variance."""
+    def turned(self, rows: Tensor, level: int) -> Tensor:
+        """V [row, T M'] of rows [row, M'] of a level."""
+        every = (rows[:, None] * self.posterior.d[level]).flatten(1)  # [row, T M']
+        return torch.linalg.solve_triangular(self.posterior.factor, every.T, upper=False).T
+
+    def smallest(self, parts: Sequence[LabelledRows]) -> float:
+        """What must be left of 1 - H to be trusted."""
         largest = max(float((p.rows**2 @ self.prior[p.level]).max()) for p in parts)
-        return float(torch.finfo(self.mean.dtype).eps) * max(largest, 1e3)
+        return max(ALONE, ROUNDING * float(torch.finfo(self.mean.dtype).eps) * largest)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class LabelledRows:
     level: int
     kind: str
     rows: Tensor  # [row, M']
+    turned: Tensor  # [row, T M'] V
     residual: Tensor  # [row] y - A w
     excess: Tensor  # [row] S_t (prior - |Phi|^2), divided by the noise variance
     noise: float
@@ -130,19 +135,20 @@ class LabelledRows:
         return replace(
             self,
             rows=self.rows[rows],
+            turned=self.turned[rows],
             residual=self.residual[rows],
             excess=self.excess[rows],
             species=self.species[rows],
         )
 
 
-def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]) -> list[LeftOut]:
+def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:
     functionals = model.features.functionals(group[0].atoms)  # of one geometry
-    parts = [part for frame in group for part in labelled_parts(model, joint, frame, functionals)]
+    parts = [part for frame in group for part in labelled_parts(model, smoother, frame, functionals)]
     if not parts:
         return []
-    blocks = [torch.cat([hat(joint, a, b) for b in parts], dim=1) for a in parts]
-    inverse = hat_inverse(torch.cat(blocks), joint.rounding(parts))
+    turned = torch.cat([part.turned for part in parts])
+    inverse = hat_inverse(turned @ turned.T, smoother.smallest(parts))
     if inverse is None:
         return []
     error = -inverse @ torch.cat([p.residual for p in parts])
@@ -158,13 +164,8 @@ def _structure(model: MultiFidelityGP, joint: CrossLevel, group: Sequence[Frame]
     return out
 
 
-def hat(joint: CrossLevel, a: LabelledRows, b: LabelledRows) -> Tensor:
-    """The block of the hat matrix between two sets of rows, [row of a, row of b]."""
-    return a.rows @ joint.covariance[a.level, b.level] @ b.rows.T
-
-
 def labelled_parts(
-    model: MultiFidelityGP, joint: CrossLevel, frame: Frame, functionals: Functionals
+    model: MultiFidelityGP, smoother: Smoother, frame: Frame, functionals: Functionals
 ) -> Iterator[LabelledRows]:
     """The rows of a frame by kind, in units of their noise; `functionals` of its structure."""
     level = model.level(frame.fidelity)
@@ -177,9 +178,11 @@ def labelled_parts(
     for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level), sigmas).items():
         key: Key = (level, kind)
         noise = float(model.noise.of(key))
-        a = rows[:, :-1]
+        a = rows[:, :-1] / noise
         species = np.zeros(len(rows), dtype=np.int64)
         if kind == "forces":
             species = moved
-        residual = (y - a @ joint.mean[level]) / noise
-        yield LabelledRows(frame, level, kind, a / noise, residual, (rows[:, -1] / noise) ** 2, noise, species)
+        residual = y / noise - a @ smoother.mean[level]
+        yield LabelledRows(
+            frame, level, kind, a, smoother.turned(a, level), residual, (rows[:, -1] / noise) ** 2, noise, species
+        )

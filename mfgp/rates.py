@@ -75,7 +75,7 @@ def measure(
         per_row_product=_row_product(sample, features, device),
         per_block_product=_block(features, size, device),
         per_evaluation=_evaluation(keys, n_levels, size, config, features, device),
-        per_left_out=_left_out(typical, features, size, gemm, device) if config.training.calibrate else 0.0,
+        per_left_out=_left_out(typical, features, size, n_levels, gemm, device) if config.training.calibrate else 0.0,
     )
 
 
@@ -187,13 +187,17 @@ def _evaluation(
     return best(work, device, repeats=2) / (n_levels * statistics.size) ** 3
 
 
-def _left_out(frame: Frame, features: Features, size: int, gemm: float, device: torch.device) -> float:
+def _left_out(frame: Frame, features: Features, size: int, n_levels: int, gemm: float, device: torch.device) -> float:
     """Rows with their prior variances, and the eigenproblem of the labels of one structure."""
     n = n_functionals(len(frame.atoms))
     h = torch.eye(n, dtype=torch.float64, device=device) * 0.5
     h[0] += 1e-3
     alone = best(lambda: features.functionals(frame.atoms), device, repeats=1)
-    return alone + best(lambda: hat_inverse(h, 1e-16), device, repeats=1) + n * size * (size + n) / gemm
+    return (
+        alone
+        + best(lambda: hat_inverse(h, 0.0), device, repeats=1)
+        + n * n_levels * size * (0.5 * n_levels * size + n) / gemm
+    )
 
 
 def best(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:

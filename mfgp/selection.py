@@ -22,9 +22,8 @@ from mfgp.candidates import Candidates, label_noises
 from mfgp.costs import CostModel
 from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
-from mfgp.gains import condition, gain
+from mfgp.gains import condition, cross_level_covariance, gain
 from mfgp.kernels import n_functionals
-from mfgp.leave_one_out import CrossLevel
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import cell_volume
 from mfgp.predictor import Predictor
@@ -152,7 +151,7 @@ class Search:
         model = predictor.model
         self.predictor, self.pool, self.target = predictor, pool, target
         self.levels = [model.levels.index(name) for name in names]
-        self.covariance = CrossLevel.of(model.posterior()).covariance  # [T, T, M', M']
+        self.covariance = cross_level_covariance(model.posterior())  # [T, T, M', M']
         self.projected = self.covariance[:, target.level] @ target.rows.T  # [T, M', b] X_u = C_ut R^T
         self.variances = (target.rows * self.projected[target.level].T).sum(1)  # [b] of the target's rows
         self.noise = label_noises(model)  # [T, kind], infinite for labels that a level does not give

@@ -7,13 +7,17 @@ import copy
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
+from ase.calculators.emt import EMT
 from conftest import alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
-from mfgp.evaluation import label_std
+from mfgp.evaluation import evaluate, label_std
 from mfgp.features import structure_key
-from mfgp.leave_one_out import CrossLevel, LeftOut, hat_inverse, leave_one_out
+from mfgp.gains import cross_level_covariance
+from mfgp.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
+from mfgp.training import LARGEST
 
 
 def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:
@@ -115,21 +119,71 @@ def test_what_one_structure_alone_determines_is_passed_over(config: FitConfig) -
 
 
 def test_blocks_between_levels_hold_those_of_each_level(model: MultiFidelityGP) -> None:
-    joint = CrossLevel.of(model.posterior())
+    covariance = cross_level_covariance(model.posterior())
     for t in range(2):
-        assert_allclose(joint.covariance[t, t], model.covariances[t], rtol=0, atol=1e-8)
-    assert_allclose(joint.covariance[0, 1], joint.covariance[1, 0].T, rtol=0, atol=1e-12)
-    assert joint.covariance[0, 1].abs().max() > 1e-3
+        assert_allclose(covariance[t, t], model.covariances[t], rtol=0, atol=1e-8)
+    assert_allclose(covariance[0, 1], covariance[1, 0].T, rtol=0, atol=1e-12)
+    assert covariance[0, 1].abs().max() > 1e-3
 
 
-def test_hat_inverse_says_where_rounding_decides() -> None:
+def test_hat_inverse_says_where_nothing_is_left() -> None:
     hat = torch.tensor([[1.0 + 1e-12, 0.0], [0.0, 0.25]], dtype=torch.float64)
     assert hat_inverse(hat, 1e-10) is None
     hat[0, 0] = 0.9
     found = hat_inverse(hat, 1e-10)
-    assert hat_inverse(hat, 0.02) is None
+    assert hat_inverse(hat, 0.2) is None
     assert found is not None
     assert_allclose(found, np.diag([10.0, 1 / 0.75]), rtol=0, atol=1e-12)
+
+
+def water(n: int, seed: int) -> FrameSet:
+    """Displaced molecules whose labels have no noise."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.06, (3, 3))
+        atoms.calc = EMT()
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = None
+        out.append(atoms)
+    return read_frames({"emt": out})
+
+
+@pytest.fixture(scope="module")
+def exact() -> MultiFidelityGP:
+    return MultiFidelityGP.fit(water(30, 0), FitConfig(preset="molecule", model={"n_inducing": 90}), progress=False)
+
+
+def test_hat_matrices_of_nearly_exact_labels(exact: MultiFidelityGP) -> None:
+    """Against the QR factor of all rows, which no normal equations have rounded."""
+    smoother, parts = Smoother.of(exact.posterior()), []
+    for frame in water(30, 0):
+        parts.append(list(labelled_parts(exact, smoother, frame, exact.features.functionals(frame.atoms))))
+    scaled = [torch.cat([p.rows for p in of_one]) * smoother.posterior.d[0, 0] for of_one in parts]
+    orthogonal = torch.linalg.qr(torch.cat([*scaled, torch.eye(scaled[0].shape[1], dtype=torch.float64)]))[0]
+    for i, of_one in enumerate(parts):
+        turned, q = torch.cat([p.turned for p in of_one]), orthogonal[10 * i : 10 * (i + 1)]
+        worst = float((turned @ turned.T - q @ q.T).abs().max())
+        assert worst < 0.5 * smoother.smallest(of_one)
+        assert worst < 5e-4
+
+
+def test_nearly_exact_labels_are_calibrated_on(exact: MultiFidelityGP) -> None:
+    assert exact.calibration is not None
+    found = evaluate(exact, water(50, 9), "emt").to_json()
+    for kind in ("energy", "forces"):
+        assert 0.4 < found[kind]["z_std"] < 2.0
+
+
+def test_noise_stays_where_the_prior_is_not_lost(exact: MultiFidelityGP) -> None:
+    variance = (exact.posterior().d ** 2).sum(1)
+    for key, m in exact.statistics.moments.items():
+        if key[1] != "given":
+            scale = variance[0].sqrt()
+            largest = (
+                float(torch.linalg.eigvalsh(scale[:, None] * m.gram * scale).max()) / float(exact.noise.of(key)) ** 2
+            )
+            assert 1e6 < largest < 1.05 * LARGEST
 
 
 def test_frames_of_others_are_refused(model: MultiFidelityGP, two_levels: FrameSet) -> None:
