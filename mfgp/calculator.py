@@ -78,11 +78,12 @@ class MultiFidelityCalculator(Calculator):
         skin: float = SKIN,
         dtype: str = "float64",
         compression: float = 0.0,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__()
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
+        if uncertainty_threshold is not None and not uncertainty_threshold > 0:
+            raise ValueError(f"uncertainty_threshold must be positive, not {uncertainty_threshold}")
         if uncertainty_threshold is not None and uncertainty == "none":
             raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
         self.model = model

@@ -17,8 +17,18 @@ from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
 from mfgp.cli_select import plan, select
 from mfgp.cli_tune import tune
-from mfgp.command_line import Fidelity, Keys, ModelPath, RawStd, check_output, friendly, label_keys, write_json
-from mfgp.errors import ConfigError, DataError
+from mfgp.command_line import (
+    Fidelity,
+    Keys,
+    ModelPath,
+    RawStd,
+    check_outputs,
+    friendly,
+    label_keys,
+    training_files,
+    write_json,
+)
+from mfgp.errors import ConfigError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -79,8 +89,8 @@ def fit(
 
         if output is None and not dry_run:
             raise ConfigError("no output file; name one with -o MODEL (or use --dry-run).")
-        check_output(output)
         settings = load_config(config, overrides or [])
+        check_outputs([output], [config, *training_files(settings)])
         if not settings.fidelities:
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
         frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
@@ -180,7 +190,7 @@ def evaluate(
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
 
-        check_output(json_path)
+        check_outputs([json_path], [model, data])
         if split is not None and everything:
             raise ConfigError("--split and --all contradict each other; give one of them.")
         fitted = MultiFidelityGP.load(model)
@@ -248,7 +258,7 @@ def predict(
         from mfgp.progress import bars
         from mfgp.reading import read_structures
 
-        _check_apart(output, structures)
+        check_outputs([output], [model, structures])
         fitted = MultiFidelityGP.load(model)
         predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
@@ -265,13 +275,6 @@ def predict(
         if any("stress" in atoms.calc.results for atoms in predicted):
             _say_stress(fitted, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
-
-
-def _check_apart(output: Path, structures: Path) -> None:
-    """DataError where predictions cannot be written, or would replace their input."""
-    check_output(output)
-    if output.exists() and structures.exists() and output.samefile(structures):
-        raise DataError(f"{output} is the input; name another file with -o, the predictions would replace it.")
 
 
 def _with_results(atoms: Atoms, p: Prediction) -> Atoms:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mfgp import console
-from mfgp.command_line import check_output, friendly
+from mfgp.command_line import check_outputs, friendly
 
 campaign = typer.Typer(
     no_args_is_help=True, help="Choose, calculate, learn, until the target is sure or the budget spent."
@@ -147,7 +147,7 @@ def export(
         from mfgp.campaign_status import exported
         from mfgp.files import replacing
 
-        check_output(output)
+        check_outputs([output])
         frames = exported(_directory(directory), rejected=rejected, initial=initial)
         with replacing(output) as temporary:
             write(temporary, frames, format="extxyz")
@@ -169,6 +169,6 @@ def report(
         where = _directory(directory)
         path = output if output is not None else where / "report.html"
         found = read_status(where)
-        check_output(path)
+        check_outputs([path])
         write_report(found, path)
         console.say(console.stdout(), f"wrote {path}")

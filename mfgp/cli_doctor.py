@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.command_line import Keys, check_output, friendly, label_keys, write_json
+from mfgp.command_line import Keys, check_outputs, friendly, label_keys, write_json
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def doctor(
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
 
-        check_output(json_path)
+        check_outputs([json_path], [*data, model])
         sources, levels = _levels_of_files(data, fidelity or [])
         frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
         report = examine(frames)
@@ -87,13 +87,14 @@ def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]
     """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order."""
     from mfgp.evaluation import level_tag
     from mfgp.reading import load
+    from mfgp.sources import stem_of
 
     if names and len(names) != len(data):
         raise ConfigError(
             f"{len(names)} names with --fidelity for {len(data)} files; give one for each file, in order."
         )
     tags = [[n] for n in names] or [[t for t in dict.fromkeys(map(level_tag, load(p))) if t is not None] for p in data]
-    own = [t or [p.name.split(".")[0]] for t, p in zip(tags, data, strict=True)]
+    own = [t or [stem_of(p)] for t, p in zip(tags, data, strict=True)]
     levels = list(dict.fromkeys(name for file in own for name in file))
     if any(len(file) > 1 for file in own):
         return list(data), levels

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mfgp import console
-from mfgp.command_line import ModelPath, check_output, friendly, write_json
+from mfgp.command_line import ModelPath, check_outputs, friendly, write_json
 from mfgp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def question(
     """Read what the options name, and say which costs are used."""
     from mfgp.model import MultiFidelityGP
     from mfgp.reading import read_structures
+    from mfgp.selection import known_calculations
 
     given = _numbers("--cost", costs or [], "F=HOURS, such as --cost mag=0.03")
     wanted = _numbers("--weight", weights or ["forces=1"], "WHAT=W, such as --weight forces=1 --weight energy=100")
@@ -82,6 +83,9 @@ def question(
             f"warning: {held_out} of {len(structures)} structures of the pool are held out (info['split']): a test set?"
         )
         console.say(notices, text, "yellow")
+    if done := known_calculations(fitted, structures, fitted.levels):
+        counts = ", ".join(f"{sum(name == level for _, name in done)} at {level}" for level in fitted.levels)
+        console.say(notices, f"not offered, since the model was trained on them: {counts}")
     known = fitted.costs.with_given(given)
     for level in fitted.levels:
         if not known.missing([level]):
@@ -118,8 +122,7 @@ def select(
         from mfgp.progress import bars
         from mfgp.selection_report import selection_json, selection_table, summary_line, write_selected
 
-        check_output(output)
-        check_output(json_path)
+        check_outputs([output, json_path], [model, pool, targets])
         asked = question(model, pool, targets, costs, weights, notices)
         with bars(console=notices) as report:
             chosen = selection.select(
@@ -138,7 +141,7 @@ def select(
         console.stdout().print(selection_table(chosen, asked.pool, asked.unit))
         console.say(console.stdout(), summary_line(chosen, asked.unit))
         if not chosen.choices:
-            console.say(notices, "warning: nothing fits the budget; no file written.", "yellow")
+            console.say(notices, "warning: nothing fits the budget, or is left to choose; no file written.", "yellow")
             return
         write_selected(chosen, asked.pool, asked.model.config.keys, output)
         console.say(notices, f"wrote {len(chosen.choices)} structures to {output}")
@@ -166,8 +169,7 @@ def plan(
         from mfgp.report import write_figure
         from mfgp.selection_report import plan_figure, plan_table, selection_json
 
-        check_output(json_path)
-        check_output(plot)
+        check_outputs([json_path, plot], [model, pool, targets])
         asked = question(model, pool, targets, costs, weights, notices)
         with bars(console=notices) as report:
             found = forecast(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mfgp import console
-from mfgp.command_line import check_output, friendly
+from mfgp.command_line import check_outputs, friendly, training_files
 from mfgp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def tune(
         from mfgp.tuning import tune as search
         from mfgp.tuning import with_settings
 
-        check_output(output)
-        check_output(storage)
         settings = load_config(config, overrides or [])
+        check_outputs([output, storage], [config, *training_files(settings)])
         if not settings.fidelities:
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
         frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)

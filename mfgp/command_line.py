@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mfgp import console
 from mfgp.errors import ConfigError, DataError, MfgpError
+
+if TYPE_CHECKING:
+    from mfgp.config import FitConfig
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
 RawStd = Annotated[
@@ -67,16 +70,25 @@ def _actionable(error: Exception) -> str | None:
     return None
 
 
-def check_output(path: Path | None) -> None:
-    """DataError where a file cannot be written later on: before hours are spent, not after."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise DataError(f"{path} is a directory; name a file in it.")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """DataError where a file cannot be written later on, or would replace an input: before hours are spent, not after."""
+    named = [path for path in outputs if path is not None]
+    for i, path in enumerate(named):
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; name a file in it.")
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: there is no directory {path.parent}; make it first.")
+        if not os.access(path.parent, os.W_OK):
+            raise DataError(f"{path}: the directory {path.parent} cannot be written to; name another one.")
+        if any(path.resolve() == other.resolve() for other in inputs if other is not None):
+            raise DataError(f"{path} is an input, and would be replaced; name another file.")
+        if any(path.resolve() == other.resolve() for other in named[:i]):
+            raise DataError(f"{path} is named for two outputs; name two files.")
+
+
+def training_files(settings: FitConfig) -> list[Path]:
+    """The files that a configuration trains on."""
+    return [path for level in settings.fidelities for path in level.train]
 
 
 def label_keys(texts: list[str] | None) -> dict[str, str]:

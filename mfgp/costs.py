@@ -143,7 +143,8 @@ class CostModel:
             return np.full(len(structures), self.given[level])
         if level not in self.sums:
             raise ConfigError(
-                f"no cost known for level {level!r}: its training frames have no `wall_seconds`; give --cost {level}=HOURS."
+                f"no cost known for level {level!r}: its training frames have no `cpu_seconds` or `wall_seconds`; "
+                f"give --cost {level}=HOURS."
             )
         sums, p = self.sums[level], self.exponent()
         g, variance = sums.composition(p)

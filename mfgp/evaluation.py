@@ -141,18 +141,18 @@ def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> L
     if prediction.calibrated:
         return _calibrated_std(model, frame, prediction)
     noise = {kind: float(model.noise.of((level, kind))) for kind in ("energy", "forces", "virial")}
-    per_root_atom = noise["energy"]
+    total = noise["energy"] * math.sqrt(n)
     if frame.energy_sigma is not None:
-        per_root_atom = frame.energy_sigma
+        total = frame.energy_sigma
     elif frame.isolated_atom:
-        per_root_atom = ISOLATED_NOISE * model.config.training.noise_energy
+        total = ISOLATED_NOISE * model.config.training.noise_energy
     force = noise["forces"] if frame.force_sigma is None else frame.force_sigma
     stress = None
     if prediction.stress_std is not None:
         volume = frame.atoms.get_volume()
         stress = np.hypot(prediction.stress_std, noise["virial"] * math.sqrt(n) / volume)
     return LabelStd(
-        energy=math.hypot(prediction.energy_std, per_root_atom * math.sqrt(n)),
+        energy=math.hypot(prediction.energy_std, total),
         forces=np.hypot(prediction.forces_std, force),
         stress=stress,
     )
@@ -162,11 +162,11 @@ def _calibrated_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction
     assert model.calibration is not None
     assert prediction.energy_std is not None
     assert prediction.forces_std is not None
-    level, n = model.level(prediction.fidelity), len(frame.atoms)
+    level = model.level(prediction.fidelity)
     noise = model.calibration.noise_variances(level, frame.atoms.numbers, model.label_noise(level)).cpu().numpy()
     energy, forces = prediction.energy_std**2, prediction.forces_std**2
     if frame.energy_sigma is not None:
-        energy = max(energy - noise[0], 0.0) + frame.energy_sigma**2 * n
+        energy = max(energy - noise[0], 0.0) + frame.energy_sigma**2
     if frame.force_sigma is not None:
         forces = np.maximum(forces - noise[1:-6].reshape(-1, 3), 0.0) + frame.force_sigma**2
     return LabelStd(math.sqrt(energy), np.sqrt(forces), prediction.stress_std)

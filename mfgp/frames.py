@@ -27,7 +27,7 @@ __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_a
 class Frame:
     """One structure with its labels at one level.
 
-    energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV per sqrt(atom);
+    energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV;
     force_sigma eV/Å; magmoms [N] Bohr magnetons (a label beside the others: alone it is none).
     `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
     """
@@ -114,6 +114,8 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
     entries, names = gather(sources, levels, problems)
     frames = _validated(entries, names, keys, problems)
     problems.extend(_absent_custom_keys(entries, keys))
+    if not problems:
+        problems.extend(_keys_of_other_levels(entries, names, keys))
     if not problems:
         problems.extend(_levels_without_labels(frames, entries, names, keys))
     raise_problems(problems)
@@ -213,6 +215,21 @@ def _absent_custom_keys(entries: Sequence[Entry], keys: LabelKeys) -> list[str]:
         for label, key in keys.custom().items()
         if frames and not any(key_present(atoms, key) for atoms in frames)
     ]
+
+
+def _keys_of_other_levels(entries: Sequence[Entry], levels: Sequence[str], keys: LabelKeys) -> list[str]:
+    """Custom keys that no frame of a level has, where its frames have the label under another name."""
+    problems, usual = [], LabelKeys().model_dump()
+    for level in levels:
+        own = [entry.atoms for entry in entries if entry.level == level]
+        for label, key in keys.custom().items():
+            there = any(key_present(atoms, key) for atoms in own)
+            if own and not there and any(key_present(atoms, usual[label]) for atoms in own):
+                problems.append(
+                    f"fidelity {level!r}: key {key!r} for {label} is in none of its {len(own)} frames, {usual[label]!r} is; "
+                    "one key serves all levels, so rename one of them in the files"
+                )
+    return problems
 
 
 def _levels_without_labels(

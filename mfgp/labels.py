@@ -56,7 +56,7 @@ class Labels:
     """Labels of one structure as found, with what is wrong with them.
 
     energy eV; forces [N, 3] eV/Å; force_mask [N] bool (True = used); stress [6] eV/Å^3; magmoms [N] Bohr magnetons; sigmas
-    in eV per sqrt(atom) and eV/Å.
+    in eV (of the total energy) and eV/Å.
     """
 
     energy: float | None

@@ -33,7 +33,7 @@ from mfgp.calibration import Calibration
 from mfgp.calibration_fit import fit_calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
-from mfgp.errors import DataError
+from mfgp.errors import ConfigError, DataError
 from mfgp.features import Features, structure_key
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 TrainingSummary = dict[str, dict[str, int]]
 # Of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration).
 CALIBRATION_STRUCTURES = 128
+GRID = 1e-4  # Å
 
 
 class MultiFidelityGP:
@@ -79,6 +80,7 @@ class MultiFidelityGP:
         self.baselines, self.data, self.seen = baselines, data, seen
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
+        self.calculated: frozenset[str] = frozenset()  # level and structure of the training frames (calculation_key)
         self.costs = CostModel()  # of labels, as far as the training frames say
         self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
@@ -104,6 +106,15 @@ class MultiFidelityGP:
         cannot be used, NumericalError where float64 does not carry the problem.
         """
         config = config or FitConfig()
+        if not isinstance(config, FitConfig):
+            raise ConfigError(
+                f"config is a {type(config).__name__}; give FitConfig(**settings), or mfgp.config.load_config(path)."
+            )
+        if strange := sorted(set(baselines or ()) - {b.name for b in config.baselines}):
+            raise ConfigError(
+                f"baselines {', '.join(map(repr, strange))}: the configuration names none of them; add them to its "
+                "`baselines`, for example {name: " + strange[0] + "}."
+            )
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
         sigmas = (config.training.noise_energy, config.training.noise_force)
@@ -122,6 +133,7 @@ class MultiFidelityGP:
         data, seen = training.summary(), frozenset(training.frame_hashes())
         model = cls(config, frames.levels, features, *learned, calculators, data, seen)
         model.training, model.costs = result, CostModel.learn(training)
+        model.calculated = calculations(training)
         model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
         if config.training.calibrate:
@@ -280,6 +292,7 @@ class MultiFidelityGP:
         self.weights, self.covariances = weights, covariances
         self.site_statistics, self.sites = moments, sites
         self.costs = self.costs.added(CostModel.learn(chosen))
+        self.calculated |= calculations(chosen)
         return self
 
     def check_elements(self, frames: FrameSet) -> None:
@@ -357,6 +370,19 @@ def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
         room = max(0, n - (len(own) - len(rest)))
         chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
     return FrameSet(frames.levels, tuple(f for f in frames if keys[id(f)] in chosen))
+
+
+def calculations(frames: FrameSet) -> frozenset[str]:
+    """The calculations that those frames are the results of."""
+    return frozenset(calculation_key(frame.fidelity, frame.atoms) for frame in frames)
+
+
+def calculation_key(level: str, atoms: Atoms) -> str:
+    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them."""
+    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
+    for lengths in (atoms.positions, atoms.cell.array):
+        digest.update(np.rint(lengths / GRID).astype("<i8").tobytes())
+    return f"{level} {digest.hexdigest()[:16]}"
 
 
 def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:

@@ -40,7 +40,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 6
+SCHEMA = 7
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -80,12 +80,18 @@ def _without_energy_novelty(header: Header) -> Header:
 
 
 # header of schema n -> of schema n + 1
+def _without_calculations(header: Header) -> Header:
+    """Schema 6 did not say which structures had been calculated."""
+    return {**header, "calculated": []}
+
+
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
     2: _without_costs,
     3: _without_composition,
     4: _without_novelty,
     5: _without_energy_novelty,
+    6: _without_calculations,
 }
 
 
@@ -142,6 +148,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "data": model.data,
         "data_hash": model.data_hash(),
         "seen": sorted(model.seen),
+        "calculated": sorted(model.calculated),
         "statistics": [[t, kind, moments[t, kind].square, moments[t, kind].count] for t, kind in sorted(moments)],
         "training": None if model.training is None else asdict(model.training),
         "calibration": None if model.calibration is None else model.calibration.to_json(),
@@ -249,6 +256,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     if header["calibration"] is not None:
         model.calibration = Calibration.from_json(header["calibration"])
     model.costs = CostModel.from_json(header["costs"])
+    model.calculated = frozenset(header["calculated"])
     _load_sites(model, header, tensors)
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])

@@ -183,7 +183,7 @@ def labelled_rows(
     """The rows that a frame has labels for, by kind: {kind: (A [row, M + column], y [row])}.
 
     design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
-    by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV per sqrt(atom)) or
+    by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV, of the total) or
     `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Frames marked as isolated atoms fix
     their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force). Rows may
     share the memory of `design`. Raises DataError for a stress label where a baseline gives no stress.
@@ -199,8 +199,8 @@ def labelled_rows(
         sigma = frame.energy_sigma
         if sigma is None and frame.isolated_atom:
             sigma = ISOLATED_NOISE * default_sigmas[0]
-        kind, scale = ("energy", 1.0) if sigma is None else ("given", 1.0 / sigma)
-        add(kind, design[:1], np.array([frame.energy]), mean[:1], scale / n**0.5)
+        kind, scale = ("energy", n**-0.5) if sigma is None else ("given", 1.0 / sigma)
+        add(kind, design[:1], np.array([frame.energy]), mean[:1], scale)
     if frame.forces is not None and not frame.isolated_atom:
         a, m, y = design[1:-6], mean[1:-6], frame.forces.reshape(-1)
         if not frame.force_mask.all():

@@ -24,7 +24,7 @@ from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
 from mfgp.gains import condition, cross_level_covariance, gain
 from mfgp.kernels import n_functionals
-from mfgp.model import MultiFidelityGP
+from mfgp.model import MultiFidelityGP, calculation_key
 from mfgp.observations import cell_volume
 from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
@@ -90,7 +90,8 @@ def select(
     pool: structures that may be calculated. target: level to become certain at (the highest by default). costs: hours by
     level and structure (by default what the model learned from its training frames). levels: that may be calculated (all
     by default). targets: structures to become certain about (the pool by default). weights: of mean variances,
-    {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose. Raises DataError for an empty
+    {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was
+    trained on (`known_calculations`). Raises DataError for an empty
     pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
     """
     if budget_hours is None and n is None:
@@ -99,12 +100,14 @@ def select(
         raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
     predictor, costs = model.predictor(target), costs or model.costs
     names = tuple(dict.fromkeys(levels or model.levels))
+    if budget_hours is None and len(names) == 1 and costs.missing(names):
+        costs = costs.with_given({names[0]: 1.0})  # of one level any cost ranks alike
     check(predictor, pool, names, costs)
     for number, atoms in enumerate(targets or ()):
         predictor.check_elements(atoms, f"structure {number} of the targets")
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
     hours = np.column_stack([costs.hours(name, pool) for name in names])
-    for index, name in taken:
+    for index, name in {*taken, *known_calculations(model, pool, names)}:
         if name in names:
             hours[index, names.index(name)] = np.inf
     search = Search(predictor, pool, names, aim, hours, seed, report)
@@ -119,6 +122,12 @@ def select(
     return Selection(tuple(choices), std_before, predictor.fidelity)
 
 
+def known_calculations(model: MultiFidelityGP, pool: Sequence[Atoms], levels: Sequence[str]) -> list[tuple[int, str]]:
+    """(index, level) of the structures of the pool that the model was trained on at that level."""
+    every = [(i, level) for i in range(len(pool)) for level in levels] if model.calculated else []
+    return [(i, level) for i, level in every if calculation_key(level, pool[i]) in model.calculated]
+
+
 def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str], costs: CostModel) -> None:
     """Raise for what cannot be selected from; see select."""
     if not pool:
@@ -128,7 +137,8 @@ def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str], cos
     if missing := costs.missing(names):
         options = " ".join(f"--cost {name}=HOURS" for name in missing)
         raise ConfigError(
-            f"no cost known for {', '.join(missing)}: no training frame there says `wall_seconds`; give {options}."
+            f"no cost known for {', '.join(missing)}: no training frame there says `cpu_seconds` or `wall_seconds` in its "
+            f"info; give {options}."
         )
     for number, atoms in enumerate(pool):
         predictor.check_elements(atoms, f"structure {number} of the pool")

@@ -21,6 +21,7 @@ from mfgp.reading import load, raise_problems
 
 Source: TypeAlias = Union[str, "os.PathLike[str]", Atoms, Sequence[Union[str, "os.PathLike[str]", Atoms]]]
 Sources: TypeAlias = Source | Mapping[str, Source]
+SUFFIXES = (".extxyz", ".xyz", ".traj", ".db", ".json", ".xml", ".cif", ".vasp", ".gz", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,24 @@ def from_mapping(sources: Mapping[str, Source], known: Sequence[str], problems: 
             problems.append(f"unknown fidelity {level!r}; known are {', '.join(known)}")
             continue
         for entry in _load(source, problems):
-            tag = entry.atoms.info.get("fidelity")
-            if tag is not None and str(tag) != level and str(tag) in known:
-                problems.append(
-                    f"{named(entry)} is given for fidelity {level!r}, but its own info says fidelity={str(tag)!r}; "
-                    "give it under its own level, or correct the tag"
-                )
+            for name in FIDELITY_TAGS:
+                tag = str(entry.atoms.info.get(name, level))
+                if tag != level and tag in known:
+                    problems.append(
+                        f"{named(entry)} is given for fidelity {level!r}, but its own info says {name}={tag!r}; "
+                        "give it under its own level, or correct the tag"
+                    )
             entries.append(replace(entry, level=level))
     return entries
 
 
 def tagged(sources: Source, known: Sequence[str], problems: list[str]) -> list[Entry]:
-    """Frames that carry one of the `known` levels in info; an only level need not be tagged."""
+    """Frames that carry one of the `known` levels in info, or come from a file of that name; an only level needs neither."""
     entries: list[Entry] = []
     for entry in _load(sources, problems):
         level = _tag(entry.atoms) or (known[0] if len(known) == 1 else None)
+        if level is None and entry.stem in known:
+            level = entry.stem
         if level is None:
             problems.append(
                 f"{named(entry)} carries no level in info ({', '.join(FIDELITY_TAGS)}); tag it with "
@@ -144,12 +148,20 @@ def _load(source: Source, problems: list[str]) -> list[Entry]:
             except DataError as error:
                 problems.append(str(error).rstrip("."))
                 continue
-            entries.extend(Entry(atoms, f"{path} frame {k}", path.name.split(".")[0]) for k, atoms in enumerate(read))
+            entries.extend(Entry(atoms, f"{path} frame {k}", stem_of(path)) for k, atoms in enumerate(read))
         else:
             raise DataError(f"a source is a {type(part).__name__}; give paths or ase.Atoms.")
     if not parts:
         problems.append("an empty list of frames was given; give at least one path or ase.Atoms")
     return entries
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file without its suffixes: lmfp.nm of lmfp.nm.extxyz.xz."""
+    name = path.name
+    while Path(name).suffix in SUFFIXES and Path(name).stem:
+        name = Path(name).stem
+    return name
 
 
 def named(entry: Entry) -> str:

@@ -124,3 +124,10 @@ def test_changes_are_found_as_ase_finds_them(model: MultiFidelityGP, change: str
         moved.set_array(change, np.ones(len(moved)))
     assert calculator.check_state(moved) == Calculator.check_state(calculator, moved)
     assert calculator.check_state(moved) == ([] if change == "nothing" else [change])
+
+
+def test_options_that_do_not_exist_are_errors(model: MultiFidelityGP) -> None:
+    with pytest.raises(TypeError, match="uncertainity"):
+        model.calculator(uncertainity="none")
+    with pytest.raises(ValueError, match="must be positive"):
+        model.calculator(uncertainty_threshold=-1.0)

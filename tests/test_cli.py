@@ -245,10 +245,35 @@ def test_calibrated_and_raw_standard_deviations(folder: Path, tmp_path: Path):
     assert not np.allclose(p.arrays["forces_std"], q.arrays["forces_std"], rtol=0.01)
 
 
+def test_no_command_replaces_its_inputs(model_file: Path, folder: Path, tmp_path: Path):
+    for name in ("low.extxyz", "high.extxyz", "config.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    model, low, high = tmp_path / "model.mfgp", tmp_path / "low.extxyz", tmp_path / "high.extxyz"
+    model.write_bytes(model_file.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    config, hours = tmp_path / "config.yaml", ("--cost", "low=1", "--cost", "high=1", "-n", 1)
+    for command in (
+        ("fit", config, "-o", high),
+        ("fit", config, "-o", config),
+        ("predict", model, low, "-o", model),
+        ("evaluate", model, high, "--json", high),
+        ("evaluate", model, high, "--json", tmp_path / "." / "model.mfgp"),
+        ("doctor", low, high, "--json", high),
+        ("select", model, low, *hours, "-o", low),
+        ("select", model, low, *hours, "-o", tmp_path / "s", "--json", model),
+        ("plan", model, low, "--hours", 1, *hours[:4], "--json", low),
+        ("tune", config, "-o", low),
+    ):
+        assert "is an input" in refused(*command)
+    twice = tmp_path / "s.extxyz"
+    assert "is named for two outputs" in refused("select", model, low, *hours, "-o", twice, "--json", twice)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_predictions_never_replace_their_input_nor_keep_its_level(model_file: Path, folder: Path, tmp_path: Path):
     copy = tmp_path / "copy.extxyz"
     copy.write_bytes((folder / "low.extxyz").read_bytes())
-    assert "is the input" in refused("predict", model_file, copy, "-o", copy)
+    assert "is an input" in refused("predict", model_file, copy, "-o", copy)
     assert copy.read_bytes() == (folder / "low.extxyz").read_bytes()
     frames = ase.io.read(copy, ":")
     for atoms in frames:

@@ -28,6 +28,7 @@ def settings(**sections: object) -> FitConfig:
 
 
 def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> None:
+    """A frame's own energy_sigma is that of its total energy, as gap_fit has it."""
     frame = two_levels.frames[0]
     design = torch.arange(19 * 3, dtype=torch.float64).reshape(19, 3)
     rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64), (0.005, 0.05))
@@ -42,7 +43,7 @@ def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> Non
     atoms.info |= {"energy_sigma": 0.01, "force_sigma": 0.2}
     given = labelled_rows(read_frames({"low": [atoms]}).frames[0], design, torch.zeros(19, dtype=torch.float64), (1, 1))
     assert set(given) == {"given", "virial"}
-    assert_allclose(given["given"][0][0].numpy(), design[0].numpy() / (2 * 0.01), rtol=0, atol=1e-9)
+    assert_allclose(given["given"][0][0].numpy(), design[0].numpy() / 0.01, rtol=0, atol=1e-9)
     assert_allclose(given["given"][0][1].numpy(), design[1].numpy() / 0.2, rtol=0, atol=1e-9)
 
 

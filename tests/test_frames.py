@@ -164,7 +164,7 @@ def test_levels_come_from_tags_and_aliases_in_the_order_given() -> None:
 
 def test_a_single_untagged_source_needs_no_levels(tmp_path: Path) -> None:
     write(tmp_path / "silicon.v1.extxyz", [dimer()])
-    assert read_frames(tmp_path / "silicon.v1.extxyz").levels == ("silicon",)
+    assert read_frames(tmp_path / "silicon.v1.extxyz").levels == ("silicon.v1",)
     assert read_frames([dimer()], levels=["only"]).frames[0].fidelity == "only"
     contains(error_of([dimer()]), "frame 0 (CO)", "no level in info", "info['fidelity']")
     contains(error_of([dimer(), dimer(1.2, fidelity="x")], levels=("x", "y")), "frame 0 (CO)", "x, y")
@@ -174,6 +174,25 @@ def test_a_tag_of_another_level_is_an_error_of_none_is_not() -> None:
     swapped = {"low": [dimer(1.0, fidelity="high")], "high": [dimer(1.1)]}
     contains(error_of(swapped), "frame 0 (CO)", "fidelity 'low'", "fidelity='high'")
     assert read_frames({"low": [dimer(1.0, fidelity="gfn1")]}).frames[0].fidelity == "low"
+    contains(error_of({"low": [dimer(1.0, head="high")], "high": [dimer(1.1)]}), "fidelity 'low'", "head='high'")
+    assert read_frames({"low": [dimer(1.0, head="Default")]}).frames[0].fidelity == "low"
+
+
+def test_files_are_levels_by_their_names(tmp_path: Path) -> None:
+    files = [tmp_path / "lmfp.nm.extxyz", tmp_path / "lmfp.mag.extxyz"]
+    for k, file in enumerate(files):
+        write(file, [dimer(1.0 + 0.1 * k)])
+    contains(error_of(files), "2 levels found", "levels=('lmfp.nm', 'lmfp.mag')")
+    frames = read_frames(files, levels=("lmfp.nm", "lmfp.mag"))
+    assert [f.fidelity for f in frames] == ["lmfp.nm", "lmfp.mag"]
+
+
+def test_a_key_that_one_level_alone_has(tmp_path: Path) -> None:
+    own = dimer(1.1)
+    own.info["dft_energy"] = own.info.pop("REF_energy")
+    sources = {"low": [dimer(1.0)], "high": [own]}
+    with pytest.raises(DataError, match=r"fidelity 'low': key 'dft_energy' for energy is in none.*'REF_energy' is"):
+        read_frames(sources, keys=LabelKeys(energy="dft_energy"))
 
 
 def test_levels_named_twice_or_not_at_all() -> None:

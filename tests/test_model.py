@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.emt import EMT
 from conftest import DESCRIPTOR, alloy, label
 from gpytorch.distributions import MultivariateNormal
 from numpy.testing import assert_allclose
@@ -378,3 +379,10 @@ def test_isolated_atoms_fix_the_reference_energies(two_levels: FrameSet, config:
     fitted = MultiFidelityGP.fit(read_frames(data), config, progress=False)
     assert energy(fitted, Atoms("Cu"), "low") == pytest.approx(-3.0, abs=1e-3)
     assert energy(fitted, Atoms("Au"), "low") == pytest.approx(2.0, abs=1e-3)
+
+
+def test_what_a_fit_would_ignore_is_an_error(two_levels: FrameSet, config: FitConfig) -> None:
+    with pytest.raises(ConfigError, match="'lj': the configuration names none"):
+        MultiFidelityGP.fit(two_levels, config, baselines={"lj": EMT()}, progress=False)
+    with pytest.raises(ConfigError, match="config is a dict"):
+        MultiFidelityGP.fit(two_levels, {"model": {"zeta": 2}}, progress=False)  # type: ignore[arg-type]

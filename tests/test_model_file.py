@@ -169,6 +169,13 @@ def test_calibration_is_stored(model: MultiFidelityGP, two_levels: FrameSet, pat
     assert_allclose(again.predict(alloy(80)).forces_std, loaded.predict(alloy(80)).forces_std, rtol=0, atol=1e-9)
 
 
+def test_a_file_of_schema_6_knows_no_calculations(model: MultiFidelityGP, path: Path) -> None:
+    assert MultiFidelityGP.load(path).calculated == model.calculated
+    assert len(model.calculated) == 17
+    as_written(path, {"schema": 6}, ("calculated",))
+    assert MultiFidelityGP.load(path).calculated == frozenset()
+
+
 def test_a_file_of_schema_5_knows_no_novelty_of_energies(
     model: MultiFidelityGP, two_levels: FrameSet, path: Path
 ) -> None:

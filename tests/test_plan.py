@@ -13,11 +13,11 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner, Result
 
-from mfgp import MultiFidelityGP
+from mfgp import ConfigError, FrameSet, MultiFidelityGP
 from mfgp.cli import app
 from mfgp.costs import CostModel
 from mfgp.plan import plan, std_at
-from mfgp.selection import select
+from mfgp.selection import known_calculations, select
 
 COSTS = CostModel.fixed({"low": 0.01, "high": 0.03})
 GIVEN = ("--cost", "low=0.01", "--cost", "high=0.03")
@@ -124,6 +124,33 @@ def test_mistakes_are_one_line(files: tuple[Path, Path], tmp_path: Path, options
     assert isinstance(result.exception, SystemExit)
     assert message in result.stderr
     assert not (tmp_path / "x.extxyz").exists()
+
+
+def test_what_the_model_was_trained_on_is_not_offered(
+    model: MultiFidelityGP, two_levels: FrameSet, files: tuple[Path, Path], pool: list[Atoms], tmp_path: Path
+) -> None:
+    known = [f.atoms for f in two_levels.of("high")[:2]]  # at both levels
+    mixed = [*known, *pool[:2]]
+    assert known_calculations(model, mixed, model.levels) == [(0, "low"), (0, "high"), (1, "low"), (1, "high")]
+    chosen = select(model, mixed, "high", COSTS, n=20)
+    assert {(c.index, c.level) for c in chosen.choices} == {(i, level) for i in (2, 3) for level in model.levels}
+    ase.io.write(tmp_path / "pool.extxyz", mixed)
+    result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "x.extxyz")
+    assert result.exit_code == 0, result.output
+    assert "not offered, since the model was trained on them: 2 at low, 2 at high" in result.stderr
+    ase.io.write(tmp_path / "pool.extxyz", known)
+    result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "y.extxyz")
+    assert "is left to choose" in result.stderr
+    assert not (tmp_path / "y.extxyz").exists()
+
+
+def test_a_number_at_one_level_needs_no_cost(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+    assert not model.costs.sums
+    free = select(model, pool, "high", n=3, levels=["high"])
+    costly = select(model, pool, "high", CostModel.fixed({"high": 7.0}), n=3, levels=["high"])
+    assert [c.index for c in free.choices] == [c.index for c in costly.choices]
+    with pytest.raises(ConfigError, match="cpu_seconds"):
+        select(model, pool, "high", n=3)
 
 
 def test_a_budget_for_nothing_writes_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
