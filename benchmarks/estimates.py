@@ -26,8 +26,8 @@ from mfgp.accumulation import accumulate
 from mfgp.config import load_config
 from mfgp.estimate import estimate
 from mfgp.features import Features
-from mfgp.model import distinct, trainable
 from mfgp.statistics import Statistics
+from mfgp.training_frames import distinct, trainable
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
 FEATURES, PASS = ("descriptors", "inducing points"), ("rows", "statistics")  # parts of the estimate

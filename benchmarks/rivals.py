@@ -18,8 +18,8 @@ from mfgp.baselines import Baseline
 from mfgp.evaluation import Comparison, evaluate
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame
-from mfgp.model import CALIBRATION_STRUCTURES, spread
 from mfgp.progress import bars
+from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
 
 MEMBERS = 8
 ENERGY, STRESS = 0, -1

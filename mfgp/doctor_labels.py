@@ -22,6 +22,7 @@ from mfgp.doctor_report import Array, Finding, Severity, about, composition, exa
 from mfgp.frames import Frame
 
 _OUTLIER = 8.0  # robust standard deviations
+_SPARE = 8  # energies beside those that fix the elements' references, for a spread that means something
 _ENERGY_OUTLIER = 0.05  # eV/atom, smaller deviations are no outliers whatever their z
 _LARGE_FORCE = 50.0  # eV/Å
 _NET_FORCE = 0.02  # eV/Å and atom
@@ -37,7 +38,8 @@ def energy_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
     residual = composition_residual(bulk)  # [frame] eV/atom
     z = robust_z(residual)
     far = [i for i in np.argsort(-np.abs(z)) if abs(z[i]) > _OUTLIER and abs(residual[i]) > _ENERGY_OUTLIER]
-    if far:
+    elements = {int(number) for frame in bulk for number in frame.atoms.numbers}
+    if far and len(bulk) >= len(elements) + _SPARE:
         out = [bulk[i] for i in far]
         message = f"fidelity {level!r}: {len(far)} energies lie far from the others after a fit of the composition, "
         message += (

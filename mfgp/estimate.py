@@ -34,7 +34,6 @@ from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.model import CALIBRATION_STRUCTURES, spread, trainable
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
@@ -42,6 +41,7 @@ from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
+from mfgp.training_frames import CALIBRATION_STRUCTURES, spread, trainable
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from mfgp.errors import DataError
+from mfgp.errors import ConfigError, DataError
 from mfgp.labels import Array, LabelKeys, key_present, keys_found, resolve_labels, without_labels
 from mfgp.reading import geometry_problems, raise_problems
 from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
@@ -110,6 +110,8 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
     bad cells, labels that are missing, non-finite or of a wrong shape, keys found nowhere, unknown or repeated levels.
     """
     keys = keys or LabelKeys()
+    if not isinstance(keys, LabelKeys):
+        raise ConfigError(f"keys is a {type(keys).__name__}; give LabelKeys(energy='dft_energy', ...).")
     problems: list[str] = []
     entries, names = gather(sources, levels, problems)
     frames = _validated(entries, names, keys, problems)

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -34,7 +33,7 @@ from mfgp.calibration_fit import fit_calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
-from mfgp.features import Features, structure_key
+from mfgp.features import Features
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
 from mfgp.leave_one_out import LeftOut, leave_one_out
@@ -45,14 +44,12 @@ from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge
 from mfgp.training import TrainingResult
+from mfgp.training_frames import CALIBRATION_STRUCTURES, calculations, distinct, spread, trainable
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
 
 TrainingSummary = dict[str, dict[str, int]]
-# Of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration).
-CALIBRATION_STRUCTURES = 128
-GRID = 1e-4  # Å
 
 
 class MultiFidelityGP:
@@ -85,6 +82,11 @@ class MultiFidelityGP:
         self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{level}: {self.data[level]['frames']} frames" for level in self.levels)
+        elements = ", ".join(chemical_symbols[z] for z in self.basis.species)
+        return f"<MultiFidelityGP of {counts}; {elements}; {self.basis.size} inducing points>"
 
     @classmethod
     def fit(
@@ -250,6 +252,8 @@ class MultiFidelityGP:
         wrong = wrong or next((f"list with a {type(a).__name__}" for a in atoms if not isinstance(a, Atoms)), "")
         if wrong:
             raise DataError(f"predict takes ase.Atoms or a list of them, not a {wrong}; read files with ase.io.read.")
+        for i, structure in enumerate(atoms):
+            predictor.check_elements(structure, f"structure {i} of the list")
         return list(predict_many(predictor, atoms, uncertainty))
 
     def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:
@@ -342,59 +346,3 @@ class MultiFidelityGP:
         from mfgp.model_file import load
 
         return load(path, baselines)
-
-
-def trainable(frames: FrameSet) -> FrameSet:
-    """The frames to train on. Raises DataError for what is no FrameSet, when there is none at all, or none at some level."""
-    if not isinstance(frames, FrameSet):
-        raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
-    training = frames.training()
-    if not len(training):
-        raise DataError("no frame to train on: there is none, or every frame is held out (info['split']).")
-    for level in frames.levels:
-        if not training.of(level):
-            raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
-    return training
-
-
-def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
-    """n structures of each level (all, if it has fewer) with all the frames that share their geometry, seeded.
-
-    Highest level first; what it chose counts for the lower ones, which may so hold more than n. No isolated atoms.
-    """
-    keys = {id(f): structure_key(f.atoms) for f in frames}
-    chosen: set[bytes] = set()
-    for level in reversed(frames.levels):
-        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level) if not f.isolated_atom))
-        rest = [k for k in own if k not in chosen]
-        room = max(0, n - (len(own) - len(rest)))
-        chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
-    return FrameSet(frames.levels, tuple(f for f in frames if keys[id(f)] in chosen))
-
-
-def calculations(frames: FrameSet) -> frozenset[str]:
-    """The calculations that those frames are the results of."""
-    return frozenset(calculation_key(frame.fidelity, frame.atoms) for frame in frames)
-
-
-def calculation_key(level: str, atoms: Atoms) -> str:
-    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them."""
-    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
-    for lengths in (atoms.positions, atoms.cell.array):
-        digest.update(np.rint(lengths / GRID).astype("<i8").tobytes())
-    return f"{level} {digest.hexdigest()[:16]}"
-
-
-def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:
-    """Each frame once, and none of those whose hash is in `seen`; warns about the others."""
-    fresh, known = [], set(seen)
-    for frame, key in zip(frames.frames, frames.frame_hashes(), strict=True):
-        if key not in known:
-            fresh.append(frame)
-            known.add(key)
-    if len(fresh) < len(frames):
-        n = len(frames) - len(fresh)
-        warnings.warn(
-            f"{n} frames are repeated, or already in the model (same structure and labels); skipped", stacklevel=3
-        )
-    return FrameSet(frames.levels, tuple(fresh))

@@ -24,12 +24,13 @@ from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
 from mfgp.gains import condition, cross_level_covariance, gain
 from mfgp.kernels import n_functionals
-from mfgp.model import MultiFidelityGP, calculation_key
+from mfgp.model import MultiFidelityGP
 from mfgp.observations import cell_volume
 from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
 from mfgp.targets import Target, build_target
 from mfgp.threads import ordered_map
+from mfgp.training_frames import calculation_key
 
 ROWS = 12000  # random directions in all: as many for each structure as that allows, within DIRECTIONS
 DIRECTIONS = (2, 8)

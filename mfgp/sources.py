@@ -136,6 +136,8 @@ def _counts(names: Iterable[str]) -> str:
 
 def _load(source: Source, problems: list[str]) -> list[Entry]:
     """Structures of a path, an Atoms, or a sequence of either; files that cannot be read become problems."""
+    if not isinstance(source, (str, os.PathLike, Atoms, Sequence)):
+        raise DataError(f"a source is a {type(source).__name__}; give paths or ase.Atoms.")
     parts = [source] if isinstance(source, (str, os.PathLike, Atoms)) else list(source)
     entries: list[Entry] = []
     for i, part in enumerate(parts):

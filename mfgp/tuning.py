@@ -26,9 +26,9 @@ from mfgp.errors import ConfigError, NumericalError
 from mfgp.features import Features
 from mfgp.frames import FrameSet
 from mfgp.hyperparameters import LevelNoise
-from mfgp.model import distinct, trainable
 from mfgp.objectives import CrossValidation
 from mfgp.progress import Report, silent
+from mfgp.training_frames import distinct, trainable
 
 if TYPE_CHECKING:
     import optuna

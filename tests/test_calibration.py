@@ -17,9 +17,9 @@ from mfgp.calibration import Calibration, Scale
 from mfgp.calibration_fit import PRIOR_STD, fit_calibration, fit_factors
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import LeftOut
-from mfgp.model import spread
 from mfgp.residual import residual_variance
 from mfgp.scores import Scores
+from mfgp.training_frames import spread
 
 
 @pytest.fixture(scope="module")

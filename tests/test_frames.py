@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from numpy.testing import assert_allclose
 
-from mfgp.errors import DataError
+from mfgp.errors import ConfigError, DataError
 from mfgp.frames import LabelKeys, read_frames
 from mfgp.reading import read_structures
 
@@ -366,3 +366,10 @@ def test_real_data_of_two_levels() -> None:
     assert summary["mag"]["forces"] == summary["mag"]["frames"]
     assert read_frames([paths["mag"], paths["nm"]], levels=("nm", "mag")).data_hash() == frames.data_hash()
     contains(error_of({"nm": paths["mag"], "mag": paths["nm"]}), "lmfp_mag.extxyz frame 0", "'nm'", "'mag'")
+
+
+def test_what_is_no_source_or_no_keys() -> None:
+    contains(error_of(None), "a source is a NoneType")
+    contains(error_of({"low": None}), "a source is a NoneType")
+    with pytest.raises(ConfigError, match=r"keys is a dict; give LabelKeys"):
+        read_frames([dimer()], keys={"energy": "dft_energy"})  # type: ignore[arg-type]

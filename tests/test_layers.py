@@ -32,6 +32,7 @@ LAYERS = [
     *(
         "primitive",
         "features",
+        "training_frames",
         "accumulation",
         "fitting",
         "distributed",

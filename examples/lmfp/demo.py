@@ -206,7 +206,8 @@ def molecular_dynamics(model: MultiFidelityGP, held_out: FrameSet, steps: int) -
     console.print(
         f"NVE, {steps} steps of 1 fs ({1e3 * seconds / steps / len(atoms):.2f} ms/atom/step): "
         f"drift {1e3 * drift:+.3f} meV/atom/ps, total energy within {1e3 * np.ptp(energies) / len(atoms):.3f} meV/atom; "
-        f"largest std of a local energy {1e3 * max(stds):.1f} meV (first step {1e3 * stds[0]:.1f})"
+        f"largest std of a local energy against the mean of its element: {max(stds):.2f} eV, {stds[0]:.2f} at first "
+        "(its rise says that the structure gets new, not its size)"
     )
 
 

@@ -1,0 +1,74 @@
+"""Which of the labelled frames a fit takes, and the calculations that they are the results of."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+
+import numpy as np
+from ase import Atoms
+
+from mfgp.errors import DataError
+from mfgp.features import structure_key
+from mfgp.frames import FrameSet
+
+CALIBRATION_STRUCTURES = (
+    128  # of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration)
+)
+GRID = 1e-4  # Å
+
+
+def trainable(frames: FrameSet) -> FrameSet:
+    """The frames to train on. Raises DataError for what is no FrameSet, when there is none at all, or none at some level."""
+    if not isinstance(frames, FrameSet):
+        raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
+    training = frames.training()
+    if not len(training):
+        raise DataError("no frame to train on: there is none, or every frame is held out (info['split']).")
+    for level in frames.levels:
+        if not training.of(level):
+            raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
+    return training
+
+
+def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
+    """n structures of each level (all, if it has fewer) with all the frames that share their geometry, seeded.
+
+    Highest level first; what it chose counts for the lower ones, which may so hold more than n. No isolated atoms.
+    """
+    keys = {id(f): structure_key(f.atoms) for f in frames}
+    chosen: set[bytes] = set()
+    for level in reversed(frames.levels):
+        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level) if not f.isolated_atom))
+        rest = [k for k in own if k not in chosen]
+        room = max(0, n - (len(own) - len(rest)))
+        chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
+    return FrameSet(frames.levels, tuple(f for f in frames if keys[id(f)] in chosen))
+
+
+def calculations(frames: FrameSet) -> frozenset[str]:
+    """The calculations that those frames are the results of."""
+    return frozenset(calculation_key(frame.fidelity, frame.atoms) for frame in frames)
+
+
+def calculation_key(level: str, atoms: Atoms) -> str:
+    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them."""
+    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
+    for lengths in (atoms.positions, atoms.cell.array):
+        digest.update(np.rint(lengths / GRID).astype("<i8").tobytes())
+    return f"{level} {digest.hexdigest()[:16]}"
+
+
+def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:
+    """Each frame once, and none of those whose hash is in `seen`; warns about the others."""
+    fresh, known = [], set(seen)
+    for frame, key in zip(frames.frames, frames.frame_hashes(), strict=True):
+        if key not in known:
+            fresh.append(frame)
+            known.add(key)
+    if len(fresh) < len(frames):
+        n = len(frames) - len(fresh)
+        warnings.warn(
+            f"{n} frames are repeated, or already in the model (same structure and labels); skipped", stacklevel=3
+        )
+    return FrameSet(frames.levels, tuple(fresh))
