@@ -7,6 +7,7 @@ A frame may carry any subset of the labels: energy (eV), forces (eV/Å), stress 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,15 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from mfgp.errors import ConfigError, DataError
-from mfgp.labels import Array, LabelKeys, key_present, keys_found, resolve_labels, without_labels
+from mfgp.labels import (
+    Array,
+    LabelKeys,
+    key_present,
+    keys_found,
+    resolve_labels,
+    unused_label_keys,
+    without_labels,
+)
 from mfgp.reading import geometry_problems, raise_problems
 from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
 
@@ -121,6 +130,7 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
     if not problems:
         problems.extend(_levels_without_labels(frames, entries, names, keys))
     raise_problems(problems)
+    _warn_of_other_names(frames, names, keys)
     return FrameSet(names, tuple(frames))
 
 
@@ -232,6 +242,24 @@ def _keys_of_other_levels(entries: Sequence[Entry], levels: Sequence[str], keys:
                     "one key serves all levels, so rename one of them in the files"
                 )
     return problems
+
+
+def _warn_of_other_names(frames: Sequence[Frame], levels: Sequence[str], keys: LabelKeys) -> None:
+    """A level without energies, or without forces, whose frames hold something of that name."""
+    for level in levels:
+        own = [frame for frame in frames if frame.fidelity == level]
+        names = sorted({name for frame in own for name in unused_label_keys(frame.atoms)})
+        for label, word, missing in (
+            ("energy", "energy", all(frame.energy is None for frame in own)),
+            ("forces", "force", all(frame.forces is None for frame in own)),
+        ):
+            alike = [name for name in names if word in name.lower() and not name.endswith(("_std", "_sigma"))]
+            if missing and alike:
+                warnings.warn(
+                    f"fidelity {level!r}: no frame has {label} ({getattr(keys, label)}), but there is {', '.join(alike)}; "
+                    f"if that is it, set the key ({label}: {alike[0]})",
+                    stacklevel=3,
+                )
 
 
 def _levels_without_labels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -373,3 +374,16 @@ def test_what_is_no_source_or_no_keys() -> None:
     contains(error_of({"low": None}), "a source is a NoneType")
     with pytest.raises(ConfigError, match=r"keys is a dict; give LabelKeys"):
         read_frames([dimer()], keys={"energy": "dft_energy"})  # type: ignore[arg-type]
+
+
+def test_a_label_of_another_name_is_pointed_out() -> None:
+    atoms = dimer()
+    atoms.info["dft_energy"] = atoms.info.pop("REF_energy")
+    with pytest.warns(
+        UserWarning, match=r"no frame has energy \(REF_energy\), but there is dft_energy.*energy: dft_energy"
+    ):
+        frames = read_frames({"low": [atoms]})
+    assert frames.frames[0].energy is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_frames({"low": [dimer(energy_above_hull=0.1)]})
