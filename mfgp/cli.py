@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
 
+WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
 app = typer.Typer(
     name="mfgp",
     no_args_is_help=True,
@@ -155,10 +156,11 @@ def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
     if model.basis.jitter > 0:
         out.append(f"note: {model.basis.jitter:g} was added to the diagonal of K_MM; fewer inducing points avoid it.")
     training = model.training
-    if training is not None and not training.converged:
+    if training is not None and not training.converged and (training.last_gain is None or training.last_gain > WORTH):
+        gained = "" if training.last_gain is None else f" by {training.last_gain:.1f} nats an iteration"
         out.append(
-            f"note: the objective was still rising after {training.evaluations} evaluations with all inducing points "
-            f"({training.message}); a larger training.n_optimise or max_iterations may raise it further."
+            f"note: the objective was still rising{gained} after {training.evaluations} evaluations with all inducing "
+            f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     return out
 

@@ -37,6 +37,7 @@ class TrainingResult:
     evaluations: int
     converged: bool
     message: str
+    last_gain: float | None = None  # nats, of the last iteration
 
 
 def initialise(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics, n_features: int) -> None:
@@ -115,12 +116,14 @@ def maximise_evidence(
     """
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
     bounds = _bounds(objective.model, objective.likelihood, statistics, max_energy_ratio)
+    values = [np.inf]
     result = minimize(
         descent,
         np.clip(_pack(descent.parameters), *np.array(bounds).T),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
+        callback=lambda _: values.append(descent.lowest),
         options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3, "maxls": 20},
     )
     if descent.best is None:
@@ -130,7 +133,8 @@ def maximise_evidence(
         )
     _unpack(descent.parameters, descent.best)
     objective.zero_grad()
-    return TrainingResult(-descent.lowest, descent.count, bool(result.success), str(result.message))
+    gain = values[-2] - values[-1] if len(values) > 2 else None
+    return TrainingResult(-descent.lowest, descent.count, bool(result.success), str(result.message), gain)
 
 
 class _Descent:
