@@ -222,12 +222,14 @@ def _magmoms(raw: Any, n: int, problems: list[str]) -> Array | None:
 
 
 def _stress(raw_stress: Any, raw_virial: Any, atoms: Atoms, problems: list[str]) -> Array | None:
-    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree."""
+    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree. None without periodicity."""
     if raw_stress is None and raw_virial is None:
         return None
     volume = abs(float(np.linalg.det(atoms.cell.array)))  # Å^3
     if not volume > 0:
         problems.append("stress or virial given, but the cell has no volume; remove that label, or set the cell")
+        return None
+    if not atoms.pbc.any():  # a box around a molecule, which nothing in it feels
         return None
     stress = None if raw_stress is None else _voigt("stress", raw_stress, problems)
     virial = None if raw_virial is None else _voigt("virial", raw_virial, problems)

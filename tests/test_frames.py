@@ -387,3 +387,11 @@ def test_a_label_of_another_name_is_pointed_out() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_frames({"low": [dimer(energy_above_hull=0.1)]})
+
+
+def test_a_box_around_a_molecule_has_no_stress() -> None:
+    atoms = dimer(REF_stress=[0.1] * 6)
+    atoms.set_cell([10, 10, 10])
+    assert read_frames({"low": [atoms]}).frames[0].stress is None
+    atoms.pbc = True
+    assert read_frames({"low": [atoms]}).frames[0].stress is not None
