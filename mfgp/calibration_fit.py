@@ -31,6 +31,7 @@ Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
 PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-9.0, 6.0)
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
+TELLS = 1e-3  # residual over the other variances, from which on a label has something to say about r
 ROUNDS = 3  # of factors and exponents in turns
 
 
@@ -47,6 +48,11 @@ class _Errors:
     def scale(self) -> Scale:
         a, r, b = fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures)
         return Scale(a, r, b, *fit_factors(self.error, [self.weights, self.noise], self.structures))
+
+    @property
+    def without_residual(self) -> bool:
+        """Whether the inducing points carry all of these labels, so that they cannot tell r."""
+        return bool((self.residual < TELLS * (self.weights + self.noise)).all())
 
 
 def fit_calibration(
@@ -166,7 +172,8 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
     """Fit the scales of every property at every level to left-out errors.
 
     A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials
-    that of its forces, a level without enough of a property stays as it is.
+    that of its forces, a level without enough of a property stays as it is. Where all environments of the left-out energies
+    are inducing points, as in a small data set, these have no residual and a new structure has: r is then that of forces.
     """
     parts: dict[tuple[str, str, int], list[LeftOut]] = {}
     for part in left_out:
@@ -177,17 +184,19 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
     def fit(level: str, kind: str, z: int, fallback: Scale) -> Scale:
         chosen = parts.get((level, kind, z), [])
         if len(chosen) < MIN_STRUCTURES:
-            return fallback
+            return Scale() if kind == "energy" else fallback
         errors = _errors(chosen, z)
         scale = errors.scale()
+        if kind == "energy" and errors.without_residual:
+            scale = replace(scale, residual=fallback.residual)
         fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
         return scale
 
     energy, forces, virial = [], [], []
     for level in levels:
-        energy.append(fit(level, "energy", 0, Scale()))
         everything = [p for (name, kind, _), found in parts.items() if (name, kind) == (level, "forces") for p in found]
         pooled = _pooled(everything)
+        energy.append(fit(level, "energy", 0, pooled))
         forces.append({z: fit(level, "forces", z, pooled) for z in species})
         virial.append(fit(level, "virial", 0, pooled))
     return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))

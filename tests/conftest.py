@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
@@ -48,6 +48,19 @@ def label(atoms: Atoms, level: str) -> Atoms:
     out.info["REF_stress"] = work.get_stress()
     out.info["fidelity"] = level
     return out
+
+
+def molecules(name: str, n: int, seed: int) -> FrameSet:
+    """Displaced molecules with EMT's labels, which have no noise."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        atoms = molecule(name)
+        atoms.positions += rng.normal(0, 0.06, atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = None
+        out.append(atoms)
+    return read_frames({"emt": out})
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from conftest import DESCRIPTOR, alloy, label
+from conftest import DESCRIPTOR, alloy, label, molecules
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
@@ -236,3 +236,15 @@ def test_one_structure_cannot_calibrate(config: FitConfig) -> None:
         )
     assert model.calibration is None
     assert not model.predict(alloy(2)).calibrated
+
+
+def test_energies_take_the_residual_of_forces_where_they_have_none() -> None:
+    """All environments of the training structures are inducing points: left-out energies have no residual, new ones do."""
+    settings = FitConfig(preset="molecule", model={"n_inducing": 1000})
+    model = MultiFidelityGP.fit(molecules("CH3OH", 20, 0), settings, progress=False)
+    assert model.basis.size == 120
+    assert model.calibration is not None
+    assert model.calibration.energy[0].residual < 0.1
+    assert (
+        0.3 < evaluate(model, molecules("CH3OH", 50, 9), "emt").to_json()["energy"]["z_std"] < 1.5
+    )  # 0.05 with a factor of 1

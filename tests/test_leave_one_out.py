@@ -7,9 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
-from ase.calculators.emt import EMT
-from conftest import alloy, label
+from conftest import alloy, label, molecules
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
@@ -136,28 +134,17 @@ def test_hat_inverse_says_where_nothing_is_left() -> None:
     assert_allclose(found, np.diag([10.0, 1 / 0.75]), rtol=0, atol=1e-12)
 
 
-def water(n: int, seed: int) -> FrameSet:
-    """Displaced molecules whose labels have no noise."""
-    rng, out = np.random.default_rng(seed), []
-    for _ in range(n):
-        atoms = molecule("H2O")
-        atoms.positions += rng.normal(0, 0.06, (3, 3))
-        atoms.calc = EMT()
-        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
-        atoms.calc = None
-        out.append(atoms)
-    return read_frames({"emt": out})
-
-
 @pytest.fixture(scope="module")
 def exact() -> MultiFidelityGP:
-    return MultiFidelityGP.fit(water(30, 0), FitConfig(preset="molecule", model={"n_inducing": 90}), progress=False)
+    return MultiFidelityGP.fit(
+        molecules("H2O", 30, 0), FitConfig(preset="molecule", model={"n_inducing": 90}), progress=False
+    )
 
 
 def test_hat_matrices_of_nearly_exact_labels(exact: MultiFidelityGP) -> None:
     """Against the QR factor of all rows, which no normal equations have rounded."""
     smoother, parts = Smoother.of(exact.posterior()), []
-    for frame in water(30, 0):
+    for frame in molecules("H2O", 30, 0):
         parts.append(list(labelled_parts(exact, smoother, frame, exact.features.functionals(frame.atoms))))
     scaled = [torch.cat([p.rows for p in of_one]) * smoother.posterior.d[0, 0] for of_one in parts]
     orthogonal = torch.linalg.qr(torch.cat([*scaled, torch.eye(scaled[0].shape[1], dtype=torch.float64)]))[0]
@@ -170,7 +157,7 @@ def test_hat_matrices_of_nearly_exact_labels(exact: MultiFidelityGP) -> None:
 
 def test_nearly_exact_labels_are_calibrated_on(exact: MultiFidelityGP) -> None:
     assert exact.calibration is not None
-    found = evaluate(exact, water(50, 9), "emt").to_json()
+    found = evaluate(exact, molecules("H2O", 50, 9), "emt").to_json()
     for kind in ("energy", "forces"):
         assert 0.4 < found[kind]["z_std"] < 2.0
 
