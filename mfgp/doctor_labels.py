@@ -39,14 +39,15 @@ def energy_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
     z = robust_z(residual)
     far = [i for i in np.argsort(-np.abs(z)) if abs(z[i]) > _OUTLIER and abs(residual[i]) > _ENERGY_OUTLIER]
     elements = {int(number) for frame in bulk for number in frame.atoms.numbers}
-    if far and len(bulk) >= len(elements) + _SPARE:
+    severity: Severity = "warning" if len(bulk) >= len(elements) + _SPARE else "info"
+    if far:
         out = [bulk[i] for i in far]
         message = f"fidelity {level!r}: {len(far)} energies lie far from the others after a fit of the composition, "
         message += (
             f"{examples(out)}, the first by {residual[far[0]]:+.3f} eV/atom ({abs(z[far[0]]):.0f} robust standard "
         )
         message += "deviations); check these calculations, or remove them."
-        findings.append(about("warning", "energy outliers", message, out))
+        findings.append(about(severity, "energy outliers", message, out))
     for frame in frames:
         hydrogen = frame.isolated_atom and frame.atoms.numbers.tolist() == [1]
         if hydrogen and frame.energy is not None and -0.51 < frame.energy < -0.45:
