@@ -36,7 +36,7 @@ from mfgp.errors import ConfigError
 from mfgp.frames import FrameSet, frames_from
 from mfgp.labelling import checked
 from mfgp.model import MultiFidelityGP
-from mfgp.selection import select
+from mfgp.selection import known_calculations, select
 
 Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
 RISE = 1.1  # of the std after a label that did not help enough: from there on another is tried
@@ -130,9 +130,9 @@ class OnTheFly:
         if unsure and (self.max_calls is None or len(self.calls) < self.max_calls):
             row["called"] = self._learn(atoms.copy(), step)
             row["std_after"] = self.std()
-            if row["std_after"] > self.threshold:
+            if row["called"] and row["std_after"] > self.threshold:
                 self._wait_until = step + self.patience
-                learned = bool(row["called"]) and self.calls[-1]["outcome"] == "done"
+                learned = self.calls[-1]["outcome"] == "done"
                 self._ceiling = RISE * row["std_after"] if learned else np.inf
                 self._warn(row["std_after"])
         self._write("log.jsonl", row, sync=bool(row["called"]))
@@ -162,8 +162,9 @@ class OnTheFly:
         return tried
 
     def _choose(self, atoms: Atoms, tried: list[str]) -> str | None:
-        """The level of largest gain per cost, of those that were not tried."""
-        levels = [t for t in self.model.levels if t in self.calculators and t not in tried]
+        """The level of largest gain per cost, of those that were not tried and that the model has not learned it at."""
+        known = {level for _, level in known_calculations(self.model, [atoms], self.model.levels)}
+        levels = [t for t in self.model.levels if t in self.calculators and t not in tried and t not in known]
         if len(levels) < 2:
             return levels[0] if levels else None
         chosen = select(self.model, [atoms], self.calculator.fidelity, self.costs, n=1, levels=levels)

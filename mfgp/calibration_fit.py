@@ -51,8 +51,8 @@ class _Errors:
 
     @property
     def without_residual(self) -> bool:
-        """Whether the inducing points carry all of these labels, so that they cannot tell r."""
-        return bool((self.residual < TELLS * (self.weights + self.noise)).all())
+        """Whether the inducing points carry most of these labels, which then cannot tell r."""
+        return bool(np.median(self.residual / (self.weights + self.noise)) < TELLS)
 
 
 def fit_calibration(
@@ -172,7 +172,7 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
     """Fit the scales of every property at every level to left-out errors.
 
     A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials
-    that of its forces, a level without enough of a property stays as it is. Where all environments of the left-out energies
+    that of its forces, a level without enough of a property stays as it is. Where the environments of most left-out energies
     are inducing points, as in a small data set, these have no residual and a new structure has: r is then that of forces.
     """
     parts: dict[tuple[str, str, int], list[LeftOut]] = {}

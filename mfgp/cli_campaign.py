@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mfgp import console
+from mfgp.campaign_schema import CONFIG, DATABASE
 from mfgp.command_line import check_outputs, friendly
 
 campaign = typer.Typer(
@@ -147,8 +148,9 @@ def export(
         from mfgp.campaign_status import exported
         from mfgp.files import replacing
 
-        check_outputs([output])
-        frames = exported(_directory(directory), rejected=rejected, initial=initial)
+        where = _directory(directory)
+        check_outputs([output], [where / CONFIG, where / DATABASE])
+        frames = exported(where, rejected=rejected, initial=initial)
         with replacing(output) as temporary:
             write(temporary, frames, format="extxyz")
         console.say(console.stdout(), f"wrote {len(frames)} labels to {output}")
@@ -169,6 +171,6 @@ def report(
         where = _directory(directory)
         path = output if output is not None else where / "report.html"
         found = read_status(where)
-        check_outputs([path])
+        check_outputs([path], [where / CONFIG, where / DATABASE])
         write_report(found, path)
         console.say(console.stdout(), f"wrote {path}")

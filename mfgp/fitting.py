@@ -233,7 +233,7 @@ def _maximise(
     name = f"{objective.title}, M = {len(species_index)}"
 
     def on_step(count: int, value: float) -> None:
-        report(name, min(count, iterations), iterations, f"{value:.1f} nats")
+        report(name, min(count, iterations - 1), iterations, f"{value:.1f} nats")  # it may take more of them
 
     result = maximise_evidence(
         objective, data.statistics, species_index, column_std, iterations, max_energy_ratio, on_step

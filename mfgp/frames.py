@@ -253,7 +253,9 @@ def _warn_of_other_names(frames: Sequence[Frame], levels: Sequence[str], keys: L
             ("energy", "energy", all(frame.energy is None for frame in own)),
             ("forces", "force", all(frame.forces is None for frame in own)),
         ):
-            alike = [name for name in names if word in name.lower() and not name.endswith(("_std", "_sigma"))]
+            alike = [
+                name for name in names if word in name.lower() and not name.endswith(("_std", "_sigma", "_weight"))
+            ]
             if missing and alike:
                 warnings.warn(
                     f"fidelity {level!r}: no frame has {label} ({getattr(keys, label)}), but there is {', '.join(alike)}; "

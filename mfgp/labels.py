@@ -222,7 +222,8 @@ def _magmoms(raw: Any, n: int, problems: list[str]) -> Array | None:
 
 
 def _stress(raw_stress: Any, raw_virial: Any, atoms: Atoms, problems: list[str]) -> Array | None:
-    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree. None without periodicity."""
+    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree; None in a box that is
+    not periodic."""
     if raw_stress is None and raw_virial is None:
         return None
     volume = abs(float(np.linalg.det(atoms.cell.array)))  # Å^3

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor, from_numpy
 
-TOLERANCE = 1e-7  # Å between an atom that was moved and the one it falls on; files have eight decimals
+TOLERANCE = 1e-7  # Å along the longest axis of the cell, between an atom that was moved and the one it falls on
 Array = NDArray[np.float64]
 
 

@@ -18,17 +18,23 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
 
 
 class _Lines:
-    """A line when a stage has taken EVERY seconds, and again, and when it ends, if it took longer than SHORT."""
+    """A line when a stage has taken EVERY seconds, and again, and once when it ends, if it took longer than SHORT."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.started, self.said = console, dict[str, float](), dict[str, float]()
+        self.console = console
+        self.stages: dict[
+            str, tuple[float, float, int]
+        ] = {}  # when it started and was last written of, what was done then
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        start = self.started.setdefault(stage, now)
-        if now - self.said.get(stage, start) > (SHORT if done >= total else EVERY):
-            self.said[stage] = now
+        start, said, before = self.stages.get(stage, (now, now, 0))
+        if done < before:  # once more
+            start = said = now
+        if now - said > (SHORT if done >= total else EVERY) and before < total:
+            said = now
             self.console.print(f"{stage}: {done} of {total}, {now - start:.0f} s", highlight=False)
+        self.stages[stage] = (start, said, done)
 
 
 @contextmanager

@@ -101,8 +101,6 @@ def select(
         raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
     predictor, costs = model.predictor(target), costs or model.costs
     names = tuple(dict.fromkeys(levels or model.levels))
-    if budget_hours is None and len(names) == 1 and costs.missing(names):
-        costs = costs.with_given({names[0]: 1.0})  # of one level any cost ranks alike
     check(predictor, pool, names, costs)
     for number, atoms in enumerate(targets or ()):
         predictor.check_elements(atoms, f"structure {number} of the targets")

@@ -21,7 +21,7 @@ from mfgp.reading import load, raise_problems
 
 Source: TypeAlias = Union[str, "os.PathLike[str]", Atoms, Sequence[Union[str, "os.PathLike[str]", Atoms]]]
 Sources: TypeAlias = Source | Mapping[str, Source]
-SUFFIXES = (".extxyz", ".xyz", ".traj", ".db", ".json", ".xml", ".cif", ".vasp", ".gz", ".bz2", ".xz")
+COMPRESSIONS = (".gz", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def tagged(sources: Source, known: Sequence[str], problems: list[str]) -> list[E
         if level is None:
             problems.append(
                 f"{named(entry)} carries no level in info ({', '.join(FIDELITY_TAGS)}); tag it with "
-                f"info['fidelity'], one of {', '.join(known)}, or pass {{level: frames}}"
+                f"info['fidelity'], one of {', '.join(known)}, name its file so, or pass {{level: frames}}"
             )
         elif level not in known:
             problems.append(f"{named(entry)}: unknown fidelity {level!r}; known are {', '.join(known)}")
@@ -136,7 +136,7 @@ def _counts(names: Iterable[str]) -> str:
 
 def _load(source: Source, problems: list[str]) -> list[Entry]:
     """Structures of a path, an Atoms, or a sequence of either; files that cannot be read become problems."""
-    if not isinstance(source, (str, os.PathLike, Atoms, Sequence)):
+    if not isinstance(source, (str, os.PathLike, Iterable)) or isinstance(source, Mapping):
         raise DataError(f"a source is a {type(source).__name__}; give paths or ase.Atoms.")
     parts = [source] if isinstance(source, (str, os.PathLike, Atoms)) else list(source)
     entries: list[Entry] = []
@@ -159,11 +159,9 @@ def _load(source: Source, problems: list[str]) -> list[Entry]:
 
 
 def stem_of(path: Path) -> str:
-    """The name of a file without its suffixes: lmfp.nm of lmfp.nm.extxyz.xz."""
-    name = path.name
-    while Path(name).suffix in SUFFIXES and Path(name).stem:
-        name = Path(name).stem
-    return name
+    """The name of a file without its suffix, and without that of a compression: lmfp.nm of lmfp.nm.extxyz.xz."""
+    name = Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path
+    return name.stem
 
 
 def named(entry: Entry) -> str:

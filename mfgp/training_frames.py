@@ -15,7 +15,7 @@ from mfgp.frames import FrameSet
 CALIBRATION_STRUCTURES = (
     128  # of each level; 64 leave intervals of energies 3 % too narrow in the mean (docs/theory.md#calibration)
 )
-GRID = 1e-4  # Å
+GRID, OFFSET = 1e-4, 0.3137  # Å, of it
 
 
 def trainable(frames: FrameSet) -> FrameSet:
@@ -52,10 +52,13 @@ def calculations(frames: FrameSet) -> frozenset[str]:
 
 
 def calculation_key(level: str, atoms: Atoms) -> str:
-    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them."""
+    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them.
+
+    The grid lies off the round numbers that positions in crystals are.
+    """
     digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
     for lengths in (atoms.positions, atoms.cell.array):
-        digest.update(np.rint(lengths / GRID).astype("<i8").tobytes())
+        digest.update(np.floor(lengths / GRID + OFFSET).astype("<i8").tobytes())
     return f"{level} {digest.hexdigest()[:16]}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -9,6 +12,7 @@ from ase.build import bulk, make_supercell
 from numpy.testing import assert_allclose
 from systems import ethanol, phosphate, triclinic
 
+from descriptors import SOAP, Neighborhoods
 from mfgp import FitConfig, read_frames
 from mfgp.features import Features
 from mfgp.primitive import TOLERANCE, primitive
@@ -83,14 +87,24 @@ def test_what_files_round_is_no_displacement() -> None:
 
 
 @pytest.mark.parametrize("derivatives", [True, False])
-def test_rows_are_those_of_the_whole_structure(derivatives: bool, config: FitConfig) -> None:
+def test_rows_are_those_of_the_whole_structure(
+    derivatives: bool, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crystal, moved = _sheared(bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 1)), _salt()
     moved.rattle(0.2, seed=1)
     for i, atoms in enumerate((crystal, moved)):
         atoms.info["REF_energy"] = float(i)
     features = Features.build(read_frames({"pbe": [crystal, moved]}), config)
     structures = [moved, crystal, _salt() * (1, 2, 1)]
+    seen, original = list[int](), SOAP.neighborhoods
+
+    def neighborhoods(soap: SOAP, some: Sequence[Atoms], **options: Any) -> Neighborhoods:
+        seen.extend(map(len, some))
+        return original(soap, some, **options)
+
+    monkeypatch.setattr(SOAP, "neighborhoods", neighborhoods)
     found = features.raw(structures, derivatives)
+    assert seen == [4, 2, 4]  # atoms
     whole = features._raw(structures, derivatives, True)
     for a, b in zip(found, whole, strict=True):
         assert_allclose(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)  # 1, 1/Å, 1
