@@ -181,41 +181,26 @@ def learn(
     noise.
     """
     initialise(prior, noise, data.statistics, basis.size)
-    if not config.training.optimise:
+    training, size = config.training, basis.size
+    if not training.optimise:
         return None
-    result = _in_stages(prior, noise, data, basis, column_std, config, report)
+    prefix = size if training.n_optimise is None else min(training.n_optimise, size)
+    only_evidence, iterations = TrainingData(data.statistics), training.max_iterations
+    stages: list[tuple[int, TrainingData, int]] = []
+    if prefix < size:
+        first = torch.nonzero(basis.rank < prefix).squeeze(1)
+        extra = torch.arange(size, data.statistics.size, device=first.device)
+        stages.append((prefix, only_evidence.subset(torch.cat([first, extra])), iterations))
+        if training.objective == "evidence":
+            iterations = min(REFINE_ITERATIONS, iterations)
+    elif training.objective != "evidence":
+        stages.append((size, only_evidence, iterations))
+    result = None
+    for m, part, most in [*stages, (size, data, iterations)]:
+        index = basis.species_index()[basis.rank < m]
+        result = _maximise(prior, noise, part, index, column_std, most, training.max_energy_ratio, report)
     keep_definite(prior, noise, data.statistics, basis.species_index(), column_std)
     return result
-
-
-def _in_stages(
-    prior: AutoregressiveGP,
-    noise: LevelNoise,
-    data: TrainingData,
-    basis: InducingBasis,
-    column_std: Tensor,
-    config: FitConfig,
-    report: Report,
-) -> TrainingResult:
-    """Maximise on a prefix of the inducing points, then on all."""
-    training = config.training
-
-    def stage(m: int, part: TrainingData, iterations: int) -> TrainingResult:
-        index = basis.species_index()[basis.rank < m]
-        ratio = training.max_energy_ratio
-        return _maximise(prior, noise, part, index, column_std, iterations, ratio, report)
-
-    prefix = basis.size if training.n_optimise is None else min(training.n_optimise, basis.size)
-    only_evidence = TrainingData(data.statistics)
-    if prefix < basis.size:
-        first = torch.nonzero(basis.rank < prefix).squeeze(1)
-        extra = torch.arange(basis.size, data.statistics.size, device=first.device)
-        stage(prefix, only_evidence.subset(torch.cat([first, extra])), training.max_iterations)
-        if training.objective == "evidence":
-            return stage(basis.size, data, min(REFINE_ITERATIONS, training.max_iterations))
-    elif training.objective != "evidence":
-        stage(basis.size, only_evidence, training.max_iterations)
-    return stage(basis.size, data, training.max_iterations)
 
 
 def _maximise(

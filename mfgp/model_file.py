@@ -79,12 +79,12 @@ def _without_energy_novelty(header: Header) -> Header:
     return {**header, "calibration": None if calibration is None else {**calibration, "energy_novelty": []}}
 
 
-# header of schema n -> of schema n + 1
 def _without_calculations(header: Header) -> Header:
     """Schema 6 did not say which structures had been calculated."""
     return {**header, "calculated": []}
 
 
+# header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
     2: _without_costs,

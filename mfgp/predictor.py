@@ -200,12 +200,12 @@ class Predictor:
             mean, to_linear_operator(0.5 * (covariance + covariance.T))
         )  # singular: forces add up to 0
 
-    def check(self, atoms: Atoms, source: str = "the structure") -> None:
-        """DataError for unusable geometry or an element that the model has not seen; `source` is what it is called there."""
+    def check(self, atoms: Atoms) -> None:
+        """DataError for unusable geometry or an element that the model has not seen."""
         problems = geometry_problems(atoms)
         if problems:
-            raise DataError(f"cannot predict {source} ({atoms.symbols}): {problems[0]}.")
-        self.check_elements(atoms, source)
+            raise DataError(f"cannot predict {atoms.symbols}: {problems[0]}.")
+        self.check_elements(atoms, "the structure")
 
     def check_elements(self, atoms: Atoms, source: str) -> None:
         """DataError for an element that the model has not seen."""
