@@ -2,13 +2,14 @@
 
     Var[a] = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2)
 
-for a = the sum of the features phi(x_i) with the composition's columns: the total energy. With a species' block
-C_ss = V diag(lambda) V^T
+for a = the sum of the features phi(x_i) with the composition's columns: the total energy. Covariances have roots that are
+lower triangular in blocks (local_variances), so that half of the multiplications, and of the memory, are enough: with
+C = G^T diag(s) G, and D_z = r S[z] I - a_z C_zz of the local energies, whose products with each atom are summed up,
 
-    psi = V^T L^-1 sum_i k(Z, x_i):     |Phi_z|^2 = |psi|^2,      a^T C a = sum_k lambda_k psi_k^2 + the rest
+    a^T C a = sum_j s_j (G a)_j^2,      |Phi_z|^2 = (Phi_z^T D_z Phi_z + a_z Phi_z^T C_zz Phi_z) / (r S[z])
 
-so C is turned by V: its blocks on the diagonal become lambda, and of the others those above it are enough. Local energies
-are in local_variances.py.
+and Phi_z^T C_zz Phi_z comes from what the columns of z add to G a. L^-1 is multiplied into the roots: G a is a product
+with the sums of k(Z, x_i).
 """
 
 from __future__ import annotations
@@ -21,11 +22,37 @@ from torch import Tensor
 
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import power
-from mfgp.local_variances import LocalForm, right_solve
+from mfgp.local_variances import LocalForm, right_solve, signed_root
 from mfgp.means import chosen
 
 # A pivot of L, whose first is 1. With its inverse energy_std is off by 1e-4 of itself, energies_std by 1e-8 (LMFP, one-off).
 SMALL_PIVOT = 5e-4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of G, from the first row that is not zero: consecutive rows, each up to its block's last column."""
+
+    first: int
+    rows: tuple[Tensor, ...]  # [j, column] each
+
+    @staticmethod
+    def of(root: Sequence[Tensor], start: int, stop: int) -> Panel:
+        """The columns [start, stop) of the blocks of G, from the top."""
+        blocks = [rows for rows in root if rows.shape[1] > start]
+        parts = [rows[:, start:stop].contiguous() for rows in blocks]
+        whole = [part for part in parts if part.shape[1] == stop - start]
+        cut = parts[: len(parts) - len(whole)]
+        return Panel(sum(map(len, root)) - sum(map(len, blocks)), (*cut, torch.cat(whole)))
+
+    def of_kernel(self, factor: Tensor) -> Panel:
+        """The same times L^-1, from L [M_s, M_s]."""
+        rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in self.rows)
+        return Panel(self.first, rows)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Its product with x [column], from row `first` on."""
+        return torch.cat([rows @ x[: rows.shape[1]] for rows in self.rows])
 
 
 @dataclass(frozen=True)
@@ -35,17 +62,21 @@ class SpeciesForm:
     Where a pivot of L is below `SMALL_PIVOT` its inverse would cost too many digits: then phi comes from L itself.
     """
 
-    factor: Tensor | None  # [M_s, M_s] L where its inverse is not in the transform
-    transform: Tensor  # [M_s, M_s] V^T L^-1, or V^T
-    values: Tensor  # [M_s] lambda, eV^2
-    beside: Tensor  # [M_s, column of C after them], turned
+    factor: Tensor | None  # [M_s, M_s] L where its inverse is not in panel and local form
+    panel: Panel
     local: LocalForm
+    weights: float  # a
+    residual: float  # r S, eV^2
 
     def of_features(self, k: Tensor) -> Tensor:
-        """What `transform` and `local` take: k(x, Z) [atom, M_s] itself, or phi."""
+        """What `panel` and `local` take: k(x, Z) [atom, M_s] itself, or phi."""
         if self.factor is None:
             return k
         return torch.linalg.solve_triangular(self.factor.T, k, upper=True, left=False)
+
+    def explained(self, difference: Tensor, weights: Tensor) -> Tensor:
+        """|Phi|^2 from Phi^T D Phi and Phi^T C Phi, eV^2."""
+        return (difference + self.weights * weights) / self.residual
 
 
 @dataclass(frozen=True)
@@ -53,36 +84,28 @@ class EnergyForms:
     """The quadratic forms of energies at one level."""
 
     species: tuple[SpeciesForm, ...]
-    corner: Tensor  # [column, column] of C: the columns beside the features
+    beside: Panel  # the columns beside the features
+    signs: Tensor  # [M']
 
     @staticmethod
     def of(basis: InducingBasis, covariance: Tensor, weights: float, residual: Sequence[float]) -> EnergyForms:
         """From C [M', M'] eV^2: the M features, then the columns beside them; a, r S of each species (local_variances)."""
-        turned, forms = covariance.clone(), []
-        blocks = {index: (own, *torch.linalg.eigh(covariance[own, own])) for index, own in basis.blocks()}
-        for own, _, vectors in blocks.values():
-            turned[:, own] = turned[:, own] @ vectors
-            turned[own] = vectors.T @ turned[own]
-        for index, (own, values, vectors) in blocks.items():
-            factor, transform = basis.factors[index], vectors.T.contiguous()
+        rows, signs = (parts[::-1] for parts in signed_root(covariance, covariance.diagonal()))
+        forms = []
+        for index, own in basis.blocks():
+            factor, panel = basis.factors[index], Panel.of(rows, own.start, own.stop)
             mean = factor.mean(0)  # phi(z_m) is row m of L
             local = LocalForm.of(mean, covariance[own, own], weights, residual[index])
-            beside = turned[own, own.stop :].clone()
             if float(factor.diagonal().min()) >= SMALL_PIVOT:
-                transform, local, kept = right_solve(factor, transform), local.of_kernel(factor), None
+                panel, local, kept = panel.of_kernel(factor), local.of_kernel(factor), None
             else:
                 kept = factor
-            forms.append(SpeciesForm(kept, transform, values.clamp(min=0.0), beside, local))
-        return EnergyForms(tuple(forms), turned[basis.size :, basis.size :].clone())
+            forms.append(SpeciesForm(kept, panel, local, weights, residual[index]))
+        return EnergyForms(tuple(forms), Panel.of(rows, basis.size, len(covariance)), torch.cat(signs))
 
-    def total(self, psi: list[Tensor], extra: Tensor) -> Tensor:
-        """a^T C a of the total energy, [1], from psi of each species and its columns [column]."""
-        row, first = torch.cat([*psi, extra]), 0
-        out = extra @ (self.corner @ extra)
-        for own, form in zip(psi, self.species, strict=True):
-            first += len(own)
-            out = out + own @ (own * form.values + 2.0 * (form.beside @ row[first:]))
-        return out.clamp_(min=0.0)[None]
+    def squares(self, panel: Panel, products: Tensor) -> Tensor:
+        """sum_j s_j y_j^2 of products y with a panel."""
+        return products.square() @ self.signs[panel.first :]
 
 
 def mean_inducing_features(basis: InducingBasis) -> Tensor:
@@ -115,22 +138,28 @@ def energy_variances(
 
     members [S]: the atoms of each species; extra [1, column]: composition and baselines of the energy.
     """
-    totals, priors, local = [], [], []
-    for index, columns in basis.blocks():
+    explained, priors, local = [], [], []
+    total = torch.zeros_like(forms.signs)  # G a
+    total[forms.beside.first :] = forms.beside.times(extra[0])
+    for index, _ in basis.blocks():
         own, form = members[index], forms.species[index]
         if len(own) == 0:
-            totals.append(q.new_zeros(columns.stop - columns.start))
+            explained.append(q.new_zeros(()))
             priors.append(q.new_zeros(()))
             local.append(q.new_zeros(0))
             continue
         of_species = chosen(q, own)
         features = form.of_features(power(products[index], basis.zeta))  # [atom, M_s]
-        totals.append(form.transform @ features.sum(0))
+        variances, difference = form.local.variances(features)
+        added = form.panel.times(features.sum(0))
+        total[form.panel.first :] += added
+        explained.append(form.explained(difference, forms.squares(form.panel, added)))
         priors.append(power(of_species @ of_species.T, basis.zeta).sum())
-        local.append(form.local.variances(features))
-    weights = forms.total(totals, extra[0])
-    explained = torch.stack([t.square().sum() for t in totals])[None]
-    return EnergyVariances(weights, torch.stack(priors)[None], explained, in_order(local, members, len(q)))
+        local.append(variances)
+    weights = (total.square() @ forms.signs).clamp_(min=0.0)[None]
+    return EnergyVariances(
+        weights, torch.stack(priors)[None], torch.stack(explained)[None], in_order(local, members, len(q))
+    )
 
 
 def in_order(parts: list[Tensor], members: tuple[Tensor, ...], n: int) -> Tensor:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from mfgp.residual import RESIDUAL_TOLERANCE
 
-SIZES = (128, 144, 160, 176, 192)  # of blocks that are tried; a smaller matrix is one block
-ROUNDING = 1e-13  # of an eigenvalue of D, relative to its diagonal
+SIZES = (120, 144, 168)  # of blocks that are tried, multiples of 24 (MKL's kernels); a smaller matrix is one block
+ROUNDING = 1e-15  # of an eigenvalue of a block, relative to the largest entry of its diagonal
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class LocalForm:
     def of(mean: Tensor, covariance: Tensor, weights: float, residual: float) -> LocalForm:
         """Of phi, from mu [M_s], C [M_s, M_s] eV^2, a, and r S eV^2."""
         slope = weights * (covariance @ mean)
-        rows, signs = signed_root(residual * torch.eye(len(mean)).to(mean) - weights * covariance)
+        identity = residual * torch.eye(len(mean)).to(mean)
+        rows, signs = signed_root(identity - weights * covariance, identity.diagonal())
         return LocalForm(rows, signs, -2.0 * slope, residual + float(mean @ slope))
 
     def of_kernel(self, factor: Tensor) -> LocalForm:
@@ -47,24 +48,32 @@ class LocalForm:
         rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in self.rows)
         return replace(self, rows=rows, linear=right_solve(factor, self.linear[None])[0])
 
-    def variances(self, x: Tensor) -> Tensor:
-        """[atom] eV^2 from x [atom, M_s]; never negative. Warns where they were, by more than rounding explains."""
-        out = x @ self.linear + self.constant
+    def variances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[atom] eV^2 from x [atom, M_s], never negative, and Phi^T D Phi of the sum Phi of the features, eV^2.
+
+        Warns where a variance was negative, by more than rounding explains.
+        """
+        out, of_sum = x @ self.linear + self.constant, x.new_zeros(())
         for rows, signs in zip(self.rows, self.signs, strict=True):
-            out.sub_((x[:, : rows.shape[1]] @ rows.T).square_() @ signs)
+            y = x[:, : rows.shape[1]] @ rows.T
+            of_sum = of_sum + y.sum(0).square_() @ signs
+            out.sub_(y.square_() @ signs)
         worst = float(out.min()) if len(out) else 0.0
         if worst < -RESIDUAL_TOLERANCE * self.constant:
             warnings.warn(f"a local energy has a negative variance ({worst:.1e} eV^2), taken as zero", stacklevel=2)
-        return out.clamp_(min=0.0)
+        return out.clamp_(min=0.0), of_sum
 
 
-def signed_root(matrix: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """G and s of a symmetric matrix = G^T diag(s) G [m, m]: blocks of rows of G up to their last column, from the bottom."""
+def signed_root(matrix: Tensor, scale: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """G and s of a symmetric matrix = G^T diag(s) G [m, m]: blocks of rows of G up to their last column, from the bottom.
+
+    scale [m]: what rounding of the matrix is relative to, at least its diagonal's size.
+    """
     left, end = matrix.clone(), len(matrix)
-    smallest = ROUNDING * matrix.diagonal().abs().max().clamp(min=1e-200)  # a direction that no label touches has D = 0
     rows, signs = [], []
     while end:
         first, values, vectors = _last_block(left[:end, :end])
+        smallest = ROUNDING * scale[first:end].max().clamp(min=1e-200)  # a direction that no label touches has D = 0
         values = torch.where(values.abs() < smallest, smallest, values)
         root, sign = values.abs().sqrt()[:, None], values.sign()
         beside = (vectors.T @ left[first:end, :first]) / (sign[:, None] * root)  # [j, first]
