@@ -145,7 +145,8 @@ class Predictor:
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
-        labels = [b.labels(atoms) for b in self.model.baselines]
+        with torch.inference_mode(False), torch.enable_grad():  # networks take their forces from autograd
+            labels = [b.labels(atoms) for b in self.model.baselines]
         return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
     def offsets_of(self, atoms: Atoms) -> Offsets:
