@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
 from numpy.typing import NDArray
@@ -88,7 +89,8 @@ class Baseline:
             bare.center(vacuum=self.vacuum, axis=tuple(np.flatnonzero(~bare.pbc)))
             bare.pbc = True
         try:
-            labels = compute_labels(self.calculator, bare)
+            with torch.inference_mode(False), torch.enable_grad():  # networks take their forces from autograd
+                labels = compute_labels(self.calculator, bare)
             labels = replace(labels, stress=None) if boxed else labels
         except Exception as error:  # a calculator may raise anything
             raise DataError(

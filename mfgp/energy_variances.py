@@ -2,11 +2,12 @@
 
     Var[a] = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2)
 
-for a = the sum of the features phi(x_i) with the composition's columns: the total energy. Covariances have roots that are
-lower triangular in blocks (local_variances), so that half of the multiplications, and of the memory, are enough: with
-C = G^T diag(s) G, and D_z = r S[z] I - a_z C_zz of the local energies, whose products with each atom are summed up,
+for the row a of the total energy, the sum of the features phi(x_i) with the composition's columns. Covariances have roots
+that are lower triangular in blocks (local_variances), so that half of the multiplications, and of the memory, are enough:
+with C = G^T diag(s) G, and D_z = r S[z] I - c C_zz of the local energies (factors c and r of the calibration), whose
+products with each atom are summed up,
 
-    a^T C a = sum_j s_j (G a)_j^2,      |Phi_z|^2 = (Phi_z^T D_z Phi_z + a_z Phi_z^T C_zz Phi_z) / (r S[z])
+    a^T C a = sum_j s_j (G a)_j^2,      |Phi_z|^2 = (Phi_z^T D_z Phi_z + c Phi_z^T C_zz Phi_z) / (r S[z])
 
 and Phi_z^T C_zz Phi_z comes from what the columns of z add to G a. L^-1 is multiplied into the roots: G a is a product
 with the sums of k(Z, x_i).
@@ -65,7 +66,7 @@ class SpeciesForm:
     factor: Tensor | None  # [M_s, M_s] L where its inverse is not in panel and local form
     panel: Panel
     local: LocalForm
-    weights: float  # a
+    weights: float  # c
     residual: float  # r S, eV^2
 
     def of_features(self, k: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ class SpeciesForm:
             return k
         return torch.linalg.solve_triangular(self.factor.T, k, upper=True, left=False)
 
-    def explained(self, difference: Tensor, weights: Tensor) -> Tensor:
+    def explained(self, difference: Tensor, variance: Tensor) -> Tensor:
         """|Phi|^2 from Phi^T D Phi and Phi^T C Phi, eV^2."""
-        return (difference + self.weights * weights) / self.residual
+        return (difference + self.weights * variance) / self.residual
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class EnergyForms:
 
     @staticmethod
     def of(basis: InducingBasis, covariance: Tensor, weights: float, residual: Sequence[float]) -> EnergyForms:
-        """From C [M', M'] eV^2: the M features, then the columns beside them; a, r S of each species (local_variances)."""
+        """From C [M', M'] eV^2: the M features, then the columns beside them; c, and r S of each species."""
         rows, signs = (parts[::-1] for parts in signed_root(covariance, covariance.diagonal()))
         forms = []
         for index, own in basis.blocks():

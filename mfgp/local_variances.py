@@ -23,7 +23,7 @@ from torch import Tensor
 from mfgp.residual import RESIDUAL_TOLERANCE
 
 SIZES = (120, 144, 168)  # of blocks that are tried, multiples of 24 (MKL's kernels); a smaller matrix is one block
-ROUNDING = 1e-15  # of an eigenvalue of a block, relative to the largest entry of its diagonal
+ROUNDING = 1e-15  # of an eigenvalue of a block, relative to the scale of its diagonal
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,18 @@ class LocalForm:
 def signed_root(matrix: Tensor, scale: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """G and s of a symmetric matrix = G^T diag(s) G [m, m]: blocks of rows of G up to their last column, from the bottom.
 
-    scale [m]: what rounding of the matrix is relative to, at least its diagonal's size.
+    scale [m]: of the entries on the diagonal, what their rounding is relative to; columns of different units are brought
+    to one by it, so that none is lost beside another.
     """
-    left, end = matrix.clone(), len(matrix)
+    unit = torch.where(scale > 0, scale, 1.0).sqrt()
+    left, end = matrix / unit / unit[:, None], len(matrix)
     rows, signs = [], []
     while end:
         first, values, vectors = _last_block(left[:end, :end])
-        smallest = ROUNDING * scale[first:end].max().clamp(min=1e-200)  # a direction that no label touches has D = 0
-        values = torch.where(values.abs() < smallest, smallest, values)
+        values = torch.where(values.abs() < ROUNDING, ROUNDING, values)  # a direction that no label touches has D = 0
         root, sign = values.abs().sqrt()[:, None], values.sign()
         beside = (vectors.T @ left[first:end, :first]) / (sign[:, None] * root)  # [j, first]
-        rows.append(torch.cat([beside, root * vectors.T], dim=1))
+        rows.append(torch.cat([beside, root * vectors.T], dim=1) * unit[:end])
         signs.append(sign)
         left[:first, :first] -= beside.T @ (sign[:, None] * beside)
         end = first

@@ -34,7 +34,7 @@ from mfgp.observations import cell_volume, local_features, rows_of_jacobian
 from mfgp.prediction import UNCERTAINTIES, Array, Prediction
 from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.reduction import checked_tolerance, reduced
-from mfgp.residual import nystrom_residual, residual_variance, unexplained
+from mfgp.residual import RESIDUAL_TOLERANCE, nystrom_residual, residual_variance, unexplained
 from mfgp.site_moments import predict_sites
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ class Predictor:
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
-        with torch.inference_mode(False), torch.enable_grad():  # networks take their forces from autograd
-            labels = [b.labels(atoms) for b in self.model.baselines]
+        labels = [b.labels(atoms) for b in self.model.baselines]
         return self.model.columns.rows_of(atoms, labels).to(self.weights)
 
     def offsets_of(self, atoms: Atoms) -> Offsets:
@@ -329,7 +328,11 @@ class Predictor:
         """Standard deviations of the total [1] and the local energies [N], from descriptors q [N, D]."""
         basis = self.model.basis
         found = energy_variances(basis, self.energy_forms, q, members, products, extra[:1])
-        residual = nystrom_residual(found.prior, found.explained) @ self.variances
+        a, r = self.local_factors
+        rounding = RESIDUAL_TOLERANCE * max(
+            1.0, a / r
+        )  # of what is explained: it comes from a difference of both parts
+        residual = nystrom_residual(found.prior, found.explained, rounding) @ self.variances
         novelty = 1.0
         if self.calibration is not None:
             novelty = self.calibration.energy_novelty_factor(self.level, float(found.weights[0]), len(q))

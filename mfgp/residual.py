@@ -36,10 +36,10 @@ def unexplained(basis: InducingBasis, phi: Tensor, prior: Tensor) -> Tensor:
     return nystrom_residual(prior, explained)
 
 
-def nystrom_residual(prior: Tensor, explained: Tensor) -> Tensor:
-    """prior - explained, at least zero. Warns when it is below zero by more than rounding explains."""
+def nystrom_residual(prior: Tensor, explained: Tensor, tolerance: float = RESIDUAL_TOLERANCE) -> Tensor:
+    """prior - explained, at least zero. Warns when it is below zero by more than rounding (relative to prior) explains."""
     residual = prior - explained
-    worst = float((residual + RESIDUAL_TOLERANCE * prior.abs()).min()) if residual.numel() else 0.0
-    if worst < -RESIDUAL_TOLERANCE:
+    worst = float((residual + tolerance * prior.abs()).min()) if residual.numel() else 0.0
+    if worst < -tolerance:
         warnings.warn(f"inducing points explain more variance than there is (by {-worst:.1e})", stacklevel=2)
     return residual.clamp(min=0.0)

@@ -13,7 +13,7 @@ from mfgp.features import structure_key
 from mfgp.frames import FrameSet
 
 CALIBRATION_STRUCTURES = (
-    256  # of each level; from 128 on the coverage that one draw of them gives wanders by 2 % (docs/theory.md#calibration)
+    256  # of each level; the coverage that one draw of them gives wanders by 1.4 % (docs/theory.md#calibration)
 )
 GRID, OFFSET = 1e-4, 0.3137  # Å, of it
 

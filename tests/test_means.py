@@ -16,7 +16,7 @@ from descriptors import SOAP, RadialTable, SkinPairs, SOAPConfig
 from descriptors.density import density_coefficients, density_pullback, lay_out, pair_terms_with_slopes
 from descriptors.soap import environments
 from descriptors.streamed import streamed_coefficients, streamed_pullback
-from mfgp import DataError, MultiFidelityGP
+from mfgp import DataError, MultiFidelityGP, local_variances
 from mfgp import energy_variances as energy_variances_module
 from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
 from mfgp.inducing import build_basis
@@ -180,12 +180,14 @@ def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) 
 
 
 @pytest.mark.parametrize("smallest_pivot", [0.0, 2.0])  # with the inverse of L, and without
-@pytest.mark.parametrize("counts", [(12,), (9, 5)])
+@pytest.mark.parametrize("sizes", [(200,), (4, 5, 6)])  # one block, and several, which end inside a species
+@pytest.mark.parametrize("counts", [(12,), (9, 5), (9, 1), (11, 7, 6)])
 def test_forms_of_energies_are_the_sums_that_they_stand_for(
-    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], smallest_pivot: float
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], sizes: tuple[int, ...], smallest_pivot: float
 ) -> None:
     monkeypatch.setattr(energy_variances_module, "SMALL_PIVOT", smallest_pivot)
-    rng, m, species = np.random.default_rng(4), sum(counts), (13, 28)[: len(counts)]
+    monkeypatch.setattr(local_variances, "SIZES", sizes)
+    rng, m, species = np.random.default_rng(4), sum(counts), (13, 28, 79)[: len(counts)]
 
     def directions(n: int) -> torch.Tensor:
         q = torch.from_numpy(rng.normal(size=(n, 30)))
@@ -193,23 +195,24 @@ def test_forms_of_energies_are_the_sums_that_they_stand_for(
 
     basis = build_basis(species, tuple(directions(n) for n in counts), torch.arange(m), zeta=2)
     root = torch.from_numpy(rng.normal(size=(m + 3, m + 3)))
+    root[2] = 0.0  # a direction that is known
+    root[m] *= 1e3  # columns of other units
     c, q, extra = root @ root.T, directions(6), torch.from_numpy(rng.normal(size=(1, 3)))
-    members = (torch.arange(6),) if len(counts) == 1 else (torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4]))
+    members = ((torch.arange(6),), (torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4])))[len(counts) > 1]
+    members = (*members, *(torch.arange(0) for _ in counts[2:]))  # a species without atoms
     numbers = torch.empty(6, dtype=torch.long)
     for z, own in zip(species, members, strict=True):
         numbers[own] = z
-    forms = EnergyForms.of(basis, c, 0.7, [300.0, 200.0])
+    forms = EnergyForms.of(basis, c, 0.7, [300.0, 200.0, 100.0][: len(counts)])
     found = energy_variances(basis, forms, q, members, inner_products(basis, q, members), extra)
     phi = local_features(basis, q, numbers)  # [atom, M]
     rows, residual = phi.clone(), phi.new_empty(6)
-    parts = zip(basis.blocks(), members, mean_inducing_features(basis), (300.0, 200.0), strict=False)
-    for (_, columns), own, row, amplitude in parts:
+    parts = zip(basis.blocks(), members, mean_inducing_features(basis), (300.0, 200.0, 100.0), strict=False)
+    for (index, columns), own, row, amplitude in parts:
         rows[own] -= row
         residual[own] = amplitude * (1.0 - phi[own].square().sum(1))
         explained = phi[:, columns].sum(0).square().sum()
-        assert float(found.explained[0, species.index(int(numbers[own[0]]))]) == pytest.approx(
-            float(explained), rel=1e-10
-        )
+        assert float(found.explained[0, index]) == pytest.approx(float(explained), rel=1e-10)
     total = torch.cat([phi.sum(0), extra[0]])
     assert float(found.weights) == pytest.approx(float(total @ c @ total), rel=1e-10)
     assert_allclose(found.local, 0.7 * ((rows @ c[:m, :m]) * rows).sum(1) + residual, rtol=1e-9, atol=0)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
-from ase.neighborlist import neighbor_list
 from conftest import DESCRIPTOR, alloy, label
 from gpytorch.distributions import MultivariateNormal
 from numpy.testing import assert_allclose
@@ -29,7 +25,6 @@ from mfgp import (
     NumericalError,
     read_frames,
 )
-from mfgp.config import BaselineConfig
 from mfgp.kernels import functional_covariance
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
@@ -391,45 +386,3 @@ def test_what_a_fit_would_ignore_is_an_error(two_levels: FrameSet, config: FitCo
         MultiFidelityGP.fit(two_levels, config, baselines={"lj": EMT()}, progress=False)
     with pytest.raises(ConfigError, match="config is a dict"):
         MultiFidelityGP.fit(two_levels, {"model": {"zeta": 2}}, progress=False)  # type: ignore[arg-type]
-
-
-class Network(Calculator):
-    """Pairs that repel each other, with forces by automatic differentiation, as networks take them."""
-
-    implemented_properties = ("energy", "forces")
-
-    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
-        super().calculate(atoms, properties, system_changes)
-        positions = torch.tensor(self.atoms.positions, requires_grad=True)
-        i, j, shift = neighbor_list("ijS", self.atoms, 4.0)
-        across = torch.from_numpy(shift @ self.atoms.cell.array)
-        distance = torch.linalg.vector_norm(positions[j] + across - positions[i], dim=1)
-        energy = 0.05 * (4.0 - distance).square().sum()
-        energy.backward()
-        self.results = {"energy": float(energy.detach()), "forces": -positions.grad.numpy()}
-
-
-@pytest.mark.parametrize("uncertainty", ["none", "energies", "sampled", "full"])
-def test_a_baseline_may_take_its_forces_from_autograd(
-    two_levels: FrameSet, config: FitConfig, uncertainty: str
-) -> None:
-    over = config.model_copy(
-        update={
-            "baselines": (BaselineConfig(name="network"),),
-            "training": config.training.model_copy(update={"optimise": False}),
-        }
-    )
-    frames = tuple(replace(f, stress=None) for f in two_levels)
-    fitted = MultiFidelityGP.fit(
-        FrameSet(two_levels.levels, frames), over, baselines={"network": Network()}, progress=False
-    )
-    atoms = alloy(120)
-    with torch.no_grad():  # nor does it matter what the caller has switched off
-        atoms.calc = fitted.calculator("high", uncertainty=uncertainty)
-        forces = atoms.get_forces()
-    assert np.abs(forces).max() > 0.1  # eV/Å
-    moved = atoms.copy()
-    moved.positions[0, 0] += 1e-4
-    assert energy(fitted, moved, "high") - energy(fitted, atoms, "high") == pytest.approx(
-        -1e-4 * forces[0, 0], abs=1e-6
-    )
