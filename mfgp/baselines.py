@@ -83,7 +83,7 @@ class Baseline:
         return labels
 
     def _compute(self, atoms: Atoms) -> SinglePoint:
-        bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        bare = _right_handed(Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
         boxed = self.vacuum is not None and not bare.pbc.all()
         if boxed:
             bare.center(vacuum=self.vacuum, axis=tuple(np.flatnonzero(~bare.pbc)))
@@ -107,6 +107,15 @@ class Baseline:
         return labels
 
 
+def _right_handed(atoms: Atoms) -> Atoms:
+    """The same crystal by vectors of positive volume: CHGNet 0.4.2 divides its stress by the signed one."""
+    if np.linalg.det(atoms.cell.array) < 0:
+        order = [1, 0, 2]
+        atoms.set_cell(atoms.cell.array[order])
+        atoms.pbc = atoms.pbc[order]
+    return atoms
+
+
 def make_baselines(
     configs: Iterable[BaselineConfig],
     calculators: Mapping[str, BaseCalculator | Baseline] | None = None,
@@ -119,10 +128,18 @@ def make_baselines(
     A Baseline instead of a calculator is taken as it is, with the labels that it holds already.
 
     levels: when given, every `from_level` must be one of them. Raises ConfigError that names every baseline without a
-    calculator, an unknown level, settings that the calculator does not take, or a package that is not installed.
+    calculator, calculators of no baseline, an unknown level, settings that the calculator does not take, or a package
+    that is not installed.
     """
     given = dict(calculators or {})
     configs = list(configs)
+    if strange := sorted(set(given) - {config.name for config in configs}):
+        raise ConfigError(
+            f"baselines {', '.join(map(repr, strange))}: the configuration names none of them; add them to its "
+            "`baselines`, for example {name: " + strange[0] + "}."
+        )
+    if wrong := [name for name, value in given.items() if not isinstance(value, (BaseCalculator, Baseline))]:
+        raise ConfigError(f"baseline {wrong[0]!r} is a {type(given[wrong[0]]).__name__}; give an ASE calculator.")
     missing = [config.name for config in configs if config.name not in given and config.name not in _REGISTRY]
     if missing:
         example = ", ".join(f"{name!r}: calculator" for name in missing)

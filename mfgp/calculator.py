@@ -156,7 +156,11 @@ class MultiFidelityCalculator(Calculator):
         results |= self._magnetic_moments(p, properties or [])
         self.results = {name: value for name, value in results.items() if value is not None}
         if properties and "stress" in properties and p.stress is None:
-            raise PropertyNotImplementedError("a structure without a periodic cell has no stress")
+            without = "a structure without a periodic cell has no stress"
+            if self.atoms.cell.rank == 3 and self.atoms.pbc.any() and self.model.baselines:
+                names = ", ".join(b.name for b in self.model.baselines)
+                without = f"no stress: a baseline ({names}) gives none for this structure"
+            raise PropertyNotImplementedError(without)
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
 

@@ -106,12 +106,16 @@ def fit(
 
 
 def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
+    from mfgp.baselines import make_baselines
     from mfgp.estimate import available_memory, estimate
     from mfgp.features import resolve_device
 
     cost = estimate(frames, settings)
     console.say(out, console.estimate_line(cost))
     if settings.baselines:
+        make_baselines(
+            settings.baselines, levels=frames.levels
+        )  # a name or setting that is wrong is said before the fit
         names = ", ".join(baseline.name for baseline in settings.baselines)
         console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
     available = available_memory(resolve_device(settings.device))
@@ -191,6 +195,7 @@ def evaluate(
         from mfgp import evaluation
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
+        from mfgp.training_frames import calculation_key
 
         check_outputs([json_path], [model, data])
         if split is not None and everything:
@@ -201,6 +206,9 @@ def evaluate(
         chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything, split=split, tag=tag)
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
         console.say(notices, f"{note}; standard deviations: {which}")
+        if seen := sum(calculation_key(level, f.atoms) in fitted.calculated for f in chosen):
+            text = f"warning: the model was trained on {seen} of these frames: their errors are too small."
+            console.say(notices, text, "yellow")
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         if result.stress is not None:

@@ -56,6 +56,7 @@ class Question:
     targets: list[Atoms] | None
     costs: CostModel
     weights: dict[str, float]
+    held_out: list[tuple[int, str]]  # (place in the pool, level), not to be calculated
 
     @property
     def unit(self) -> str:
@@ -77,12 +78,13 @@ def question(
     if unknown := [name for name in given if name not in fitted.levels]:
         raise ConfigError(f"--cost {unknown[0]}: unknown level; this model has {', '.join(fitted.levels)}.")
     structures = read_structures(pool)
-    held_out = sum(str(atoms.info.get("split", "")).startswith(("test", "val")) for atoms in structures)
-    if held_out:
-        text = (
-            f"warning: {held_out} of {len(structures)} structures of the pool are held out (info['split']): a test set?"
-        )
-        console.say(notices, text, "yellow")
+    held_out = [i for i, a in enumerate(structures) if str(a.info.get("split", "")).startswith(("test", "val"))]
+    if len(held_out) == len(structures):
+        console.say(notices, "warning: all structures of the pool are held out (info['split']): a test set?", "yellow")
+        held_out = []
+    elif held_out:
+        text = f"not offered, since they are held out (info['split']): {len(held_out)} of {len(structures)} structures"
+        console.say(notices, text)
     if done := known_calculations(fitted, structures, fitted.levels):
         counts = ", ".join(f"{sum(name == level for _, name in done)} at {level}" for level in fitted.levels)
         console.say(notices, f"not offered, since the model was trained on them: {counts}")
@@ -93,7 +95,8 @@ def question(
             console.say(
                 notices, f"cost of {level}: {known.hours(level, structures).mean():.3g} hours a calculation ({how})"
             )
-    return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted)
+    reserved = [(i, level) for i in held_out for level in fitted.levels]
+    return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted, reserved)
 
 
 def select(
@@ -135,6 +138,7 @@ def select(
                 levels=levels,
                 targets=asked.targets,
                 weights=asked.weights,
+                taken=asked.held_out,
                 seed=seed,
                 report=report,
             )
@@ -181,6 +185,7 @@ def plan(
                 levels=levels,
                 targets=asked.targets,
                 weights=asked.weights,
+                taken=asked.held_out,
                 seed=seed,
                 report=report,
             )

@@ -112,6 +112,11 @@ class BaselineConfig(Section):
         return value
 
 
+def _named(value: Any) -> Any:
+    """A baseline that is only a name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class PairConfig(Section):
     """A pair potential of n functions for each pair of elements, up to r_cut (Å).
 
@@ -169,7 +174,7 @@ class FitConfig(Section):
     keys: LabelKeys = LabelKeys()
     descriptor: SOAPConfig = SOAPConfig()
     model: ModelConfig = ModelConfig()
-    baselines: tuple[BaselineConfig, ...] = ()
+    baselines: tuple[Annotated[BaselineConfig, BeforeValidator(_named)], ...] = ()
     pair: PairConfig | None = None
     training: TrainingConfig = TrainingConfig()
     seed: Int = Field(default=0, ge=0)

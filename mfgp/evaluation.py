@@ -252,12 +252,15 @@ def evaluate(
     """Predict labelled frames at a level and compare.
 
     calibrated: with the calibrated standard deviations, where the model has them. frames: of a FrameSet those of that
-    level, of a list all. Forces count where `force_mask` is true and not on isolated atoms (symmetry says that they are
-    zero). Raises DataError for an unknown level, an element that the model has not
-    seen, or no labelled frame.
+    level (`frames.held_out()` are those that were not trained on), of a list all. Forces count where `force_mask` is true
+    and not on isolated atoms (symmetry says that they are zero). Raises DataError for an unknown level,
+    an element that the model has not seen, no labelled frame, or what is no frame.
     """
     predictor = model.predictor(fidelity, calibrated=calibrated)
-    chosen = [f for f in (frames.of(fidelity) if isinstance(frames, FrameSet) else frames) if f.labelled]
+    given = frames.of(fidelity) if isinstance(frames, FrameSet) else list(frames)
+    if strange := [f for f in given if not isinstance(f, Frame)]:
+        raise DataError(f"evaluate takes frames, as read_frames returns them, not a {type(strange[0]).__name__}.")
+    chosen = [f for f in given if f.labelled]
     if not chosen:
         raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
     for frame in chosen:

@@ -44,7 +44,14 @@ from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge
 from mfgp.training import TrainingResult
-from mfgp.training_frames import CALIBRATION_STRUCTURES, calculations, distinct, spread, trainable
+from mfgp.training_frames import (
+    CALIBRATION_STRUCTURES,
+    calculations,
+    distinct,
+    new_calculations,
+    spread,
+    trainable,
+)
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
@@ -111,11 +118,6 @@ class MultiFidelityGP:
         if not isinstance(config, FitConfig):
             raise ConfigError(
                 f"config is a {type(config).__name__}; give FitConfig(**settings), or mfgp.config.load_config(path)."
-            )
-        if strange := sorted(set(baselines or ()) - {b.name for b in config.baselines}):
-            raise ConfigError(
-                f"baselines {', '.join(map(repr, strange))}: the configuration names none of them; add them to its "
-                "`baselines`, for example {name: " + strange[0] + "}."
             )
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
@@ -271,16 +273,16 @@ class MultiFidelityGP:
     ) -> MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
-        The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames that the
-        model already holds, and held-out ones, are skipped with a warning. Raises DataError for elements or levels
-        that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old state;
-        the calibration stays that of the last `fit` or `calibrate`.
+        The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames of
+        calculations that the model has already, and held-out ones, are skipped with a warning. Raises DataError for elements
+        or levels that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old
+        state; the calibration stays that of the last `fit` or `calibrate`.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():
             warnings.warn(f"{len(frames.held_out())} frames are held out (info['split']); skipped", stacklevel=2)
         self.check_elements(frames)
-        chosen = distinct(frames.training(), self.seen)
+        chosen = distinct(new_calculations(frames.training(), self.calculated))
         if not chosen:
             return self
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)

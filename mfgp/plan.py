@@ -7,7 +7,7 @@ model's hyperparameters and inducing points are right; what the inducing points 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def plan(
     levels: Sequence[str] | None = None,
     targets: Sequence[Atoms] | None = None,
     weights: Mapping[str, float] | None = None,
+    taken: Collection[tuple[int, str]] = (),
     seed: int = 0,
     report: Report = silent,
 ) -> Plan:
@@ -85,6 +86,7 @@ def plan(
             levels=some,
             targets=targets,
             weights=weights,
+            taken=taken,
             seed=seed,
             report=report,
         )

@@ -62,16 +62,26 @@ def calculation_key(level: str, atoms: Atoms) -> str:
     return f"{level} {digest.hexdigest()[:16]}"
 
 
-def distinct(frames: FrameSet, seen: frozenset[str] = frozenset()) -> FrameSet:
-    """Each frame once, and none of those whose hash is in `seen`; warns about the others."""
-    fresh, known = [], set(seen)
+def new_calculations(frames: FrameSet, known: frozenset[str]) -> FrameSet:
+    """The frames that are not results of a calculation in `known`; warns about the others."""
+    fresh = tuple(f for f in frames if calculation_key(f.fidelity, f.atoms) not in known)
+    if len(fresh) < len(frames):
+        warnings.warn(
+            f"{len(frames) - len(fresh)} frames are of calculations that the model has already (same structure and level); "
+            "skipped. To replace a label, fit again",
+            stacklevel=3,
+        )
+    return FrameSet(frames.levels, fresh)
+
+
+def distinct(frames: FrameSet) -> FrameSet:
+    """Each frame once; warns about the others."""
+    fresh, known = [], set()
     for frame, key in zip(frames.frames, frames.frame_hashes(), strict=True):
         if key not in known:
             fresh.append(frame)
             known.add(key)
     if len(fresh) < len(frames):
         n = len(frames) - len(fresh)
-        warnings.warn(
-            f"{n} frames are repeated, or already in the model (same structure and labels); skipped", stacklevel=3
-        )
+        warnings.warn(f"{n} frames are repeated (same structure and labels); skipped", stacklevel=3)
     return FrameSet(frames.levels, tuple(fresh))

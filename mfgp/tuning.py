@@ -151,7 +151,10 @@ def tune(
     """
     optuna = _optuna()
     if config.baselines:
-        raise ConfigError("tune: leave out the baselines; the settings are those of what the model learns itself.")
+        raise ConfigError(
+            "tune: settings are those of what the model learns itself; leave the baselines out with --set 'baselines=[]', "
+            "and put them into the tuned configuration afterwards."
+        )
     space = dict(space or default_space(config))
     start = settings_of(config, list(space))
     space = {name: r.with_value(start[name]) for name, r in space.items()}

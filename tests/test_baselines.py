@@ -230,6 +230,20 @@ def test_a_pickle_in_the_cache_is_not_loaded(tmp_path: Path) -> None:
     assert calculator.count == 1
 
 
+def test_calculators_get_cells_of_positive_volume() -> None:
+    """CHGNet 0.4.2 divides its stress by the signed one."""
+    calculator = Counting()
+    atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
+    atoms.set_cell(np.diag([3.6, 3.6, 7.2])[[1, 0, 2]])
+    atoms.pbc = (False, True, True)
+    labels = Baseline("mine", calculator).labels(atoms)
+    assert np.linalg.det(atoms.cell.array) < 0  # and the caller's stays as it is
+    assert np.linalg.det(calculator.atoms.cell.array) > 0
+    assert calculator.atoms.pbc.tolist() == [True, False, True]
+    assert_allclose(calculator.atoms.positions, atoms.positions)
+    assert np.isfinite(labels.energy)
+
+
 def test_failures_name_baseline_and_structure() -> None:
     with pytest.raises(DataError, match=r"baseline 'emt' failed on Fe2: .*leave this baseline out"):
         Baseline("emt", EMT()).labels(bulk("Fe", cubic=True))
@@ -280,6 +294,10 @@ def test_errors_of_names_levels_and_settings() -> None:
         "chgnet, chgnet-0.2.0, chgnet-r2scan, emt, sevennet, sevennet-l3i5, sevennet-mf-0, zbl",
     ):
         assert part in str(caught.value)
+    with pytest.raises(ConfigError, match="'lj': the configuration names none"):
+        make_baselines([BaselineConfig(name="emt")], {"lj": EMT()})
+    with pytest.raises(ConfigError, match="'emt' is a str; give an ASE calculator"):
+        make_baselines([BaselineConfig(name="emt")], {"emt": "emt"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="from_level 'nn' is no level; known are nm, mag"):
         make_baselines([BaselineConfig(name="zbl", from_level="nn")], None, ("nm", "mag"))
     with pytest.raises(ConfigError, match="'zbl' has no setting 'r_cut'; known are r_inner, r_outer"):
@@ -337,4 +355,8 @@ def test_energies_of_networks_are_per_cell_and_their_stress_is_ases(package: str
     expected = (energies[0] - energies[1]) / 0.01 / crystal.get_volume() / 3  # eV/Å^3
     assert abs(expected) > 1 * units.GPa
     assert labels.stress[:3].mean() == pytest.approx(expected, rel=0.05)
+    left_handed = crystal.copy()
+    left_handed.set_cell(crystal.cell.array[[1, 0, 2]])
+    assert np.linalg.det(left_handed.cell.array) * np.linalg.det(crystal.cell.array) < 0
+    assert_allclose(baseline.labels(left_handed).stress, labels.stress, rtol=0, atol=1e-5)  # eV/Å^3
     assert np.isfinite(baseline.labels(Atoms("Li")).energy)

@@ -101,6 +101,14 @@ def test_fit_says_what_it_did_differently(folder: Path, tmp_path: Path):
     assert "training.n_optimise or max_iterations" in notices
 
 
+def test_a_dry_run_makes_the_baselines(folder: Path):
+    name, setting = "baselines=[zbll]", "baselines=[{name: zbl, settings: {r_in: 1.0}}]"
+    fit = ("fit", folder / "config.yaml", "--dry-run", "--set")
+    assert "no calculator for baseline 'zbll'" in refused(*fit, name)
+    assert "has no setting 'r_in'" in refused(*fit, setting)
+    assert "what the baselines take (emt)" in ok(*fit, "baselines=[emt]").stderr
+
+
 def test_fit_of_one_level_with_a_baseline(folder: Path, tmp_path: Path):
     settings = ("--set", "fidelities=[{name: low, train: low.extxyz}]", "--set", "baselines=[{name: zbl}]")
     for out in (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.emt import EMT
+from ase.io import read, write
 from conftest import DESCRIPTOR, alloy, label
 from gpytorch.distributions import MultivariateNormal
 from numpy.testing import assert_allclose
@@ -245,7 +246,7 @@ def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet,
     assert_allclose(p.energy_std, q.energy_std, rtol=0, atol=1e-7)
     assert_allclose(np.asarray(p.forces_std), np.asarray(q.forces_std), rtol=0, atol=1e-7)
     assert updated.data == model.data
-    with pytest.warns(UserWarning, match="2 frames are repeated, or already in the model"):
+    with pytest.warns(UserWarning, match="2 frames are of calculations that the model has already"):
         updated.update(rest)
     assert_allclose(updated.predict(alloy(61)).energy, q.energy, rtol=0, atol=1e-8)
 
@@ -273,7 +274,7 @@ def test_update_takes_tagged_atoms_and_refuses_what_it_cannot_use(model: MultiFi
     assert torch.equal(work.weights, weights)
 
 
-def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: MultiFidelityGP) -> None:
+def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: MultiFidelityGP, tmp_path: Path) -> None:
     one, two = copy.deepcopy(model), copy.deepcopy(model)
     new, held_out = label(alloy(73), "high"), label(alloy(74), "high")
     held_out.info["split"] = "test"
@@ -283,6 +284,10 @@ def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: Multi
     assert torch.equal(one.weights, two.weights)
     with pytest.warns(UserWarning, match="1 frames are held out"):
         one.update([held_out])
+    write(tmp_path / "new.extxyz", new)  # rounds to 1e-8
+    with pytest.warns(UserWarning, match="1 frames are of calculations that the model has already"):
+        one.update([read(tmp_path / "new.extxyz")])
+    assert torch.equal(one.weights, two.weights)
     assert one.data["high"]["frames"] == model.data["high"]["frames"] + 1
 
 

@@ -97,6 +97,25 @@ def test_select_by_budget_targets_and_weights(files: tuple[Path, Path], tmp_path
     assert [a.info["fidelity"] for a in ase.io.read(out, ":")] == ["high"]
 
 
+def test_held_out_structures_are_not_offered_where_there_are_others(files: tuple[Path, Path], tmp_path: Path) -> None:
+    frames = ase.io.read(files[1], ":")
+    out, part = tmp_path / "chosen.extxyz", tmp_path / "part.extxyz"
+    for n_held_out, expected in ((len(frames) - 2, {len(frames) - 2, len(frames) - 1}), (len(frames), None)):
+        for atoms in frames[:n_held_out]:
+            atoms.info["split"] = "test"
+        ase.io.write(part, frames)
+        result = run("select", files[0], part, "-n", 4, *GIVEN, "-o", out)
+        assert result.exit_code == 0, result.output
+        found = {a.info["pool_index"] for a in ase.io.read(out, ":")}
+        if expected is None:
+            assert "all structures of the pool are held out" in result.stderr
+        else:
+            assert found == expected
+            assert f"not offered, since they are held out (info['split']): {n_held_out} of" in result.stderr
+    forecast = run("plan", files[0], files[1], "--hours", 0.1, *GIVEN)
+    assert "held out" not in forecast.stderr
+
+
 def test_plan_writes_a_forecast(files: tuple[Path, Path], tmp_path: Path) -> None:
     out, plot = tmp_path / "plan.json", tmp_path / "plan.png"
     result = run("plan", *files, "--hours", 0.1, *GIVEN, "--json", out, "--plot", plot)
@@ -164,11 +183,3 @@ def test_a_budget_for_nothing_writes_nothing(files: tuple[Path, Path], tmp_path:
     assert result.exit_code == 0
     assert "nothing fits the budget" in result.stderr
     assert not (tmp_path / "x.extxyz").exists()
-
-
-def test_a_held_out_pool_is_pointed_out(files: tuple[Path, Path], tmp_path: Path) -> None:
-    frames = ase.io.read(files[1], ":")
-    frames[0].info["split"] = "test"
-    ase.io.write(tmp_path / "pool.extxyz", frames)
-    result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "x.extxyz")
-    assert "1 of 8 structures of the pool are held out" in result.stderr
