@@ -15,6 +15,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -233,7 +234,9 @@ def _sevennet(*, model_name: str = "7net-0", device: str = "cpu") -> Calculator:
             f"baseline 'sevennet' needs a package that is not installed ({error}); install it with "
             "pip install -e '.[sevennet]', or pass a calculator, baselines={'sevennet': calculator}."
         ) from error
-    return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No tensor product accelerator")  # of GPUs
+        return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
 
 
 def _sevennet_l3i5(*, device: str = "cpu") -> Calculator:
