@@ -85,6 +85,7 @@ def fit(
 ) -> None:
     """Fit a model to the levels and data that CONFIG.yaml names. An existing MODEL is replaced only at the end."""
     with friendly() as notices:
+        from mfgp.baselines import make_baselines
         from mfgp.config import load_config
         from mfgp.frames import read_frames
 
@@ -98,6 +99,8 @@ def fit(
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
         _say_estimate(frames, settings, out, notices)
+        if dry_run:
+            make_baselines(settings.baselines, levels=frames.levels)  # a wrong name or setting is an error here already
         if output is not None and not dry_run:
             model = _fitted(frames, settings, workers, scheduler)
             model.save(output)
@@ -106,16 +109,12 @@ def fit(
 
 
 def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.baselines import make_baselines
     from mfgp.estimate import available_memory, estimate
     from mfgp.features import resolve_device
 
     cost = estimate(frames, settings)
     console.say(out, console.estimate_line(cost))
     if settings.baselines:
-        make_baselines(
-            settings.baselines, levels=frames.levels
-        )  # a name or setting that is wrong is said before the fit
         names = ", ".join(baseline.name for baseline in settings.baselines)
         console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
     available = available_memory(resolve_device(settings.device))

@@ -282,7 +282,7 @@ class MultiFidelityGP:
         if frames.held_out():
             warnings.warn(f"{len(frames.held_out())} frames are held out (info['split']); skipped", stacklevel=2)
         self.check_elements(frames)
-        chosen = distinct(new_calculations(frames.training(), self.calculated))
+        chosen = distinct(new_calculations(frames.training(), self.calculated, self.seen))
         if not chosen:
             return self
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)

@@ -329,9 +329,7 @@ class Predictor:
         basis = self.model.basis
         found = energy_variances(basis, self.energy_forms, q, members, products, extra[:1])
         a, r = self.local_factors
-        rounding = RESIDUAL_TOLERANCE * max(
-            1.0, a / r
-        )  # of what is explained: it comes from a difference of both parts
+        rounding = RESIDUAL_TOLERANCE * max(1.0, a / r)  # what is explained comes from a difference of both parts
         residual = nystrom_residual(found.prior, found.explained, rounding) @ self.variances
         novelty = 1.0
         if self.calibration is not None:

@@ -62,9 +62,11 @@ def calculation_key(level: str, atoms: Atoms) -> str:
     return f"{level} {digest.hexdigest()[:16]}"
 
 
-def new_calculations(frames: FrameSet, known: frozenset[str]) -> FrameSet:
-    """The frames that are not results of a calculation in `known`; warns about the others."""
-    fresh = tuple(f for f in frames if calculation_key(f.fidelity, f.atoms) not in known)
+def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> FrameSet:
+    """The frames that are no results of a calculation in `known`, nor have a hash in `seen` (older models have no
+    calculations); warns about the others."""
+    hashed = zip(frames, frames.frame_hashes(), strict=True)
+    fresh = tuple(f for f, key in hashed if key not in seen and calculation_key(f.fidelity, f.atoms) not in known)
     if len(fresh) < len(frames):
         warnings.warn(
             f"{len(frames) - len(fresh)} frames are of calculations that the model has already (same structure and level); "
