@@ -1,4 +1,4 @@
-"""Models over baselines: what calculators of other kinds ask of them."""
+"""Pretrained networks as baselines, and models over calculators of other kinds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.neighborlist import neighbor_list
 from conftest import alloy
+from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.baselines import make_baselines
 from mfgp.config import BaselineConfig
 
 STEP = 1e-4  # Å
+NETWORKS = (("chgnet", "chgnet-0.2.0", "chgnet-r2scan"), ("sevennet", "sevennet-l3i5", "sevennet-mf-0"))
 
 
 class Network(Calculator):
@@ -74,3 +79,50 @@ def test_large_energies_of_a_baseline_cost_no_digits_of_a_standard_deviation(
         full, energies = (fitted.predict(atoms, "high", uncertainty=u) for u in ("full", "energies"))
         assert full.energy_std > 1e-3
         assert energies.energy_std == pytest.approx(full.energy_std, rel=1e-4)
+
+
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("package", "names"), [("chgnet", NETWORKS[0]), ("sevenn", NETWORKS[1])])
+def test_pretrained_networks_are_different_potentials_that_agree_on_the_sign_of_a_force(
+    package: str, names: tuple[str, ...]
+) -> None:
+    pytest.importorskip(package)
+    crystal = bulk("LiF", "rocksalt", a=4.03, cubic=True)
+    crystal.positions[0, 0] += 0.2
+    forces = [b.labels(crystal).forces[0, 0] for b in make_baselines([BaselineConfig(name=name) for name in names])]
+    assert max(forces) < -0.1  # eV/Å: back to its site
+    assert min(abs(forces[i] - forces[i - 1]) for i in range(3)) > 1e-3
+
+
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("package", "name"), [("chgnet", "chgnet"), ("sevenn", "sevennet")])
+def test_energies_of_networks_are_per_cell_and_their_stress_is_ases(package: str, name: str) -> None:
+    pytest.importorskip(package)
+    (baseline,) = make_baselines([BaselineConfig(name=name)])
+    crystal = bulk("LiF", "rocksalt", a=3.9)
+    labels = baseline.labels(crystal)
+    double = baseline.labels(crystal.repeat((2, 1, 1)))
+    assert double.energy == pytest.approx(2 * labels.energy, abs=1e-3)
+    energies = []
+    for strain in (0.005, -0.005):
+        strained = crystal.copy()
+        strained.set_cell(crystal.cell.array * (1 + strain), scale_atoms=True)
+        energies.append(baseline.labels(strained).energy)
+    assert labels.stress is not None
+    expected = (energies[0] - energies[1]) / 0.01 / crystal.get_volume() / 3  # eV/Å^3
+    assert abs(expected) > 1 * units.GPa
+    assert labels.stress[:3].mean() == pytest.approx(expected, rel=0.05)
+    torch.set_default_dtype(torch.float64)  # as MACE's calculators do
+    try:
+        again = make_baselines([BaselineConfig(name=name)])[0].labels(crystal)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.energy == pytest.approx(labels.energy, abs=1e-4)
+    left_handed = crystal.copy()
+    left_handed.set_cell(crystal.cell.array[[1, 0, 2]])
+    assert np.linalg.det(left_handed.cell.array) * np.linalg.det(crystal.cell.array) < 0
+    assert_allclose(baseline.labels(left_handed).stress, labels.stress, rtol=0, atol=1e-5)  # eV/Å^3
+    assert np.isfinite(baseline.labels(Atoms("Li")).energy)

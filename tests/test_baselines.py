@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms, units
+from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
@@ -320,43 +320,3 @@ def test_a_missing_package_says_how_to_install_it(name: str, module: str, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"pip install -e '\.\[{name}\]', or pass a calculator"):
         make_calculator(name)
-
-
-@pytest.mark.reference
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "names"), [("chgnet", NETWORKS[:3]), ("sevenn", NETWORKS[3:])])
-def test_pretrained_networks_are_different_potentials_that_agree_on_the_sign_of_a_force(
-    package: str, names: tuple[str, ...]
-) -> None:
-    pytest.importorskip(package)
-    crystal = bulk("LiF", "rocksalt", a=4.03, cubic=True)
-    crystal.positions[0, 0] += 0.2
-    forces = [b.labels(crystal).forces[0, 0] for b in make_baselines([BaselineConfig(name=name) for name in names])]
-    assert max(forces) < -0.1  # eV/Å: back to its site
-    assert min(abs(forces[i] - forces[i - 1]) for i in range(3)) > 1e-3
-
-
-@pytest.mark.reference
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "name"), [("chgnet", "chgnet"), ("sevenn", "sevennet")])
-def test_energies_of_networks_are_per_cell_and_their_stress_is_ases(package: str, name: str) -> None:
-    pytest.importorskip(package)
-    (baseline,) = make_baselines([BaselineConfig(name=name)])
-    crystal = bulk("LiF", "rocksalt", a=3.9)
-    labels = baseline.labels(crystal)
-    double = baseline.labels(crystal.repeat((2, 1, 1)))
-    assert double.energy == pytest.approx(2 * labels.energy, abs=1e-3)
-    energies = []
-    for strain in (0.005, -0.005):
-        strained = crystal.copy()
-        strained.set_cell(crystal.cell.array * (1 + strain), scale_atoms=True)
-        energies.append(baseline.labels(strained).energy)
-    assert labels.stress is not None
-    expected = (energies[0] - energies[1]) / 0.01 / crystal.get_volume() / 3  # eV/Å^3
-    assert abs(expected) > 1 * units.GPa
-    assert labels.stress[:3].mean() == pytest.approx(expected, rel=0.05)
-    left_handed = crystal.copy()
-    left_handed.set_cell(crystal.cell.array[[1, 0, 2]])
-    assert np.linalg.det(left_handed.cell.array) * np.linalg.det(crystal.cell.array) < 0
-    assert_allclose(baseline.labels(left_handed).stress, labels.stress, rtol=0, atol=1e-5)  # eV/Å^3
-    assert np.isfinite(baseline.labels(Atoms("Li")).energy)
