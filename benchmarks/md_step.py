@@ -43,6 +43,8 @@ ROUNDS, OURS, THEIRS = 12, 12, 3  # steps of a block
 OURS_OPTIONS: dict[str, dict[str, Any]] = {
     "float64": {"uncertainty": "none"},
     "float32": {"uncertainty": "none", "dtype": "float32"},
+    "float64, std of local energies": {"uncertainty": "local"},
+    "float32, std of local energies": {"uncertainty": "local", "dtype": "float32"},
     "float64, std of energies": {"uncertainty": "energies"},
     "float32, std of energies": {"uncertainty": "energies", "dtype": "float32"},
 }

@@ -40,7 +40,7 @@ from mfgp.selection import known_calculations, select
 
 Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
 RISE = 1.1  # of the std after a label that did not help enough: from there on another is tried
-DEVIATIONS = {"full": "forces_std", "sampled": "forces_std", "energies": "energies_std"}
+DEVIATIONS = {"full": "forces_std", "sampled": "forces_std", "energies": "energies_std", "local": "energies_std"}
 
 
 class Attachable(Protocol):
@@ -53,9 +53,9 @@ class OnTheFly:
     """See the module's text.
 
     model: updated in place. calculators: by level, ASE calculators or functions that make one. threshold: of the largest
-    std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies`, as the
-    calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where there
-    are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
+    std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies` or `local`,
+    as the calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where
+    there are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
     labels.extxyz (each label is on disk before it is learned). refit_every: labels after which all, with the `frames` that
     the model was fitted to, is fitted again, inducing points too; `otf.model` is another model then. max_calls:
     calculations in all. patience: steps to wait after a call that did not help. spin: element -> accepted |moments|, within

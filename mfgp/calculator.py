@@ -48,10 +48,10 @@ class MultiFidelityCalculator(Calculator):
 
     uncertainty: what is computed with every call: `full` (all standard deviations, exact), `sampled` (those of forces and
     stress from `draws` draws of the weights with a `seed`, each as costly as the mean), `energies` (total and local
-    energies; little more than the mean, for molecular dynamics) or `none`.
+    energies; about twice the mean, for molecular dynamics), `local` (of local energies alone, cheaper still) or `none`.
     uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation in `results` (label noise
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
-    energy (eV) with `energies`.
+    energy (eV) with `energies` and `local`.
     calibrated: scale standard deviations to left-out errors, where the model is calibrated.
     skin (Å): the list of pairs reaches so much farther than the descriptor, and is searched anew only when an atom has moved
     by more than half of it, or the cell has changed (with `full`, at every step). Results do not depend on it.
@@ -85,7 +85,7 @@ class MultiFidelityCalculator(Calculator):
         if uncertainty_threshold is not None and not uncertainty_threshold > 0:
             raise ValueError(f"uncertainty_threshold must be positive, not {uncertainty_threshold}")
         if uncertainty_threshold is not None and uncertainty == "none":
-            raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled' or 'energies'")
+            raise ValueError("an uncertainty_threshold needs uncertainty='full', 'sampled', 'energies' or 'local'")
         self.model = model
         self._options: dict[str, Any] = {
             "fidelity": fidelity,

@@ -151,16 +151,27 @@ def energy_variances(
             continue
         of_species = chosen(q, own)
         features = form.of_features(power(products[index], basis.zeta))  # [atom, M_s]
-        variances, difference = form.local.variances(features)
+        variances, sums = form.local.variances(features)
         added = form.panel.times(features.sum(0))
         total[form.panel.first :] += added
-        explained.append(form.explained(difference, forms.squares(form.panel, added)))
+        explained.append(form.explained(form.local.of_sum(sums), forms.squares(form.panel, added)))
         priors.append(power(of_species @ of_species.T, basis.zeta).sum())
         local.append(variances)
     weights = (total.square() @ forms.signs).clamp_(min=0.0)[None]
     return EnergyVariances(
         weights, torch.stack(priors)[None], torch.stack(explained)[None], in_order(local, members, len(q))
     )
+
+
+def local_variances(
+    basis: InducingBasis, forms: EnergyForms, members: tuple[Tensor, ...], products: list[Tensor], n: int
+) -> Tensor:
+    """Those of the local energies alone, [n] eV^2; see `energy_variances`."""
+    parts = [
+        form.local.variances(form.of_features(power(product, basis.zeta)))[0]
+        for form, product in zip(forms.species, products, strict=True)
+    ]
+    return in_order(parts, members, n)
 
 
 def in_order(parts: list[Tensor], members: tuple[Tensor, ...], n: int) -> Tensor:

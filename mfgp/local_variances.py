@@ -48,20 +48,24 @@ class LocalForm:
         rows = tuple(right_solve(factor[: g.shape[1], : g.shape[1]], g) for g in self.rows)
         return replace(self, rows=rows, linear=right_solve(factor, self.linear[None])[0])
 
-    def variances(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[atom] eV^2 from x [atom, M_s], never negative, and Phi^T D Phi of the sum Phi of the features, eV^2.
+    def variances(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[atom] eV^2 from x [atom, M_s], never negative, and the sums over the atoms of the products that they come from.
 
         Warns where a variance was negative, by more than rounding explains.
         """
-        out, of_sum = x @ self.linear + self.constant, x.new_zeros(())
+        out, sums = x @ self.linear + self.constant, []
         for rows, signs in zip(self.rows, self.signs, strict=True):
             y = x[:, : rows.shape[1]] @ rows.T
-            of_sum = of_sum + y.sum(0).square_() @ signs
+            sums.append(y.sum(0))
             out.sub_(y.square_() @ signs)
         worst = float(out.min()) if len(out) else 0.0
         if worst < -RESIDUAL_TOLERANCE * self.constant:
             warnings.warn(f"a local energy has a negative variance ({worst:.1e} eV^2), taken as zero", stacklevel=2)
-        return out.clamp_(min=0.0), of_sum
+        return out.clamp_(min=0.0), sums
+
+    def of_sum(self, sums: list[Tensor]) -> Tensor:
+        """Phi^T D Phi of the sum Phi of the features of all atoms, eV^2."""
+        return torch.cat(sums).square_() @ torch.cat(self.signs)
 
 
 def signed_root(matrix: Tensor, scale: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mfgp.level_shares import Share
 
 Array = NDArray[np.float64]
-UNCERTAINTIES = ("full", "sampled", "energies", "none")  # of a calculator; a predictor has `by_level` too
+UNCERTAINTIES = ("full", "sampled", "energies", "local", "none")  # of a calculator; a predictor has `by_level` too
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
-from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, local_variances, mean_inducing_features
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
@@ -94,7 +94,7 @@ class Predictor:
     def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
         """Predict one structure; see MultiFidelityGP.predict."""
         self.check_uncertainty(uncertainty)
-        if uncertainty in ("sampled", "energies", "none"):
+        if uncertainty in ("sampled", "energies", "local", "none"):
             with torch.inference_mode():  # without the bookkeeping of autograd
                 return self._from_descriptor(atoms, uncertainty)
         self.check(atoms)
@@ -176,7 +176,7 @@ class Predictor:
             forces_std=std[1:-6].reshape(-1, 3) if std is not None and full else None,
             stress_std=std[-6:] / volume if std is not None and full and volume else None,
             energies_std=None if "local_std" not in values else _numpy(values["local_std"]),
-            calibrated=self.calibration is not None and std is not None,
+            calibrated=self.calibration is not None and "local_std" in values,
         )
 
     def distribution(self, atoms: Atoms) -> MultivariateNormal:
@@ -230,9 +230,12 @@ class Predictor:
         gradient, products = local_gradient(terms, alpha, forward.features, members)
         found = mean(terms.zeta, gradient, pairs, forward)
         values = {"mean": found.stacked(), "local": found.energies}
-        if uncertainty != "none":
-            if terms is not self.model.basis:
-                products = inner_products(self.model.basis, forward.features, members)
+        basis = self.model.basis
+        if uncertainty != "none" and terms is not basis:
+            products = inner_products(basis, forward.features, members)
+        if uncertainty == "local":
+            values["local_std"] = local_variances(basis, self.energy_forms, members, products, len(atoms)).sqrt()
+        elif uncertainty != "none":
             values |= self._energy_deviations(forward.features, atoms.numbers, members, products, offsets.rows)
         if uncertainty == "sampled":
             draws = []

@@ -44,7 +44,7 @@ def structures() -> list[Atoms]:
     return [alloy(70), alloy(71) * (2, 1, 1), molecule, apart, alloy(72)]
 
 
-@pytest.mark.parametrize("uncertainty", ["none", "energies", "full", "by_level"])
+@pytest.mark.parametrize("uncertainty", ["none", "local", "energies", "full", "by_level"])
 def test_many_are_predicted_as_one_by_one(
     model: MultiFidelityGP, structures: list[Atoms], uncertainty: str, n_threads: int
 ) -> None:

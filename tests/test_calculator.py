@@ -82,7 +82,7 @@ def test_nve_error_falls_fourfold_when_the_step_halves(model: MultiFidelityGP) -
 
 def test_threshold_warns_and_names_the_atom(model: MultiFidelityGP) -> None:
     atoms = alloy(94)
-    for uncertainty, name in (("full", "forces_std"), ("energies", "energies_std")):
+    for uncertainty, name in (("full", "forces_std"), ("energies", "energies_std"), ("local", "energies_std")):
         atoms.calc = model.calculator(uncertainty=uncertainty, uncertainty_threshold=1e-9)
         with pytest.warns(UncertaintyWarning, match=rf"{name} of atom \d \((Cu|Au)\)"):
             atoms.get_potential_energy()
@@ -93,7 +93,7 @@ def test_threshold_warns_and_names_the_atom(model: MultiFidelityGP) -> None:
 
 
 def test_unknown_settings_and_elements(model: MultiFidelityGP) -> None:
-    with pytest.raises(ValueError, match="one of full, sampled, energies, none"):
+    with pytest.raises(ValueError, match="one of full, sampled, energies, local, none"):
         model.calculator(uncertainty="some")
     with pytest.raises(ValueError, match="needs uncertainty"):
         model.calculator(uncertainty="none", uncertainty_threshold=0.1)

@@ -171,7 +171,7 @@ def test_other_objectives(frames: FrameSet, cuda: torch.device, objective: str) 
     assert ours.training.evidence == pytest.approx(theirs.training.evidence, rel=1e-6)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("uncertainty", ["full", "by_level", "energies", "none"])
+@pytest.mark.parametrize("uncertainty", ["full", "by_level", "energies", "local", "none"])
 def test_predictions(host: MultiFidelityGP, there: MultiFidelityGP, uncertainty: str) -> None:
     """At every level; then many structures at once, one of them without a cell and one of another size."""
     atoms = alloy(60)

@@ -59,11 +59,11 @@ def test_local_form_is_the_sum_of_both_parts(
     form = form.of_kernel(factor) if inverted else form
     away = phi - factor.mean(0)
     expected = weights * ((away @ covariance) * away).sum(1) + residual * (1.0 - phi.square().sum(1))
-    found, of_sum = form.variances(k if inverted else phi)
+    found, sums = form.variances(k if inverted else phi)
     assert float(expected.min()) > 1e-3
     assert float((found - expected).abs().max()) < 1e-12
     total = phi.sum(0)
-    assert float(of_sum) == pytest.approx(
+    assert float(form.of_sum(sums)) == pytest.approx(
         float(residual * total @ total - weights * total @ covariance @ total), rel=1e-11
     )
 

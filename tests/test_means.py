@@ -19,6 +19,7 @@ from descriptors.streamed import streamed_coefficients, streamed_pullback
 from mfgp import DataError, MultiFidelityGP, local_variances
 from mfgp import energy_variances as energy_variances_module
 from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
+from mfgp.energy_variances import local_variances as local_energy_variances
 from mfgp.inducing import build_basis
 from mfgp.kernels import power
 from mfgp.means import inner_products
@@ -173,10 +174,13 @@ def test_float32_conserves_energy_as_float64_does(model: MultiFidelityGP) -> Non
 
 def test_deviations_of_energies_are_those_with_all_rows(model: MultiFidelityGP) -> None:
     atoms = alloy(99)
-    full, energies = model.predict(atoms), model.predict(atoms, uncertainty="energies")
+    full, energies, local = (model.predict(atoms, uncertainty=u) for u in ("full", "energies", "local"))
     assert energies.energy_std == pytest.approx(full.energy_std, abs=1e-8)  # eV
     assert_allclose(energies.energies_std, full.energies_std, rtol=0, atol=1e-8)  # eV
     assert full.energies_std.min() > 1e-4
+    assert_allclose(local.energies_std, energies.energies_std, rtol=1e-13)
+    assert_allclose(local.forces, energies.forces, rtol=0, atol=1e-13)
+    assert local.energy_std is None
 
 
 @pytest.mark.parametrize("smallest_pivot", [0.0, 2.0])  # with the inverse of L, and without
@@ -216,6 +220,8 @@ def test_forms_of_energies_are_the_sums_that_they_stand_for(
     total = torch.cat([phi.sum(0), extra[0]])
     assert float(found.weights) == pytest.approx(float(total @ c @ total), rel=1e-10)
     assert_allclose(found.local, 0.7 * ((rows @ c[:m, :m]) * rows).sum(1) + residual, rtol=1e-9, atol=0)
+    alone = local_energy_variances(basis, forms, members, inner_products(basis, q, members), len(q))
+    assert_allclose(alone, found.local, rtol=1e-13)
 
 
 @pytest.mark.parametrize("n", range(7))
