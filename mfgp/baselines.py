@@ -190,7 +190,7 @@ def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) ->
 
 @contextlib.contextmanager
 def _float32() -> Iterator[None]:
-    """PyTorch's own default of new tensors, which networks count on, where a session has set another (as for MACE)."""
+    """PyTorch's own default of new tensors, which networks count on, where a program has set another (as for MACE)."""
     before = torch.get_default_dtype()
     if before == torch.float32:
         yield
