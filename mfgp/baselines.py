@@ -18,7 +18,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Baseline:
         except Exception as error:  # a calculator may raise anything
             raise DataError(
                 f"baseline {self.name!r} failed on {atoms.symbols}: {type(error).__name__}: {error}; leave this "
-                "baseline out, leave such structures out, or pass a calculator that covers them."
+                f"baseline out, leave such structures out, or pass a calculator that covers them.{_dtype_hint()}"
             ) from error
         for name in ("energy", "forces", "stress"):
             value = getattr(labels, name)
@@ -184,34 +184,18 @@ def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) ->
         )
     try:
         return factory(**dict(settings or {}))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"baseline {name!r} with settings {dict(settings or {})}: {error}.") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"baseline {name!r} with settings {dict(settings or {})}: {error}.{_dtype_hint()}") from error
 
 
-@contextlib.contextmanager
-def _float32() -> Iterator[None]:
-    """PyTorch's own default of new tensors, which networks count on, where a program has set another (as for MACE)."""
-    before = torch.get_default_dtype()
-    if before == torch.float32:
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _in_float32(calculator: Calculator) -> Calculator:
-    """The calculator, whose calculations see that default."""
-    plain = calculator.calculate
-
-    def calculate(*args: Any, **kwargs: Any) -> None:
-        with _float32():
-            plain(*args, **kwargs)
-
-    calculator.calculate = calculate  # type: ignore[method-assign]
-    return calculator
+def _dtype_hint() -> str:
+    """Where a program has changed the default dtype that pretrained networks count on: what to do. Else empty."""
+    if torch.get_default_dtype() == torch.float32:
+        return ""
+    return (
+        f" Something in this program has made {torch.get_default_dtype()} PyTorch's default (MACE's calculators do), and "
+        "pretrained networks count on float32: call torch.set_default_dtype(torch.float32) first."
+    )
 
 
 def _emt(*, asap_cutoff: bool = False) -> Calculator:
@@ -234,9 +218,9 @@ def _chgnet(*, model_name: str = "0.3.0", device: str = "cpu") -> Calculator:
             f"baseline 'chgnet' needs a package that is not installed ({error}); install it with "
             "pip install -e '.[chgnet]', or pass a calculator, baselines={'chgnet': calculator}."
         ) from error
-    with contextlib.redirect_stdout(io.StringIO()), _float32():  # it announces its device
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its device
         model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
-        return _in_float32(CHGNetCalculator(model, use_device=device, on_isolated_atoms="ignore"))
+        return CHGNetCalculator(model, use_device=device, on_isolated_atoms="ignore")
 
 
 def _chgnet_0_2(*, device: str = "cpu") -> Calculator:
@@ -260,9 +244,9 @@ def _sevennet(*, model_name: str = "7net-0", device: str = "cpu") -> Calculator:
             f"baseline 'sevennet' needs a package that is not installed ({error}); install it with "
             "pip install -e '.[sevennet]', or pass a calculator, baselines={'sevennet': calculator}."
         ) from error
-    with warnings.catch_warnings(), _float32():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No tensor product accelerator")  # of GPUs
-        return _in_float32(SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name]))
+        return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
 
 
 def _sevennet_l3i5(*, device: str = "cpu") -> Calculator:

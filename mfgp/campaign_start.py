@@ -22,7 +22,7 @@ from mfgp.config import FitConfig, load_config
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
 from mfgp.files import replacing
-from mfgp.frames import FrameSet, read_frames
+from mfgp.frames import FrameSet, is_held_out, read_frames
 from mfgp.model import MultiFidelityGP
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
@@ -110,8 +110,7 @@ def _structures(paths: Sequence[Path], held_out: set[str], notices: list[str]) -
     for path in paths:
         for i, atoms in enumerate(read_structures(path)):
             key = structure_hash(atoms)
-            split = str(atoms.info.get("split", ""))
-            if split.startswith(("test", "val")) or key in held_out:
+            if is_held_out(atoms.info.get("split")) or key in held_out:
                 dropped += 1
             elif key in out:
                 repeated += 1

@@ -68,6 +68,7 @@ def question(
     model: Path, pool: Path, targets: Path | None, costs: list[str] | None, weights: list[str] | None, notices: Console
 ) -> Question:
     """Read what the options name, and say which costs are used."""
+    from mfgp.frames import is_held_out
     from mfgp.model import MultiFidelityGP
     from mfgp.reading import read_structures
     from mfgp.selection import known_calculations
@@ -78,7 +79,7 @@ def question(
     if unknown := [name for name in given if name not in fitted.levels]:
         raise ConfigError(f"--cost {unknown[0]}: unknown level; this model has {', '.join(fitted.levels)}.")
     structures = read_structures(pool)
-    held_out = [i for i, a in enumerate(structures) if str(a.info.get("split", "")).startswith(("test", "val"))]
+    held_out = [i for i, a in enumerate(structures) if is_held_out(a.info.get("split"))]
     if len(held_out) == len(structures):
         console.say(notices, "warning: all structures of the pool are held out (info['split']): a test set?", "yellow")
         held_out = []

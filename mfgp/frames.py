@@ -32,6 +32,11 @@ from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, n
 __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_atoms"]
 
 
+def is_held_out(split: str | None) -> bool:
+    """Whether a split, info["split"], keeps a structure out of training: test... and val... do."""
+    return split is not None and str(split).startswith(("test", "val"))
+
+
 @dataclass(frozen=True)
 class Frame:
     """One structure with its labels at one level.
@@ -58,7 +63,7 @@ class Frame:
     @property
     def held_out(self) -> bool:
         """Whether info["split"] keeps the frame out of training: 'test', 'test_ood', 'validation', ..."""
-        return self.split is not None and self.split.startswith(("test", "val"))
+        return is_held_out(self.split)
 
     @property
     def labelled(self) -> bool:
