@@ -16,11 +16,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from sphericart.torch import SolidHarmonics
 from torch import Tensor
 
 from descriptors.config import SOAPConfig
 from descriptors.radial import RadialBasis, neighbor_weight, radial_functions, radial_functions_with_slopes
+from descriptors.sphericart_harmonics import solid_harmonics_with_gradients
 
 Y00 = 0.5 / math.sqrt(math.pi)
 PADDING = 1.3  # slots per pair above which segments are sorted into blocks of similar length
@@ -125,7 +125,7 @@ def pair_terms_with_slopes(slots: Slots, basis: RadialBasis, config: SOAPConfig)
     values, slopes = radial_functions_with_slopes(basis, r)
     radial = values * weight[None, :, None]
     radial_slope = (slopes * weight[None, :, None]).addcmul_(values, slope[None, :, None].expand_as(values))
-    harmonics, gradients = SolidHarmonics(config.l_max).compute_with_gradients(slots.vectors)
+    harmonics, gradients = solid_harmonics_with_gradients(slots.vectors, config.l_max)
     direction = slots.vectors / r.clamp(min=torch.finfo(r.dtype).tiny)[:, None]
     return PairTerms(radial, harmonics), PairSlopes(radial_slope, gradients, direction)
 

@@ -18,6 +18,10 @@ from torch import Tensor
 from vesin import NeighborList
 
 DEGENERATE = 1e-6  # smallest volume spanned by unit vectors along the periodic cell vectors
+SEARCHED_THERE = (
+    1000  # atoms from which the pairs of a structure are searched on its GPU: fewer are found sooner without
+)
+NO_VECTORS = torch.empty(0, 3, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -44,46 +48,64 @@ def neighborhoods(
     Raises ValueError, naming the structure's index, for positions or cells that are not finite, and for periodic
     directions whose cell vectors are zero or linearly dependent.
     """
-    finder = NeighborList(cutoff=r_cut, full_list=True)
-    centre, neighbor, vectors = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty((0, 3))]
-    numbers, structure, offset = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    finder, device = NeighborList(cutoff=r_cut, full_list=True), torch.device(device)
+    centre, neighbor, vectors = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], [NO_VECTORS]
+    numbers, offset = [torch.empty(0, dtype=torch.long)], 0
     for index, atoms in enumerate(structures):
-        i, j, r = _pairs(atoms, finder, index)
+        here = device if device.type == "cuda" and len(atoms) >= SEARCHED_THERE else torch.device("cpu")
+        i, j, r = _pairs(atoms, finder, index, here)
         centre.append(i + offset)
         neighbor.append(j + offset)
         vectors.append(r)
-        numbers.append(atoms.numbers.astype(np.int64))
-        structure.append(np.full(len(atoms), index))
+        numbers.append(torch.from_numpy(atoms.numbers.astype(np.int64)))
         offset += len(atoms)
-
-    def integers(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device)
-
+    structure = torch.arange(len(structures)).repeat_interleave(
+        torch.tensor([len(a) for a in structures], dtype=torch.long)
+    )
     return Neighborhoods(
-        numbers=integers(numbers),
-        structure=integers(structure),
+        numbers=_joined(numbers, device),
+        structure=structure.to(device),
         n_structures=len(structures),
-        centre=integers(centre),
-        neighbor=integers(neighbor),
-        vectors=torch.from_numpy(np.concatenate(vectors)).to(dtype=dtype, device=device),
+        centre=_joined(centre, device),
+        neighbor=_joined(neighbor, device),
+        vectors=_joined(vectors, device).to(dtype),
     )
 
 
-def _pairs(atoms: Atoms, finder: NeighborList, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre [pair], neighbour [pair] and vector [pair, 3] Å of one structure."""
+def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
+    """One below the other, on a device."""
+    if all(part.device.type == "cpu" for part in parts):
+        return torch.cat(parts).to(device)  # one transfer
+    return torch.cat([part.to(device) for part in parts])
+
+
+def _pairs(atoms: Atoms, finder: NeighborList, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre [pair], neighbour [pair] and vector [pair, 3] Å of one structure, searched on a device and left there."""
     cell = _search_cell(atoms, index)
     positions = atoms.positions.astype(np.float64)  # [atom, 3] Å
     if not np.isfinite(positions).all():
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=1)).tolist()
         raise ValueError(f"structure {index} ({atoms.symbols}): positions of atoms {bad} are not finite numbers.")
     if len(atoms) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 3))
-    i, j, shift = finder.compute(points=positions, box=cell, periodic=atoms.pbc, quantities="ijS")
-    i, j = i.astype(np.int64), j.astype(np.int64)
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), NO_VECTORS
+    points, box = torch.from_numpy(positions).to(device), torch.from_numpy(cell).to(device)
+    found = finder.compute(points=points, box=box, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
+    i, j, shift = (x.long() for x in found)
+    order = torch.argsort(_rank(i, j, shift, len(atoms)))
     i, j, shift = i[order], j[order], shift[order]
-    vectors = positions[j] - positions[i] + shift.astype(np.float64) @ cell  # [pair, 3] Å
+    vectors = points[j] - points[i] + shift.double() @ box  # [pair, 3] Å
     return i, j, vectors
+
+
+def _rank(i: Tensor, j: Tensor, shift: Tensor, n_atoms: int) -> Tensor:
+    """A number for each pair that is ascending in centre, neighbour and shift, [pair]."""
+    if len(i) == 0:
+        return i
+    lowest, span = shift.amin(0), shift.amax(0) - shift.amin(0) + 1  # [xyz]
+    rank = i * n_atoms + j
+    for axis in range(3):
+        rank = rank * span[axis] + (shift[:, axis] - lowest[axis])
+    return rank
 
 
 def _search_cell(atoms: Atoms, index: int) -> np.ndarray:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from sphericart.torch import SolidHarmonics
 from torch import Tensor
 
 from descriptors.config import SOAPConfig
@@ -34,6 +33,7 @@ from descriptors.power_spectrum import (
     power_spectrum_pullback,
 )
 from descriptors.radial import RadialBasis, neighbor_weight
+from descriptors.sphericart_harmonics import solid_harmonics, solid_harmonics_with_gradients
 
 CACHED_SLOTS = {"cpu": 256, "cuda": 2**20}  # slots at a time
 
@@ -145,11 +145,11 @@ def with_primitives(slots: Slots, config: SOAPConfig, primitives: Primitives) ->
 def streamed_coefficients(given: RadialSlots, species: Tensor, n_species: int) -> list[Tensor]:
     """c for each l: [centre, channel, 2l+1] as density_coefficients gives them. species [centre] index of each centre's."""
     f, n_centres = given.folding, len(species)
-    n_max, harmonics = f.matrix.shape[1], SolidHarmonics(f.l_max)
+    n_max = f.matrix.shape[1]
     out = given.vectors.new_zeros(n_centres * n_species, n_max, (f.l_max + 1) ** 2)  # [segment, n, lm]
     for part in parts(given.slots):
         rows, shape = slice(part.start, part.stop), (len(part.segments), part.width, -1)
-        values, s = given.values(rows), harmonics.compute(given.vectors[rows])
+        values, s = given.values(rows), solid_harmonics(given.vectors[rows], f.l_max)
         products = torch.bmm(values.view(shape).mT, s.view(shape)).mul_(f.same)  # [segment, l n', lm]
         out.index_copy_(0, part.segments, f.matrix.T @ products)
     centres = torch.arange(n_centres, device=species.device)
@@ -160,7 +160,7 @@ def streamed_coefficients(given: RadialSlots, species: Tensor, n_species: int) -
 
 def streamed_pullback(given: RadialSlots, gradient: list[Tensor]) -> Tensor:
     """dE/dr of each slot, [slot, xyz], from dE/dc: for each l [centre, channel, 2l+1]."""
-    f, harmonics = given.folding, SolidHarmonics(given.folding.l_max)
+    f = given.folding
     dtype, tiny = given.vectors.dtype, torch.finfo(given.vectors.dtype).tiny
     a = torch.cat(gradient, dim=2).to(dtype).view(-1, f.matrix.shape[1], (f.l_max + 1) ** 2)  # [segment, n, lm]
     inverse = given.distance.clamp(min=tiny).reciprocal_()[:, None]  # [slot, 1] 1/Å
@@ -169,10 +169,10 @@ def streamed_pullback(given: RadialSlots, gradient: list[Tensor]) -> Tensor:
         rows, shape = slice(part.start, part.stop), (len(part.segments), part.width, -1)
         b = (f.matrix @ a.index_select(0, part.segments)).mul_(f.same)  # [segment, l n', lm]
         values, slopes = given.values_and_slopes(rows)  # [slot, l n']
-        s, gradients = harmonics.compute_with_gradients(given.vectors[rows])  # [slot, lm], [slot, xyz, lm]
+        s, gradients = solid_harmonics_with_gradients(given.vectors[rows], f.l_max)  # [slot, lm], [slot, xyz, lm]
         by_harmonic = torch.bmm(values.reshape(shape), b)  # [segment, width, lm]
         by_radial = torch.bmm(s.view(shape), b.mT).flatten(0, 1)  # [slot, l n']
-        along = torch.bmm(by_radial[:, None], slopes[:, :, None])[:, 0].mul_(inverse[rows])  # [slot, 1]
+        along = by_radial.mul_(slopes).sum(1, keepdim=True).mul_(inverse[rows])  # [slot, 1]
         radial = (along * given.vectors[rows])[:, :, None]
         torch.baddbmm(radial, gradients, by_harmonic.view(len(s), -1, 1), out=out[rows, :, None])
     return out.to(given.slots.vectors.dtype)

@@ -109,8 +109,8 @@ def fit(
 
 
 def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.estimate import available_memory, estimate
-    from mfgp.features import resolve_device
+    from mfgp.devices import available_memory, resolve_device
+    from mfgp.estimate import estimate
 
     cost = estimate(frames, settings)
     console.say(out, console.estimate_line(cost))

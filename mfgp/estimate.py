@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +31,8 @@ from descriptors import SOAP, fit_contraction
 from descriptors.slopes import expansion_bytes
 from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, resolve_device, structure_key
+from mfgp.devices import resolve_device
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
@@ -245,19 +245,3 @@ def memory_bytes(c: Counts) -> float:
 def _sample(frames: FrameSet, seed: int) -> list[Frame]:
     order = np.random.default_rng(seed).permutation(len(frames))[:SAMPLE]
     return [frames.frames[i] for i in sorted(order)]
-
-
-def available_memory(device: torch.device) -> float | None:
-    """Bytes that a fit could still take: free on the GPU or the machine, or left by a container; None if unknown."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    free: list[float] = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [1024.0 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free.append(float(limit) - float(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError, IndexError):
-        pass
-    return min(free, default=None)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
 from mfgp.config import FitConfig
+from mfgp.devices import resolve_device
 from mfgp.errors import ConfigError, DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.inducing import InducingBasis, select_inducing
@@ -165,15 +166,6 @@ def structure_key(atoms: Atoms) -> bytes:
     """Elements, positions, cell and periodicity as bytes: equal for the same geometry, whatever its labels."""
     parts = (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc)
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for CUDA where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda, but torch finds no CUDA device; set device: auto or cpu.")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 1) -> Iterator[Neighborhoods]:

@@ -27,8 +27,9 @@ from mfgp.baselines import make_baselines
 from mfgp.calibration import Calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
+from mfgp.devices import resolve_device
 from mfgp.errors import ModelFileError
-from mfgp.features import Features, resolve_device
+from mfgp.features import Features
 from mfgp.files import replacing
 from mfgp.fitting import make_prior
 from mfgp.hyperparameters import LevelNoise

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from systems import SYSTEMS, isolated_atom, rattled_silicon, slab, sodium_chloride, triclinic, water
 
 from descriptors import neighborhoods
+from descriptors.neighbors import SEARCHED_THERE
 
 
 def _sorted_rows(i: np.ndarray, j: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -105,3 +106,20 @@ def test_values_that_are_not_finite_are_errors() -> None:
     crystal.cell[0, 0] = np.inf
     with pytest.raises(ValueError, match=r"structure 0 .*cell"):
         neighborhoods([crystal], 3.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="vesin's search runs on a real GPU, not on a pretended one")
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True)])
+def test_large_structures_are_searched_on_the_gpu(pbc: tuple[bool, bool, bool]) -> None:
+    """The same pairs in the same order, of a sheared cell with atoms outside it."""
+    atoms = rattled_silicon() * (5, 5, 4)
+    rng = np.random.default_rng(0)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.1, (3, 3))), scale_atoms=True)
+    atoms.positions += rng.integers(-2, 3, (len(atoms), 3)) * pbc @ atoms.cell.array
+    atoms.pbc = pbc
+    assert len(atoms) >= SEARCHED_THERE
+    here, there = neighborhoods([atoms, water()], 6.0), neighborhoods([atoms, water()], 6.0, device="cuda")
+    for name in ("numbers", "structure", "centre", "neighbor"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name)), name
+    assert_allclose(there.vectors.cpu(), here.vectors, rtol=0, atol=1e-12)

@@ -33,9 +33,10 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.accumulation import accumulate
 from mfgp.cli import app
 from mfgp.costs import CostModel
+from mfgp.devices import available_memory
 from mfgp.distributed import DistributedPass
 from mfgp.doctor_fit import label_scores
-from mfgp.estimate import available_memory, estimate
+from mfgp.estimate import estimate
 from mfgp.evaluation import evaluate
 from mfgp.features import Features
 from mfgp.objectives import Evidence

@@ -16,7 +16,8 @@ from ase import Atoms
 from ase.build import bulk
 
 from mfgp import DataError, FitConfig, FrameSet
-from mfgp.estimate import Counts, available_memory, count, estimate, memory_bytes, seconds
+from mfgp.devices import available_memory
+from mfgp.estimate import Counts, count, estimate, memory_bytes, seconds
 from mfgp.rates import Rates, pairs_per_centre, product_rate
 
 COUNTS = Counts(

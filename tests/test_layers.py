@@ -30,6 +30,7 @@ LAYERS = [
         "training",
     ),
     *(
+        "devices",
         "primitive",
         "features",
         "training_frames",

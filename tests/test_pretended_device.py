@@ -72,6 +72,6 @@ def test_derivatives(cuda: torch.device) -> None:
         layer.zero_grad()
         y = layer(x.to(device))
         (y.exp().sum() + layer.bias.square().sum()).backward()
-        slopes.append([p.grad.cpu() for p in layer.parameters()])
+        slopes.append([p.grad.clone().cpu() for p in layer.parameters()])  # `to` moves the gradients too
     for ours, theirs in zip(*slopes, strict=True):
         assert_allclose(ours, theirs, rtol=1e-13)
