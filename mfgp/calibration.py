@@ -6,18 +6,18 @@ The variance of the difference between a prediction and a new calculation is tak
 
 with the variance of the posterior weights, that which the inducing points do not carry, and that of the labels' noise (all
 as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on. Of
-energies and forces v_weights and v_residual are multiplied by the factor of novelty.py first. calibration_fit.py has how
-all that comes from left-out errors. The noise of a fit holds what the model cannot express as well as what is wrong with
-the labels; a user meets both, so a calibrated std is that of the
-difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard deviations) a
-second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al.,
-Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+energies and forces v_weights and v_residual are multiplied by the factor of novelty.py first, and all three of an energy by
+that of its composition (composition_scatter.py). calibration_fit.py has how all that comes from left-out errors. The noise
+of a fit holds what the model cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std
+is that of the difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard
+deviations) a second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022);
+Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mfgp import composition_scatter
+from mfgp.composition_scatter import CompositionScatter
 from mfgp.novelty import EnergyNovelty, Novelty, Pairs
 
 
@@ -38,6 +40,10 @@ class Scale:
     noise: float = 1.0
     sampled_weights: float = 1.0
     sampled_noise: float = 1.0
+
+    def times(self, factor: float) -> Scale:
+        """All of them times a factor."""
+        return Scale(*(factor * x for x in astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of energies and virials by level, of forces by level and atomic number; novelty of both by level."""
+    """Scales of energies and virials by level, of forces by level and atomic number; novelty of both, and the scatter of
+    energies by composition, by level.
+    """
 
     energy: tuple[Scale, ...]
     forces: tuple[dict[int, Scale], ...]
@@ -66,6 +74,7 @@ class Calibration:
     fitted: tuple[Fitted, ...] = ()
     novelty: tuple[Novelty, ...] = ()
     energy_novelty: tuple[EnergyNovelty, ...] = ()
+    scatter: tuple[CompositionScatter, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 for the virial.
@@ -120,10 +129,13 @@ class Calibration:
         return self.energy[level].weights, self.energy[level].residual
 
     def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
+        energy = self.energy[level]
+        if self.scatter:
+            energy = energy.times(self.scatter[level].factor(numbers))
         if size == 1:
-            return [self.energy[level]]
+            return [energy]
         forces = [self.forces[level][int(z)] for z in numbers for _ in range(3)]
-        return [self.energy[level], *forces, *[self.virial[level]] * 6]
+        return [energy, *forces, *[self.virial[level]] * 6]
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, forces by element symbol."""
@@ -137,6 +149,7 @@ class Calibration:
                 for n in self.novelty
             ],
             "energy_novelty": [asdict(n) for n in self.energy_novelty],
+            "scatter": [composition_scatter.to_json(s) for s in self.scatter],
         }
 
     @staticmethod
@@ -152,4 +165,5 @@ class Calibration:
                 for n in data["novelty"]
             ),
             tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),
+            tuple(composition_scatter.from_json(s) for s in data["scatter"]),
         )

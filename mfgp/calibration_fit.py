@@ -8,7 +8,7 @@ structures. The factors a, r, b of Var = a v_weights + r v_residual + b v_noise 
 
 over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
 a handful of structures the calibration stays near what the model says by itself. The exponents of novelty.py are fitted in
-turns with them.
+turns with them, the scatter of composition_scatter.py last.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from mfgp.calibration import Calibration, Fitted, Scale
+from mfgp.composition_scatter import CompositionScatter, fit_scatter, fractions
 from mfgp.leave_one_out import LeftOut
 from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
 from mfgp.scores import scores
@@ -31,7 +32,7 @@ Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
 PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-9.0, 6.0)
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
-TELLS = 1e-3  # residual over the other variances, from which on a label has something to say about r
+TELLS = 0.1  # residual over the other variances, from which on a label has something to say about r
 ROUNDS = 3  # of factors and exponents in turns
 
 
@@ -79,12 +80,26 @@ def fit_calibration(
         for p in parts
     }
     exponents, found = _in_turns(left, alike, ratios, first, levels, species)
+    surprises = {
+        level: [(p, _surprise(p, found, t, ratios[id(p)])) for p in alike[level, "energy"]]
+        for t, level in enumerate(levels)
+    }
     return replace(
         found,
+        scatter=tuple(_scatter(surprises[level], exponents[level, "energy"]) for level in levels),
         fitted=_as_before(first, found),
         novelty=tuple(replace(forces[level], exponent=exponents[level, "forces"]) for level in levels),
         energy_novelty=tuple(replace(energies[level], exponent=exponents[level, "energy"]) for level in levels),
     )
+
+
+def _scatter(energies: Sequence[tuple[LeftOut, Surprise]], exponent: float) -> CompositionScatter:
+    """How the left-out energies of a level scatter beyond their variances, novelty included."""
+    rows = []
+    for part, s in energies:
+        variance = s.model * np.exp(exponent * s.log_ratio) + s.noise
+        rows.append((fractions(part.frame.atoms.numbers), float(s.error[0]), float(variance[0])))
+    return fit_scatter(rows)
 
 
 def _usual(

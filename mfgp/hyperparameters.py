@@ -23,6 +23,7 @@ from mfgp.statistics import Key, Statistics
 LEARNED_KINDS = ("energy", "forces", "virial")
 FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial value, and from a level to the next
 ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
+LARGEST = 1e14  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -142,6 +143,20 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         return Normal(function_samples, self.of(kwargs["key"]))
 
 
+def definite_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
+    """sigma^2 + tr(D_t G D_t) / LARGEST of each (level, kind), D_t^2 = sum_u d_tu^2 the prior variances that level t sees.
+
+    Labels without noise would leave nothing of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the
+    evidence. d [T, T, M'] from `block_scales`.
+    """
+    prior = (d**2).sum(1)  # [T, M']
+    out = {}
+    for key in statistics.observed():
+        signal = (prior[key[0]] * statistics.moments[key].gram.diagonal()).sum()
+        out[key] = noise.of(key) ** 2 + (signal / LARGEST if key[1] in LEARNED_KINDS else 0.0)
+    return out
+
+
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):
     """log p(y) + log p(rho, noise) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
 
@@ -151,9 +166,16 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
 
     def forward(self, statistics: Statistics, species_index: Tensor, column_std: Tensor) -> Tensor:
         """species_index [M] of each feature, column_std [T, column] prior standard deviations of the column shifts."""
-        d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
-        value = evidence(statistics, d, self.likelihood.inverse_variances(statistics.observed()))
-        return value + self.log_prior()
+        d = self.scales(species_index, column_std)
+        return evidence(statistics, d, self.inverse_noise(statistics, d)) + self.log_prior()
+
+    def scales(self, species_index: Tensor, column_std: Tensor) -> Tensor:
+        """d [T, T, M'] of the present hyperparameters."""
+        return block_scales(self.model.rho, self.model.scale, species_index, column_std)
+
+    def inverse_noise(self, statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
+        """sigma^-2 of each (level, kind), of the noises that float64 can carry."""
+        return {key: variance**-1 for key, variance in definite_variances(self.likelihood, statistics, d).items()}
 
     def log_prior(self) -> Tensor:
         """log p(rho, noise), nats."""

@@ -41,7 +41,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 7
+SCHEMA = 8
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -85,6 +85,12 @@ def _without_calculations(header: Header) -> Header:
     return {**header, "calculated": []}
 
 
+def _without_scatter(header: Header) -> Header:
+    """Schema 7 calibrated energies of all compositions alike."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "scatter": []}}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
@@ -93,6 +99,7 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
     4: _without_novelty,
     5: _without_energy_novelty,
     6: _without_calculations,
+    7: _without_scatter,
 }
 
 

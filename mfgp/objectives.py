@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mfgp.autoregressive import block_scales, evidence
+from mfgp.autoregressive import evidence
 from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
 from mfgp.statistics import Key, Statistics, merge
 
@@ -36,7 +36,7 @@ class CollapsedBound(Evidence):
 
     def forward(self, statistics: Statistics, species_index: Tensor, column_std: Tensor) -> Tensor:
         value = super().forward(statistics, species_index, column_std)
-        inverse_noise = self.likelihood.inverse_variances(statistics.observed())
+        inverse_noise = self.inverse_noise(statistics, self.scales(species_index, column_std))
         variances = self.model.local_variances()  # [T, S]
         for key in statistics.observed():
             diagonal = statistics.moments[key].gram.diagonal()[: len(species_index)]
@@ -56,8 +56,8 @@ class CrossValidation(Evidence):
         self.folds = folds
 
     def forward(self, statistics: Statistics, species_index: Tensor, column_std: Tensor) -> Tensor:
-        d = block_scales(self.model.rho, self.model.scale, species_index, column_std)
-        inverse_noise = self.likelihood.inverse_variances(statistics.observed())
+        d = self.scales(species_index, column_std)
+        inverse_noise = self.inverse_noise(statistics, d)
         value = len(self.folds) * evidence(statistics, d, inverse_noise)
         for fold in self.folds:
             value = value - evidence(without(statistics, fold), d, inverse_noise)

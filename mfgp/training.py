@@ -3,7 +3,8 @@
 A first run uses a prefix of the inducing points (their statistics are sub-matrices of the full ones), where a step costs
 little; a second, shorter one all of them. A factorisation that fails inside a line search is a very bad objective, not a
 crash. Bounds keep the force and virial noises above a floor set by float64: P = I + G / noise^2 stays definite while
-s^2 max eig(G) / noise^2 is below about 1e13. At the end `keep_definite` sees to it for all kinds.
+s^2 max eig(G) / noise^2 is below about 1e13. The objective adds to the noises what is missing (`definite_variances`), so
+that rounding never decides it; `keep_definite` gives the model the noises that were used.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from torch import Tensor
 
 from mfgp.autoregressive import block_scales
 from mfgp.errors import NumericalError
-from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, Evidence, LevelNoise
+from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, Evidence, LevelNoise, definite_variances
 from mfgp.statistics import Statistics
 
 FLOAT64_HEADROOM = 1e12  # of s^2 eig(G) / noise^2
-LARGEST = 1e14  # of the same, with the amplitudes that were learned
-POWER_ITERATIONS = 20
 REFINE_ITERATIONS = 15  # with all inducing points, after the run on a prefix
 RHO_BOUNDS = (-1.0, 3.0)
 MIN_ENERGY_RATIO = 1e-4  # Å
@@ -74,30 +73,13 @@ def noise_floor(statistics: Statistics, level: int, kind: str) -> float:
 def keep_definite(
     prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics, species_index: Tensor, column_std: Tensor
 ) -> None:
-    """Raise noises to where s^2 max eig(G) / noise^2 is LARGEST: labels without noise would leave nothing of the prior's 1.
-
-    species_index [M], column_std [T, column].
-    """
-    variance = (block_scales(prior.rho, prior.scale, species_index, column_std) ** 2).sum(1)  # [T, M'] of the prior
+    """Set the noises to those of the objective (`definite_variances`). species_index [M], column_std [T, column]."""
+    d = block_scales(prior.rho, prior.scale, species_index, column_std)
     values = noise.noise.clone()
-    for (level, kind), m in statistics.moments.items():
+    for (level, kind), variance in definite_variances(noise, statistics, d).items():
         if kind in LEARNED_KINDS:
-            k = LEARNED_KINDS.index(kind)
-            floor = (_largest_eigenvalue(m.gram, variance[level].sqrt()) / LARGEST) ** 0.5
-            values[level, k] = values[level, k].clamp(min=floor)
+            values[level, LEARNED_KINDS.index(kind)] = variance.sqrt()
     noise.set_noise(values)
-
-
-def _largest_eigenvalue(gram: Tensor, scale: Tensor) -> float:
-    """Of diag(scale) G diag(scale), by power iteration: never more, and near enough for a bound of orders of magnitude."""
-    x, value = scale.clone(), 0.0
-    for _ in range(POWER_ITERATIONS):
-        x = x / torch.linalg.vector_norm(x)
-        x = scale * (gram @ (scale * x))
-        value = float(torch.linalg.vector_norm(x))
-        if value == 0.0:
-            break
-    return value
 
 
 def maximise_evidence(

@@ -48,6 +48,7 @@ LAYERS = [
         "batched",
         "leave_one_out",
         "novelty",
+        "composition_scatter",
         "calibration",
         "calibration_fit",
         "calculator",

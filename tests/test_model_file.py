@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
+from mfgp.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.hyperparameters import Evidence
 from mfgp.model_file import SCHEMA, read_header
 from mfgp.model_file import _hash as contents_hash
@@ -185,8 +186,23 @@ def test_a_file_of_schema_5_knows_no_novelty_of_energies(
     old = {k: v for k, v in read_header(path)["calibration"].items() if k != "energy_novelty"}
     as_written(path, {"schema": 5, "calibration": old})
     again = MultiFidelityGP.load(path)
-    assert again.calibration == replace(loaded.calibration, energy_novelty=())
+    assert again.calibration == replace(loaded.calibration, energy_novelty=(), scatter=())
     assert again.predict(alloy(80)).energy_std > 0
+
+
+def test_a_file_of_schema_7_knows_no_scatter(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
+    loaded = MultiFidelityGP.load(path)
+    loaded.calibrate(two_levels.training())
+    assert loaded.calibration is not None
+    known = (CompositionScatter(0.5, (Composition(fractions(alloy(0).numbers), 4, 2.0),)),) * 2
+    loaded.calibration = replace(loaded.calibration, scatter=known)
+    loaded.save(path)
+    assert MultiFidelityGP.load(path).calibration == loaded.calibration
+    as_written(
+        path,
+        {"schema": 7, "calibration": {k: v for k, v in read_header(path)["calibration"].items() if k != "scatter"}},
+    )
+    assert MultiFidelityGP.load(path).calibration == replace(loaded.calibration, scatter=())
 
 
 def test_a_file_of_schema_3_keeps_its_costs(model: MultiFidelityGP, path: Path) -> None:

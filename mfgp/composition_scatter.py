@@ -1,0 +1,112 @@
+"""How much the energies of like compositions are off: a factor of their variance.
+
+What no structure says, its composition may: with as much Fe2+ as Fe3+ in a cell, which ion carries the charge is decided by
+the calculation's history, and energies of one geometry scatter by more than those of cells where all are alike. With x the
+fractions of the elements among the atoms, k the distinct compositions of the left-out structures of a level, n_k of them,
+and q_k the mean over these of error^2 / variance,
+
+    s(x) = (n_0 + sum_k n_k K(x, x_k) q_k) / (n_0 + sum_k n_k K(x, x_k)),    K = exp(-|x - x_k|^2 / 2 h^2),    g = s^c
+
+multiplies the calibrated variance of an energy, noise included. One c in [0, 1] for each level maximises
+
+    sum over left-out structures of log N(error; 0, g variance), g from the other structures,  - c^2 / 2
+
+so that a level whose errors do not depend on the composition keeps c near 0, and a data set of one composition c = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+Array = NDArray[np.float64]
+Fractions = tuple[tuple[int, float], ...]  # atomic number and fraction of the atoms, ascending
+WIDTH = 0.03  # h: compositions are alike that differ by one atom in thirty
+PRIOR_COUNT = 3.0  # n_0
+MIN_STRUCTURES = 10  # with fewer a level has no such factor
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Left-out structures of one composition: their number and the mean of error^2 / variance."""
+
+    fractions: Fractions
+    structures: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class CompositionScatter:
+    """c and the compositions of a level."""
+
+    exponent: float = 0.0
+    compositions: tuple[Composition, ...] = ()
+
+    def factor(self, numbers: NDArray[np.int64]) -> float:
+        """g of a structure with these atomic numbers [N]."""
+        if self.exponent == 0.0:
+            return 1.0
+        x = fractions(numbers)
+        weights = np.array([c.structures * _alike(x, c.fractions) for c in self.compositions])
+        ratios = np.array([c.ratio for c in self.compositions])
+        return float((PRIOR_COUNT + weights @ ratios) / (PRIOR_COUNT + weights.sum())) ** self.exponent
+
+
+def fractions(numbers: NDArray[np.int64]) -> Fractions:
+    """Of each element among atoms of these atomic numbers [N]."""
+    found, counts = np.unique(numbers, return_counts=True)
+    return tuple(zip(found.tolist(), (counts / len(numbers)).tolist(), strict=True))
+
+
+def fit_scatter(structures: Sequence[tuple[Fractions, float, float]]) -> CompositionScatter:
+    """c and compositions from left-out energies of a level: fractions, error and calibrated variance of each."""
+    names = list(dict.fromkeys(x for x, _, _ in structures))
+    if len(structures) < MIN_STRUCTURES or len(names) < 2:
+        return CompositionScatter()
+    index = np.array([names.index(x) for x, _, _ in structures])
+    error, variance = (np.array([s[k] for s in structures]) for k in (1, 2))
+    ratio = error**2 / variance
+    counts, sums = np.bincount(index), np.bincount(index, weights=ratio)
+    alike = np.array([[_alike(a, b) for b in names] for a in names])
+    others = alike @ counts - 1.0  # without the structure itself
+    s = (PRIOR_COUNT + (alike @ sums)[index] - ratio) / (PRIOR_COUNT + others[index])
+
+    def negative(c: float) -> float:
+        return 0.5 * c * c + 0.5 * float((ratio / s**c + c * np.log(s)).sum())
+
+    exponent = float(minimize_scalar(negative, bounds=(0.0, 1.0), method="bounded").x)
+    table = zip(names, counts.tolist(), (sums / counts).tolist(), strict=True)
+    return CompositionScatter(exponent, tuple(Composition(*row) for row in table))
+
+
+def _alike(a: Fractions, b: Fractions) -> float:
+    """K of two compositions."""
+    x, y = dict(a), dict(b)
+    square = sum((x.get(z, 0.0) - y.get(z, 0.0)) ** 2 for z in x.keys() | y.keys())
+    return float(np.exp(-0.5 * square / WIDTH**2))
+
+
+def to_json(scatter: CompositionScatter) -> dict[str, Any]:
+    """Plain numbers, elements by symbol."""
+    rows = [
+        {"fractions": {chemical_symbols[z]: x for z, x in c.fractions}, "structures": c.structures, "ratio": c.ratio}
+        for c in scatter.compositions
+    ]
+    return {"exponent": scatter.exponent, "compositions": rows}
+
+
+def from_json(data: Mapping[str, Any]) -> CompositionScatter:
+    """What `to_json` gave."""
+    rows = [
+        Composition(
+            tuple(sorted((atomic_numbers[s], x) for s, x in r["fractions"].items())), r["structures"], r["ratio"]
+        )
+        for r in data["compositions"]
+    ]
+    return CompositionScatter(data["exponent"], tuple(rows))
