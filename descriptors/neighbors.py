@@ -48,12 +48,15 @@ def neighborhoods(
     Raises ValueError, naming the structure's index, for positions or cells that are not finite, and for periodic
     directions whose cell vectors are zero or linearly dependent.
     """
-    finder, device = NeighborList(cutoff=r_cut, full_list=True), torch.device(device)
+    device, cpu = torch.device(device), torch.device("cpu")
+    on_cpu = NeighborList(cutoff=r_cut, full_list=True)
     centre, neighbor, vectors = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], [NO_VECTORS]
     numbers, offset = [torch.empty(0, dtype=torch.long)], 0
     for index, atoms in enumerate(structures):
-        here = device if device.type == "cuda" and len(atoms) >= SEARCHED_THERE else torch.device("cpu")
-        i, j, r = _pairs(atoms, finder, index, here)
+        if device.type == "cuda" and len(atoms) >= SEARCHED_THERE:
+            i, j, r = _pairs(atoms, NeighborList(cutoff=r_cut, full_list=True), index, device)
+        else:
+            i, j, r = _pairs(atoms, on_cpu, index, cpu)
         centre.append(i + offset)
         neighbor.append(j + offset)
         vectors.append(r)

@@ -128,10 +128,13 @@ class Calibration:
         """a and r of local energies: those of total energies; without novelty and noise."""
         return self.energy[level].weights, self.energy[level].residual
 
+    def energy_scale(self, level: int, numbers: NDArray[np.int64]) -> Scale:
+        """Of the energy of a structure with these atomic numbers [N]."""
+        factor = self.scatter[level].factor(numbers) if self.scatter else 1.0
+        return self.energy[level].times(factor)
+
     def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
-        energy = self.energy[level]
-        if self.scatter:
-            energy = energy.times(self.scatter[level].factor(numbers))
+        energy = self.energy_scale(level, numbers)
         if size == 1:
             return [energy]
         forces = [self.forces[level][int(z)] for z in numbers for _ in range(3)]

@@ -120,7 +120,8 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
 def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> Iterator[tuple[int, LabelScore]]:
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     if part.kind == "energy":
-        scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
+        numbers = part.frame.atoms.numbers
+        scale = Scale() if model.calibration is None else model.calibration.energy_scale(part.level, numbers)
         score = _left_out(smoother, part, None, slice(0, 1), scale)
         if score is not None:
             yield 0, score

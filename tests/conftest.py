@@ -77,7 +77,10 @@ def two_levels() -> FrameSet:
 @pytest.fixture(scope="session")
 def config() -> FitConfig:
     return FitConfig(
-        descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 40}, training={"max_iterations": 30, "calibrate": False}
+        descriptor=DESCRIPTOR,
+        model={"zeta": 2, "n_inducing": 40},
+        training={"max_iterations": 30, "calibrate": False},
+        device="cpu",
     )
 
 
