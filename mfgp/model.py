@@ -43,6 +43,7 @@ from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Statistics, merge
+from mfgp.surprises import warn_of_surprises
 from mfgp.training import TrainingResult
 from mfgp.training_frames import (
     CALIBRATION_STRUCTURES,
@@ -274,9 +275,10 @@ class MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames of
-        calculations that the model has already, and held-out ones, are skipped with a warning. Raises DataError for elements
-        or levels that it has not seen; the model is unchanged then. Calculators and predictors made before keep the old
-        state; the calibration stays that of the last `fit` or `calibrate`.
+        calculations that the model has already, and held-out ones, are skipped with a warning; energies that look like
+        another unit or reference are learned with one. Raises DataError for elements or levels that it has not seen; the
+        model is unchanged then. Calculators and predictors made before keep the old state; the calibration stays that of
+        the last `fit` or `calibrate`.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():
@@ -285,6 +287,7 @@ class MultiFidelityGP:
         chosen = distinct(new_calculations(frames.training(), self.calculated, self.seen))
         if not chosen:
             return self
+        warn_of_surprises(self, chosen)
         sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
         with bars(progress) as report:
             added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)

@@ -52,6 +52,7 @@ LAYERS = [
         "calibration",
         "calibration_fit",
         "calculator",
+        "surprises",
         "model",
         "model_file",
         "compression",

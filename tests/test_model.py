@@ -291,6 +291,13 @@ def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: Multi
     assert one.data["high"]["frames"] == model.data["high"]["frames"] + 1
 
 
+def test_update_warns_of_an_energy_in_another_unit(model: MultiFidelityGP) -> None:
+    atoms = label(alloy(77), "high")
+    atoms.info["REF_energy"] += 3.0  # eV: 0.75 eV/atom
+    with pytest.warns(UserWarning, match=r"1 of 1 new energies .*Is it in eV, of the same reference"):
+        copy.deepcopy(model).update({"high": [atoms]})
+
+
 def test_failed_update_leaves_the_model_as_it_was(model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
     work = copy.deepcopy(model)
     new = [label(alloy(75), "high")]
