@@ -5,13 +5,14 @@ the calculation's history, and energies of one geometry scatter by more than tho
 fractions of the elements among the atoms, k the distinct compositions of the left-out structures of a level, n_k of them,
 and q_k the mean over these of error^2 / variance,
 
-    s(x) = (n_0 + sum_k n_k K(x, x_k) q_k) / (n_0 + sum_k n_k K(x, x_k)),    K = exp(-|x - x_k|^2 / 2 h^2),    g = s^c
+    s(x) = (n_0 + sum_k n_k K(x, x_k) q_k) / (n_0 + sum_k n_k K(x, x_k)),   K = exp(-|x - x_k|^2 / 2 h^2),   g = max(s, 1)^c
 
 multiplies the calibrated variance of an energy, noise included. One c in [0, 1] for each level maximises
 
     sum over left-out structures of log N(error; 0, g variance), g from the other structures,  - c^2 / 2
 
-so that a level whose errors do not depend on the composition keeps c near 0, and a data set of one composition c = 0.
+so that a level whose errors do not depend on the composition keeps c near 0, and a data set of one composition c = 0. It
+only widens: a few energies that happen to be well predicted are no reason to trust the next (docs/theory.md).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class CompositionScatter:
         x = fractions(numbers)
         weights = np.array([c.structures * _alike(x, c.fractions) for c in self.compositions])
         ratios = np.array([c.ratio for c in self.compositions])
-        return float((PRIOR_COUNT + weights @ ratios) / (PRIOR_COUNT + weights.sum())) ** self.exponent
+        return max(float((PRIOR_COUNT + weights @ ratios) / (PRIOR_COUNT + weights.sum())), 1.0) ** self.exponent
 
 
 def fractions(numbers: NDArray[np.int64]) -> Fractions:
@@ -75,7 +76,7 @@ def fit_scatter(structures: Sequence[tuple[Fractions, float, float]]) -> Composi
     counts, sums = np.bincount(index), np.bincount(index, weights=ratio)
     alike = np.array([[_alike(a, b) for b in names] for a in names])
     others = alike @ counts - 1.0  # without the structure itself
-    s = (PRIOR_COUNT + (alike @ sums)[index] - ratio) / (PRIOR_COUNT + others[index])
+    s = ((PRIOR_COUNT + (alike @ sums)[index] - ratio) / (PRIOR_COUNT + others[index])).clip(min=1.0)
 
     def negative(c: float) -> float:
         return 0.5 * c * c + 0.5 * float((ratio / s**c + c * np.log(s)).sum())

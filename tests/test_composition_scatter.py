@@ -46,7 +46,7 @@ def test_a_composition_that_scatters_is_found() -> None:
     assert found.exponent > 0.8
     assert 6.0 < found.factor(HALF) < 11.0  # 3^2
     for numbers in (FE2, FE3):
-        assert 0.7 < found.factor(numbers) < 2.0  # half of it is alike
+        assert 1.0 <= found.factor(numbers) < 2.0  # little of it is alike
     assert found.factor(np.array([29, 29])) == 1.0  # nothing is like it
     assert found.factor(np.tile(HALF, 8)) == found.factor(HALF)  # a supercell
 
@@ -55,6 +55,13 @@ def test_where_all_are_alike_there_is_no_factor() -> None:
     assert abs(np.log(fit_scatter(energies({"discharged": 1.0, "charged": 1.0, "half": 1.0})).factor(HALF))) < 0.1
     for one in (energies({"half": 3.0}), energies({"half": 3.0, "charged": 1.0}, n=4)):  # one composition; too few
         assert fit_scatter(one) == CompositionScatter()
+
+
+def test_it_only_widens() -> None:
+    found = fit_scatter(energies({"discharged": 0.5, "charged": 1.0, "half": 2.0}))
+    assert found.exponent > 0.5
+    assert found.factor(FE2) == 1.0
+    assert found.factor(HALF) > 1.5
 
 
 def test_a_structure_does_not_speak_for_itself() -> None:
