@@ -18,9 +18,8 @@ from torch import Tensor
 from vesin import NeighborList
 
 DEGENERATE = 1e-6  # smallest volume spanned by unit vectors along the periodic cell vectors
-SEARCHED_THERE = (
-    1000  # atoms from which the pairs of a structure are searched on its GPU: fewer are found sooner without
-)
+SEARCHED_THERE = 300  # atoms, from which on the pairs of a structure are searched on its GPU; fewer take less without
+MAX_RANK = 2.0**62
 NO_VECTORS = torch.empty(0, 3, dtype=torch.float64)
 
 
@@ -94,21 +93,25 @@ def _pairs(atoms: Atoms, finder: NeighborList, index: int, device: torch.device)
     points, box = torch.from_numpy(positions).to(device), torch.from_numpy(cell).to(device)
     found = finder.compute(points=points, box=box, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
     i, j, shift = (x.long() for x in found)
-    order = torch.argsort(_rank(i, j, shift, len(atoms)))
+    order = _order(i, j, shift, len(atoms))
     i, j, shift = i[order], j[order], shift[order]
     vectors = points[j] - points[i] + shift.double() @ box  # [pair, 3] Å
     return i, j, vectors
 
 
-def _rank(i: Tensor, j: Tensor, shift: Tensor, n_atoms: int) -> Tensor:
-    """A number for each pair that is ascending in centre, neighbour and shift, [pair]."""
+def _order(i: Tensor, j: Tensor, shift: Tensor, n_atoms: int) -> Tensor:
+    """What sorts the pairs by centre, neighbour and shift, [pair]."""
     if len(i) == 0:
         return i
-    lowest, span = shift.amin(0), shift.amax(0) - shift.amin(0) + 1  # [xyz]
+    lowest, highest = shift.amin(0), shift.amax(0)
+    span = (highest - lowest + 1).tolist()  # [xyz]
+    if float(n_atoms) ** 2 * float(np.prod(np.array(span, dtype=float))) > MAX_RANK:  # atoms very far outside the cell
+        keys = torch.stack([i, j, *shift.T]).cpu().numpy()
+        return torch.from_numpy(np.lexsort(keys[::-1])).to(i.device)
     rank = i * n_atoms + j
     for axis in range(3):
         rank = rank * span[axis] + (shift[:, axis] - lowest[axis])
-    return rank
+    return torch.argsort(rank)
 
 
 def _search_cell(atoms: Atoms, index: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def missing_on(device: torch.device) -> str | None:
     """What keeps the harmonics from being computed on a CUDA device, and the way out; None where nothing does."""
     try:
         solid_harmonics(torch.zeros(1, 3, dtype=torch.float64, device=device), 0)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: nvrtc itself does not load
         hint = "; pip install nvidia-cuda-nvrtc-cu12" if "libnvrtc" in str(error) else ""
         return f"sphericart-torch does not run on it ({error}){hint}"
     return None

@@ -16,7 +16,7 @@ Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -100,32 +100,20 @@ class Calibration:
         weights, residual: parts of the model's own variances, eV^2, (eV/Å)^2, eV^2; residual None: not known. numbers [N].
         noise [3]: of energies and virials in eV per sqrt(atom), of forces in eV/Å.
         """
+        scales = self._scales(level, numbers, len(weights))
+        labels = _label_variances(numbers, noise, len(weights)).to(weights)
         if residual is None:
-            return self._factor("sampled_weights", level, numbers, weights) * weights + self.noise_variances(
-                level, numbers, noise, len(weights), "sampled_noise"
-            ).to(weights)
-        model = self._factor("weights", level, numbers, weights) * weights
-        model = model + self._factor("residual", level, numbers, weights) * residual
-        return model + self.noise_variances(level, numbers, noise, len(weights)).to(weights)
+            return _of("sampled_weights", scales, weights) * weights + _of("sampled_noise", scales, weights) * labels
+        model = _of("weights", scales, weights) * weights + _of("residual", scales, weights) * residual
+        return model + _of("noise", scales, weights) * labels
 
-    def noise_variances(
-        self, level: int, numbers: NDArray[np.int64], noise: Tensor, size: int | None = None, name: str = "noise"
-    ) -> Tensor:
+    def noise_variances(self, level: int, numbers: NDArray[np.int64], noise: Tensor, size: int | None = None) -> Tensor:
         """The part of the labels' noise in those variances, [1+3N+6], or the first `size` of them."""
-        n = len(numbers)
-        out = noise.new_full((1 + 3 * n + 6,), float(noise[0]) ** 2 * n)
-        out[1:-6] = noise[1] ** 2
-        out[-6:] = noise[2] ** 2 * n
-        out = out[:size]
-        return self._factor(name, level, numbers, out) * out
-
-    def _factor(self, name: str, level: int, numbers: NDArray[np.int64], like: Tensor) -> Tensor:
-        """The factor of every functional, [1+3N+6] or [1] as `like`."""
-        scales = self._scales(level, numbers, len(like))
-        return torch.tensor([getattr(s, name) for s in scales], dtype=like.dtype, device=like.device)
+        out = _label_variances(numbers, noise, size)
+        return _of("noise", self._scales(level, numbers, len(out)), out) * out
 
     def local_factors(self, level: int) -> tuple[float, float]:
-        """a and r of local energies: those of total energies; without novelty and noise."""
+        """a and r of local energies: those of total energies; without novelty, scatter and noise."""
         return self.energy[level].weights, self.energy[level].residual
 
     def energy_scale(self, level: int, numbers: NDArray[np.int64]) -> Scale:
@@ -170,3 +158,17 @@ class Calibration:
             tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),
             tuple(composition_scatter.from_json(s) for s in data["scatter"]),
         )
+
+
+def _label_variances(numbers: NDArray[np.int64], noise: Tensor, size: int | None) -> Tensor:
+    """Of the labels' noise as the fit has it, [1+3N+6], or the first `size` of them."""
+    n = len(numbers)
+    out = noise.new_full((1 + 3 * n + 6,), float(noise[0]) ** 2 * n)
+    out[1:-6] = noise[1] ** 2
+    out[-6:] = noise[2] ** 2 * n
+    return out[:size]
+
+
+def _of(name: str, scales: Sequence[Scale], like: Tensor) -> Tensor:
+    """One of the factors of every functional, [1+3N+6] or [1] as `like`."""
+    return torch.tensor([getattr(s, name) for s in scales], dtype=like.dtype, device=like.device)

@@ -46,9 +46,13 @@ class _Errors:
     noise: Array
     structures: int
 
-    def scale(self) -> Scale:
-        a, r, b = fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures)
-        return Scale(a, r, b, *fit_factors(self.error, [self.weights, self.noise], self.structures))
+    def scale(self, residual: float | None = None) -> Scale:
+        """All factors; `residual` is r where the labels are not to tell it."""
+        sampled = fit_factors(self.error, [self.weights, self.noise], self.structures)
+        if residual is not None:
+            a, b = fit_factors(self.error, [self.weights, self.noise], self.structures, residual * self.residual)
+            return Scale(a, residual, b, *sampled)
+        return Scale(*fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures), *sampled)
 
     @property
     def without_residual(self) -> bool:
@@ -201,9 +205,7 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
         if len(chosen) < MIN_STRUCTURES:
             return Scale() if kind == "energy" else fallback
         errors = _errors(chosen, z)
-        scale = errors.scale()
-        if kind == "energy" and errors.without_residual:
-            scale = replace(scale, residual=fallback.residual)
+        scale = errors.scale(fallback.residual if kind == "energy" and errors.without_residual else None)
         fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
         return scale
 
@@ -217,14 +219,19 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
     return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
 
 
-def fit_factors(error: Array, variances: Sequence[Array], structures: int) -> list[float]:
-    """Factors of the parts of the variance, as the module docstring has them. error [label], variances each [label]."""
+def fit_factors(
+    error: Array, variances: Sequence[Array], structures: int, constant: Array | float = 0.0
+) -> list[float]:
+    """Factors of the parts of the variance, as the module docstring has them, beside a part that has none.
+
+    error, constant [label]; variances each [label].
+    """
     weight = structures / len(error)
     parts = np.array(variances)  # [part, label]
 
     def negative(x: Array) -> tuple[float, Array]:
         scaled = np.exp(x)[:, None] * parts
-        total = scaled.sum(0)
+        total = scaled.sum(0) + constant
         value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
         slope = 0.5 * weight * (1.0 - error**2 / total) / total
         return value, scaled @ slope + x / PRIOR_STD**2

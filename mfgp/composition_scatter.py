@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ Fractions = tuple[tuple[int, float], ...]  # atomic number and fraction of the a
 WIDTH = 0.03  # h: compositions are alike that differ by one atom in thirty
 PRIOR_COUNT = 3.0  # n_0
 MIN_STRUCTURES = 10  # with fewer a level has no such factor
+MOST, NOTICED = 4, 1.2  # compositions that are told, and the factor from which on they are
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,38 @@ class CompositionScatter:
     exponent: float = 0.0
     compositions: tuple[Composition, ...] = ()
 
+    @cached_property
+    def arrays(self) -> tuple[list[int], Array, Array, Array]:
+        """Elements [z], fractions [k, z], n_k and q_k [k] of the compositions."""
+        elements = sorted({z for c in self.compositions for z, _ in c.fractions})
+        table = np.array([[dict(c.fractions).get(z, 0.0) for z in elements] for c in self.compositions])
+        counts = np.array([float(c.structures) for c in self.compositions])
+        return elements, table, counts, np.array([c.ratio for c in self.compositions])
+
     def factor(self, numbers: NDArray[np.int64]) -> float:
         """g of a structure with these atomic numbers [N]."""
-        if self.exponent == 0.0:
-            return 1.0
-        x = fractions(numbers)
-        weights = np.array([c.structures * _alike(x, c.fractions) for c in self.compositions])
-        ratios = np.array([c.ratio for c in self.compositions])
+        return self.factor_of(fractions(numbers)) if self.exponent else 1.0
+
+    def factor_of(self, composition: Fractions) -> float:
+        """g of a composition."""
+        elements, table, structures, ratios = self.arrays
+        known = dict(composition)
+        x = np.array([known.pop(z, 0.0) for z in elements])
+        square = ((table - x) ** 2).sum(1) + sum(f * f for f in known.values())
+        weights = structures * np.exp(-0.5 * square / WIDTH**2)
         return max(float((PRIOR_COUNT + weights @ ratios) / (PRIOR_COUNT + weights.sum())), 1.0) ** self.exponent
+
+    def widest(self) -> dict[str, float]:
+        """g of the compositions that are told to a user, by formula: the largest MOST that are above NOTICED."""
+        found = sorted(((self.factor_of(c.fractions), c.fractions) for c in self.compositions), reverse=True)
+        return {formula(x): g for g, x in found[:MOST] if g > NOTICED}
+
+
+def formula(composition: Fractions) -> str:
+    """With the smallest whole numbers of atoms: LiFeO4P for 1/7, 1/7, 4/7 and 1/7."""
+    atoms = next(n for n in range(1, 100_000) if all(abs(x * n - round(x * n)) < 1e-6 for _, x in composition))
+    counts = {chemical_symbols[z]: round(x * atoms) for z, x in composition}
+    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in sorted(counts.items()))
 
 
 def fractions(numbers: NDArray[np.int64]) -> Fractions:
@@ -74,7 +100,8 @@ def fit_scatter(structures: Sequence[tuple[Fractions, float, float]]) -> Composi
     error, variance = (np.array([s[k] for s in structures]) for k in (1, 2))
     ratio = error**2 / variance
     counts, sums = np.bincount(index), np.bincount(index, weights=ratio)
-    alike = np.array([[_alike(a, b) for b in names] for a in names])
+    table = CompositionScatter(1.0, tuple(Composition(x, 1, 1.0) for x in names)).arrays[1]
+    alike = np.exp(-0.5 * ((table[:, None] - table) ** 2).sum(2) / WIDTH**2)  # K
     others = alike @ counts - 1.0  # without the structure itself
     s = ((PRIOR_COUNT + (alike @ sums)[index] - ratio) / (PRIOR_COUNT + others[index])).clip(min=1.0)
 
@@ -82,15 +109,8 @@ def fit_scatter(structures: Sequence[tuple[Fractions, float, float]]) -> Composi
         return 0.5 * c * c + 0.5 * float((ratio / s**c + c * np.log(s)).sum())
 
     exponent = float(minimize_scalar(negative, bounds=(0.0, 1.0), method="bounded").x)
-    table = zip(names, counts.tolist(), (sums / counts).tolist(), strict=True)
-    return CompositionScatter(exponent, tuple(Composition(*row) for row in table))
-
-
-def _alike(a: Fractions, b: Fractions) -> float:
-    """K of two compositions."""
-    x, y = dict(a), dict(b)
-    square = sum((x.get(z, 0.0) - y.get(z, 0.0)) ** 2 for z in x.keys() | y.keys())
-    return float(np.exp(-0.5 * square / WIDTH**2))
+    rows = zip(names, counts.tolist(), (sums / counts).tolist(), strict=True)
+    return CompositionScatter(exponent, tuple(Composition(*row) for row in rows))
 
 
 def to_json(scatter: CompositionScatter) -> dict[str, Any]:

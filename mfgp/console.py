@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -152,12 +152,25 @@ def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
         factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("weights", "residual", "noise"))
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
-    return explained(table("calibration, structures left out one by one", columns, rows), _CALIBRATION_NOTE)
+    notes = [_CALIBRATION_NOTE, *scattering(calibration)]
+    return explained(table("calibration, structures left out one by one", columns, rows), "\n".join(notes))
+
+
+def scattering(calibration: Mapping[str, Any]) -> Iterator[str]:
+    """Compositions whose energies have wider standard deviations, by level."""
+    from mfgp.composition_scatter import from_json
+
+    levels = list(dict.fromkeys(f["level"] for f in calibration["fitted"]))
+    for level, data in zip(levels, calibration["scatter"], strict=False):
+        if widest := from_json(data).widest():
+            found = ", ".join(f"{formula} x {factor**0.5:.1f}" for formula, factor in widest.items())
+            yield f"standard deviations of {level} energies are wider for some compositions: {found}"
 
 
 _CALIBRATION_NOTE = (
     "x: factors of the three parts of a standard deviation (posterior of the weights; what the inducing points do not "
-    "carry; label noise); in 95 %: share of left-out labels inside the 95 % interval, before and after these factors"
+    "carry; label noise); in 95 %: share of left-out labels inside the 95 % interval, before and after these factors and "
+    "novelty"
 )
 
 

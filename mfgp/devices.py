@@ -25,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda")
     if name == "cuda":
         raise ConfigError(f"device: cuda, but {missing}; or set device: cpu.")
-    warnings.warn(f"the GPU is not used: {missing}.", stacklevel=2)
+    warnings.warn(f"the GPU is not used: {missing}.", stacklevel=1)  # from one place: python shows it once
     return torch.device("cpu")
 
 

@@ -238,8 +238,9 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     config = FitConfig.model_validate(header["config"])
     if config.device == "cuda" and not torch.cuda.is_available():
         warnings.warn("the model was fitted on CUDA and there is none here; it runs on the CPU", stacklevel=3)
+    device = resolve_device("cpu" if config.device == "cpu" else "auto")
+    if device.type == "cpu" and config.device == "cuda":
         config = config.model_copy(update={"device": "auto"})
-    device = resolve_device(config.device)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     levels, species = tuple(header["levels"]), tuple(header["species"])
     points = tuple(tensors[f"points.{z}"] for z in species)

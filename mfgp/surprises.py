@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from mfgp.frames import FrameSet
+import numpy as np
+
+from mfgp.frames import Frame, FrameSet
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -15,23 +17,28 @@ DEVIATIONS, LEAST = 8.0, 0.5  # standard deviations and eV/atom, both of which a
 
 def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet) -> None:
     """Warn of energies that `model` would not have thought possible, before it learns them."""
-    predictors = {level: model.predictor(level) for level in model.levels}
+    labelled = [f for f in frames if f.energy is not None and not f.isolated_atom]
+    predictors = {level: model.predictor(level) for level in {f.fidelity for f in labelled}}
     found = []
-    for frame in frames:
-        if frame.energy is None or frame.isolated_atom:
+    for frame in labelled:
+        predictor, n = predictors[frame.fidelity], len(frame.atoms)
+        off = abs(predictor(frame.atoms, "none").energy - _energy(frame))
+        if off <= LEAST * n:
             continue
-        p = predictors[frame.fidelity](frame.atoms, "energies")
-        assert p.energy_std is not None
-        off = abs(p.energy - frame.energy)
-        if off > max(DEVIATIONS * p.energy_std, LEAST * len(frame.atoms)):
-            found.append((off / len(frame.atoms), p.energy_std / len(frame.atoms), frame))
+        std = float(np.hypot(predictor(frame.atoms, "energies").energy_std or 0.0, frame.energy_sigma or 0.0))
+        if off > DEVIATIONS * std:
+            found.append((off / n, std / n, frame))
     if found:
         off, std, frame = max(found, key=lambda x: x[0])
-        assert frame.energy is not None
         warnings.warn(
-            f"{len(found)} of {len(frames)} new energies are far from what the model expects, most {frame.source} "
-            f"({frame.atoms.symbols}, {frame.fidelity}): {frame.energy / len(frame.atoms):.3f} eV/atom, {off:.2f} off where "
-            f"{std:.3f} was expected. Is it in eV, of the same reference and settings as the others? It is learned "
+            f"{len(found)} of {len(labelled)} new energies are far from what the model expects, most {frame.source} "
+            f"({frame.atoms.symbols}, {frame.fidelity}): {_energy(frame) / len(frame.atoms):.3f} eV/atom, {off:.2f} off "
+            f"where {std:.3f} was expected. Is it in eV, of the same reference and settings as the others? It is learned "
             "nevertheless; the model from before is in its file",
             stacklevel=3,
         )
+
+
+def _energy(frame: Frame) -> float:
+    assert frame.energy is not None
+    return frame.energy

@@ -93,7 +93,8 @@ def _batch(
 ) -> dict[str, tuple[Tensor, list[float]]]:
     """Rows [row, M'] (k of each structure for its forces) and the constant part of each one's variance, by property."""
     model, level = predictor.model, predictor.level
-    forces, energy = _scales(model, level)
+    forces = _force_scales(model, level)
+    energies = [RAW if model.calibration is None else model.calibration.energy_scale(level, a.numbers) for a in batch]
     per_atom = [[forces[int(z)] for z in atoms.numbers] for atoms in batch]
     roots = np.concatenate([[(s.weights**0.5, s.residual**0.5) for s in scales] for scales in per_atom])  # [atom, 2]
     v = torch.from_numpy(rng.standard_normal((len(roots), 3, 2 * k)) * roots.repeat(k, axis=1)[:, None, :])
@@ -103,22 +104,21 @@ def _batch(
     n = rows.energy.new_tensor(sizes)
     left = [residual_variance(model, level, rows.forces[:, i], rows.prior[:, 1 + i]) for i in range(k, 2 * k)]
     of_force = torch.stack(left).mean(0) / (3 * n)
-    of_energy = energy.residual * residual_variance(model, level, rows.energy, rows.prior[:, 0]) / n**2
+    a, r, b = (n.new_tensor([getattr(s, name) for s in energies]) for name in ("weights", "residual", "noise"))
+    of_energy = r * residual_variance(model, level, rows.energy, rows.prior[:, 0]) / n**2
     noise = model.label_noise(level)
     of_force += noise[1] ** 2 * n.new_tensor([np.mean([s.noise for s in scales]) for scales in per_atom])
-    of_energy += energy.noise * noise[0] ** 2 / n
+    of_energy += b * noise[0] ** 2 / n
     columns = [predictor.columns_of(atoms) for atoms in batch]  # of each [1+3N+6, column]
     moved = [d[:, :, :k].flatten(0, 1).T.to(c) @ c[1:-6] for c, d in zip(columns, v.split(sizes), strict=True)]
     force_rows = torch.cat([rows.forces[:, :k], torch.stack(moved)], dim=2) / (3 * n[:, None, None]) ** 0.5
     energy_rows = torch.cat([rows.energy, torch.stack([c[0] for c in columns])], dim=1) / n[:, None]
     return {
         "forces": (force_rows.flatten(0, 1), of_force.tolist()),
-        "energy": (energy_rows * energy.weights**0.5, of_energy.tolist()),
+        "energy": (energy_rows * a[:, None].sqrt(), of_energy.tolist()),
     }
 
 
-def _scales(model: MultiFidelityGP, level: int) -> tuple[Mapping[int, Scale], Scale]:
-    """Calibration factors of forces by species, and of energies."""
-    if model.calibration is None:
-        return dict.fromkeys(model.basis.species, RAW), RAW
-    return model.calibration.forces[level], model.calibration.energy[level]
+def _force_scales(model: MultiFidelityGP, level: int) -> Mapping[int, Scale]:
+    """Calibration factors of forces by species."""
+    return dict.fromkeys(model.basis.species, RAW) if model.calibration is None else model.calibration.forces[level]

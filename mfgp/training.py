@@ -2,9 +2,9 @@
 
 A first run uses a prefix of the inducing points (their statistics are sub-matrices of the full ones), where a step costs
 little; a second, shorter one all of them. A factorisation that fails inside a line search is a very bad objective, not a
-crash. Bounds keep the force and virial noises above a floor set by float64: P = I + G / noise^2 stays definite while
-s^2 max eig(G) / noise^2 is below about 1e13. The objective adds to the noises what is missing (`definite_variances`), so
-that rounding never decides it; `keep_definite` gives the model the noises that were used.
+crash. Bounds keep the force and virial noises above a floor that the labels alone set (`noise_floor`); the objective adds
+what the amplitudes ask for (`definite_variances`), so that P = I + D G D / noise^2 stays definite and rounding never
+decides, and `keep_definite` gives the model the noises that were used.
 """
 
 from __future__ import annotations

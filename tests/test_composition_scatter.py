@@ -1,4 +1,4 @@
-"""The factor by which energies of like compositions scatter more, or less, than their variances say."""
+"""The factor by which energies of like compositions scatter more than their variances say."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mfgp.composition_scatter import (
     Composition,
     CompositionScatter,
     fit_scatter,
+    formula,
     fractions,
     from_json,
     to_json,
@@ -80,6 +81,13 @@ def test_the_weighted_mean() -> None:
     found = CompositionScatter(0.5, (Composition(fractions(FE2), 9, 4.0),))
     assert found.factor(FE2) == pytest.approx(((PRIOR_COUNT + 36.0) / (PRIOR_COUNT + 9.0)) ** 0.5)
     assert from_json(to_json(found)) == found
+
+
+def test_what_a_user_is_told() -> None:
+    found = CompositionScatter(1.0, (Composition(fractions(HALF), 50, 4.0), Composition(fractions(FE2), 50, 0.5)))
+    assert found.widest() == {"Fe2LiO8P2": pytest.approx(found.factor(HALF))}
+    assert formula(fractions(np.array([8, 1, 1]))) == "H2O"
+    assert formula(fractions(np.repeat([26, 8], [500, 737]))) == "Fe500O737"
 
 
 def test_every_standard_deviation_of_an_energy_follows(two_levels: FrameSet, config: FitConfig) -> None:

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from systems import SYSTEMS, isolated_atom, rattled_silicon, slab, sodium_chloride, triclinic, water
 
 from descriptors import neighborhoods
-from descriptors.neighbors import SEARCHED_THERE
+from descriptors.neighbors import SEARCHED_THERE, _order
 
 
 def _sorted_rows(i: np.ndarray, j: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -106,6 +106,19 @@ def test_values_that_are_not_finite_are_errors() -> None:
     crystal.cell[0, 0] = np.inf
     with pytest.raises(ValueError, match=r"structure 0 .*cell"):
         neighborhoods([crystal], 3.0)
+
+
+@pytest.mark.parametrize("far", [1, 10**6])
+def test_pairs_are_sorted_by_centre_neighbour_and_shift(far: int) -> None:
+    """Atoms outside the cell have large shifts; very large ones do not fit one whole number for all."""
+    rng = np.random.default_rng(0)
+    i, j = rng.integers(0, 1000, (2, 500))
+    i[:100], j[:100] = 7, 9
+    shift = rng.integers(-2 * far, 2 * far + 1, (500, 3))
+    found = _order(torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shift), 1000)
+    expected = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+    rows = np.column_stack([i, j, shift])
+    assert np.array_equal(rows[found.numpy()], rows[expected])
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.cli import app
+from mfgp.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, fit_checks, label_scores
 
 CONFIG = FitConfig(
@@ -142,6 +144,13 @@ def test_standard_deviations_are_calibrated_ones() -> None:
     model = MultiFidelityGP.fit(read, config, progress=False)
     chosen = [s for s in label_scores(model, read) if (s.frame.fidelity, s.kind) == ("high", "energy")]
     assert 0.5 < np.sqrt(np.mean([(s.error / s.std) ** 2 for s in chosen])) < 1.6
+    assert model.calibration is not None
+    wide = CompositionScatter(1.0, (Composition(fractions(read.frames[0].atoms.numbers), 10**6, 4.0),))
+    plain, scattered = (replace(model.calibration, scatter=s) for s in ((), (wide, wide)))
+    stds = []
+    for model.calibration in (plain, scattered):
+        stds.append([s.std for s in label_scores(model, read) if (s.frame.fidelity, s.kind) == ("high", "energy")])
+    np.testing.assert_allclose(np.divide(*stds), 0.5, rtol=1e-3)
     model.calibration = None
     raw = [s.std for s in label_scores(model, read) if (s.frame.fidelity, s.kind) == ("high", "energy")]
     assert not np.allclose(raw, [s.std for s in chosen], rtol=0.05)

@@ -10,11 +10,12 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal
 
+import mfgp.hyperparameters
 from descriptors import SOAPConfig
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.autoregressive import block_scales
 from mfgp.features import Features, structure_key
-from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.hyperparameters import LARGEST, AutoregressiveGP, Evidence, LevelNoise
 from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
 from mfgp.observations import labelled_rows
 from mfgp.residual import residual_variance
@@ -118,10 +119,15 @@ def test_the_bound_is_the_evidence_less_what_the_inducing_points_do_not_carry(pr
         p.requires_grad_(True)
 
 
-@pytest.mark.parametrize("kind", ["vfe", "cv"])
-def test_gradients(problem: Problem, kind: str) -> None:
+@pytest.mark.parametrize("largest", [LARGEST, 1e4], ids=["", "noise that float64 cannot carry"])
+@pytest.mark.parametrize("kind", ["evidence", "vfe", "cv"])
+def test_gradients(problem: Problem, kind: str, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that the noises depend on: 1e4 makes the amplitudes raise them."""
+    monkeypatch.setattr(mfgp.hyperparameters, "LARGEST", largest)
     statistics = problem.statistics(problem.frames)
-    if kind == "vfe":
+    if kind == "evidence":
+        data = TrainingData(statistics)
+    elif kind == "vfe":
         data = TrainingData(statistics, traces=fitting.prior_traces(problem.frames, problem.features, SIGMAS))
     else:
         folds = tuple(problem.statistics(p) for p in fitting.in_folds(problem.frames, 3, seed=0))

@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import spearmanr
 
 from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, directional, read_frames, selection
+from mfgp.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.costs import CostModel
 from mfgp.directional import directional_rows
 from mfgp.gains import condition, cross_level_covariance, gain
@@ -140,9 +141,14 @@ def test_calibrated_targets_are_calibrated(two_levels: FrameSet, config: FitConf
     training = config.training.model_copy(update={"calibrate": True})
     calibrated = MultiFidelityGP.fit(two_levels, config.model_copy(update={"training": training}), progress=False)
     assert calibrated.calibration is not None
-    calibrated.calibration = replace(calibrated.calibration, novelty=())  # it is not part of a target
-    found = deviations(calibrated, CALM, {"forces": 2.0})
+    wide = CompositionScatter(1.0, (Composition(fractions(CALM[0].numbers), 100, 4.0),))
+    calibrated.calibration = replace(  # novelty is not part of a target
+        calibrated.calibration, novelty=(), energy_novelty=(), scatter=(CompositionScatter(), wide)
+    )
+    found = deviations(calibrated, CALM, {"forces": 2.0, "energy": 1.0})
     agrees_in_the_mean(found["forces"], exact_variance(calibrated, CALM, "high"))
+    per_atom = [calibrated.predict(a, "high").energy_std / len(a) for a in CALM]  # type: ignore
+    assert_allclose(found["energy"], np.mean(np.square(per_atom)), rtol=1e-6)
 
 
 def test_estimates_rank_as_exact_gains_do(model: MultiFidelityGP, pool: list[Atoms]) -> None:
