@@ -64,6 +64,10 @@ class Baseline:
         self._cache_size = cache_size
         self._directory = None if cache_dir is None else Path(cache_dir) / f"{name}-{_settings_hash(self.settings)}"
 
+    def make_room(self, structures: int) -> None:
+        """Keep labels of at least so many structures in memory."""
+        self._cache_size = max(self._cache_size, structures)
+
     def labels(self, atoms: Atoms) -> SinglePoint:
         """Labels of `atoms`, computed once for each geometry; info, constraints, charges and moments play no part.
 

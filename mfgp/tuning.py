@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mfgp import fitting
+from mfgp.baselines import Baseline, make_baselines
 from mfgp.config import FitConfig
 from mfgp.errors import ConfigError, NumericalError
 from mfgp.features import Features
@@ -113,17 +114,19 @@ def settings_of(config: FitConfig, names: Sequence[str]) -> dict[str, float | in
     return out
 
 
-def cross_validated_score(frames: FrameSet, config: FitConfig, report: Report = silent) -> float:
+def cross_validated_score(
+    frames: FrameSet, config: FitConfig, baselines: Sequence[Baseline] = (), report: Report = silent
+) -> float:
     """Log density of each fold given the others, nats a label, at the hyperparameters that the evidence of all data chooses.
 
-    Raises NumericalError where float64 does not carry the problem.
+    baselines: those of the configuration. Raises NumericalError where float64 does not carry the problem.
     """
     features = Features.build(frames, config, report)
     basis = features.basis
-    columns, column_std = fitting.build_columns(frames, basis.species, config, [])
+    columns, column_std = fitting.build_columns(frames, basis.species, config, list(baselines))
     columns, column_std = columns.to(features.device), column_std.to(features.device)
     folds = config.model_copy(update={"training": config.training.model_copy(update={"objective": "cv"})})
-    data = fitting.training_data(frames, features, columns, [], folds, report)
+    data = fitting.training_data(frames, features, columns, list(baselines), folds, report)
     training = config.training
     prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(features.device)
     sigmas = (training.noise_energy, training.noise_force, training.noise_virial)
@@ -144,23 +147,23 @@ def tune(
     storage: Path,
     space: Mapping[str, Range] | None = None,
     report: Report = silent,
+    baselines: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
     """Run trials until there are `n_trials` in `storage` (SQLite; made where there is none). Best first, then the failed.
 
-    Raises ConfigError for a storage of another search, settings that cannot be tuned, baselines, or a missing Optuna.
+    baselines: calculators by name, as in MultiFidelityGP.fit; each structure is computed once for all trials. Raises
+    ConfigError for a storage of another search, settings that cannot be tuned, baselines that are not known, or a missing
+    Optuna.
     """
     optuna = _optuna()
-    if config.baselines:
-        raise ConfigError(
-            "tune: settings are those of what the model learns itself; leave the baselines out with --set 'baselines=[]', "
-            "and put them into the tuned configuration afterwards."
-        )
+    calculators = make_baselines(config.baselines, baselines, frames.levels)
     space = dict(space or default_space(config))
     start = settings_of(config, list(space))
     space = {name: r.with_value(start[name]) for name, r in space.items()}
     training = distinct(trainable(frames))
     study = _study(optuna, storage, training.data_hash(), space, start, config)
     limit = FEATURE_LIMIT * _n_features(config, training)
+    calculators = [_remembering(b, training, report) for b in calculators]
     done = len(study.get_trials(states=_ended(optuna)))
 
     def objective(trial: Any) -> float:
@@ -168,7 +171,7 @@ def tune(
         if _n_features(proposed, training) > limit:
             raise optuna.TrialPruned(f"more than {FEATURE_LIMIT:g} times the features of the start")
         try:
-            score = cross_validated_score(training, proposed)
+            score = cross_validated_score(training, proposed, calculators)
         except NumericalError as error:
             raise optuna.TrialPruned(str(error)) from None
         if not math.isfinite(score):
@@ -181,6 +184,15 @@ def tune(
         scored = [t.value for t in study.trials if t.value is not None]
         report("trials", done, n_trials, f"best {max(scored):.4f} nats a label" if scored else "")
     return _sorted(study, optuna)
+
+
+def _remembering(baseline: Baseline, frames: FrameSet, report: Report) -> Baseline:
+    """The baseline with room for the labels of all frames, which it has computed."""
+    baseline.make_room(len(frames))
+    for i, frame in enumerate(frames):
+        baseline.labels(frame.atoms)
+        report(f"labels of {baseline.name}", i + 1, len(frames), "")
+    return baseline
 
 
 def _optuna() -> Any:
@@ -196,6 +208,8 @@ def _study(
     optuna: Any, storage: Path, data: str, space: Mapping[str, Range], start: Mapping[str, Any], config: FitConfig
 ) -> optuna.Study:
     what = f"{data} {sorted(space)} M={config.model.n_inducing} seed={config.seed}"
+    if config.baselines:
+        what += f" {', '.join(b.model_dump_json() for b in config.baselines)}"
     study = optuna.create_study(
         storage=f"sqlite:///{storage}",
         study_name="tune",

@@ -9,13 +9,14 @@ import ase.io
 import pytest
 import torch
 import yaml
+from ase.calculators.lj import LennardJones
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mfgp import ConfigError, FitConfig, FrameSet, fitting, tuning
 from mfgp.autoregressive import block_scales, evidence
 from mfgp.cli import app
-from mfgp.config import load_config
+from mfgp.config import BaselineConfig, load_config
 from mfgp.features import Features
 from mfgp.frames import to_atoms
 from mfgp.objectives import FOLDS
@@ -94,6 +95,27 @@ def test_a_killed_first_trial_is_done_again(
             tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
     found = tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
     assert [t.settings for t in found] == [settings_of(small, list(SPACE))]
+
+
+def test_baselines_are_computed_once_for_all_trials(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
+    """What the levels differ by, as a baseline of the higher one, makes the labels likelier."""
+    seen: list[bytes] = []
+
+    class Counted(LennardJones):
+        def calculate(self, atoms=None, *args, **kwargs):
+            seen.append(atoms.positions.tobytes())
+            super().calculate(atoms, *args, **kwargs)
+
+    config = small.model_copy(update={"baselines": (BaselineConfig(name="lj", from_level="high"),)})
+    calculators = {"lj": Counted(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)}
+    space = {"descriptor.sigma": Range(0.3, 0.6)}
+    found = tune(two_levels, config, 2, tmp_path / "tune.db", space, baselines=calculators)
+    structures = {f.atoms.positions.tobytes() for f in two_levels.training()}
+    assert sorted(seen) == sorted(structures)
+    start = next(t for t in found if t.number == 0)
+    assert start.score > cross_validated_score(two_levels.training(), small) + 0.05  # nats a label
+    with pytest.raises(ConfigError, match="another file"):
+        tune(two_levels, small, 2, tmp_path / "tune.db", space)
 
 
 def test_other_data_want_another_file(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
