@@ -48,6 +48,7 @@ from mfgp.training import TrainingResult
 from mfgp.training_frames import (
     CALIBRATION_STRUCTURES,
     calculations,
+    check_seen,
     distinct,
     new_calculations,
     spread,
@@ -179,12 +180,7 @@ class MultiFidelityGP:
 
     def check_seen(self, frames: FrameSet) -> None:
         """DataError for frames that are not training data."""
-        strange = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in self.seen]
-        if strange:
-            raise DataError(
-                f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "
-                f"({strange[0].atoms.symbols}); leave-one-out is for training frames, use evaluate for others."
-            )
+        check_seen(frames, self.calculated, self.seen)
 
     def posterior(self, statistics: Statistics | None = None) -> Posterior:
         """The joint posterior over all levels' weights at the present hyperparameters."""

@@ -76,6 +76,24 @@ def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[st
     return FrameSet(frames.levels, fresh)
 
 
+def check_seen(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> None:
+    """DataError for frames that are neither in `seen` by their hash nor results of a calculation in `known`; a warning where
+    their last digits alone may be others."""
+    other = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in seen]
+    strange = [f for f in other if calculation_key(f.fidelity, f.atoms) not in known]
+    if strange:
+        raise DataError(
+            f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "
+            f"({strange[0].atoms.symbols}); leave-one-out is for training frames, use evaluate for others."
+        )
+    if other:
+        warnings.warn(
+            f"{len(other)} frames are of calculations that the model was trained on, but their numbers are not the same to "
+            "the last digit (files round them); they are taken for the same labels",
+            stacklevel=4,
+        )
+
+
 def distinct(frames: FrameSet) -> FrameSet:
     """Each frame once; warns about the others."""
     fresh, known = [], set()

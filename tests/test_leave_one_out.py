@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.io import write
 from conftest import alloy, label, molecules
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.evaluation import evaluate, label_std
 from mfgp.features import structure_key
+from mfgp.frames import to_atoms
 from mfgp.gains import cross_level_covariance
 from mfgp.hyperparameters import LARGEST
 from mfgp.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
@@ -185,3 +188,20 @@ def test_noise_stays_where_the_prior_is_not_lost(exact: MultiFidelityGP) -> None
 def test_frames_of_others_are_refused(model: MultiFidelityGP, two_levels: FrameSet) -> None:
     with pytest.raises(DataError, match="not in the training data"):
         model.leave_one_out(two_levels.held_out())
+
+
+def test_frames_that_a_file_has_rounded_are_the_same(
+    model: MultiFidelityGP, two_levels: FrameSet, tmp_path: Path
+) -> None:
+    """extxyz keeps eight decimals of positions."""
+    training = two_levels.training()
+    paths = {}
+    for level in training.levels:
+        paths[level] = tmp_path / f"{level}.extxyz"
+        write(paths[level], [to_atoms(f) for f in training.of(level)])
+    again = read_frames(paths)
+    assert not set(again.frame_hashes()) <= model.seen
+    with pytest.warns(UserWarning, match="17 frames are of calculations that the model was trained on"):
+        rounded = list(model.leave_one_out(again))
+    for a, b in zip(rounded, model.leave_one_out(training), strict=True):
+        assert_allclose(a.error, b.error, rtol=0, atol=1e-5)  # eV per sqrt(atom), eV/Å
