@@ -43,7 +43,7 @@ class AutoregressiveGP(gpytorch.models.GP):
             width = len(species) if rho == "species" else 1
             start = torch.ones(n_levels - 1, width, dtype=torch.float64)
             self.register_parameter("rho_parameter", torch.nn.Parameter(start))
-            self.register_prior("rho_prior", NormalPrior(*RHO_PRIOR), "rho_parameter")
+            self.register_prior("rho_prior", NormalPrior(*RHO_PRIOR), AutoregressiveGP.learned_rho)
         else:
             if len(rho) != n_levels - 1:
                 raise ValueError(f"{n_levels} levels need {n_levels - 1} fixed values of rho, not {len(rho)}")
@@ -59,6 +59,10 @@ class AutoregressiveGP(gpytorch.models.GP):
     def rho(self) -> Tensor:
         """rho of each step and species, [T-1, S]."""
         return self.rho_parameter.expand(self.n_levels - 1, len(self.species))
+
+    def learned_rho(self) -> Tensor:
+        """What rho's prior is on, [T-1, 1] or [T-1, S]."""
+        return self.rho_parameter
 
     @property
     def scale(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy as np
@@ -44,6 +45,18 @@ def test_forces_agree_with_ase_finite_differences(model: MultiFidelityGP) -> Non
     assert np.abs(forces).max() > 0.1
     numerical = calculate_numerical_forces(atoms, eps=2e-4)  # energies carry 5e-11 eV of rounding
     assert_allclose(forces, numerical, rtol=0, atol=1e-6)
+
+
+def test_a_calculator_travels_to_another_process(model: MultiFidelityGP) -> None:
+    """As multiprocessing and joblib send it; a model file has no part in it."""
+    atoms, there = alloy(91), alloy(91)
+    atoms.calc = model.calculator(fidelity="high", uncertainty="local")
+    atoms.get_forces()
+    there.calc = pickle.loads(pickle.dumps(atoms.calc))
+    there.rattle(1e-3, seed=0)
+    atoms.rattle(1e-3, seed=0)
+    assert_allclose(there.get_forces(), atoms.get_forces(), rtol=0, atol=1e-12)
+    assert_allclose(there.calc.results["energies_std"], atoms.calc.results["energies_std"], rtol=0, atol=1e-12)
 
 
 def test_molecule_has_no_stress(model: MultiFidelityGP) -> None:
