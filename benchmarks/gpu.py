@@ -165,10 +165,14 @@ def ours(model: MultiFidelityGP, cell: Atoms, sizes: list[int] | tuple[int, ...]
         for mode, options in MODES.items():
             torch.cuda.reset_peak_memory_stats()
             calculator = model.calculator(**options)
-            found = dynamics_seconds(atoms, calculator, STEPS.get(size, 30))
+            try:
+                found = dynamics_seconds(atoms, calculator, STEPS.get(size, 30))
+            except torch.OutOfMemoryError as error:
+                found = {"atoms": len(atoms), "error": str(error)[:200]}
             found |= {"searches": calculator.predictor.pairs.searches}
             out[mode].append(found | {"peak_bytes": torch.cuda.max_memory_allocated()})
-        out.setdefault("float32_force_error", []).append(precision(model, atoms))
+        if all("seconds" in out[mode][-1] for mode in MODES):
+            out.setdefault("float32_force_error", []).append(precision(model, atoms))
     return out
 
 
@@ -208,7 +212,9 @@ def table(system: str, found: dict[str, Any]) -> Table:
     for mode, results in found.items():
         if isinstance(results[0], dict):
             cells = [
-                f"{1e3 * r['seconds']:.1f} ({1e-6 * r['atoms'] / r['seconds']:.2f})" if "seconds" in r else r["error"]
+                f"{1e3 * r['seconds']:.1f} ({1e-6 * r['atoms'] / r['seconds']:.2f})"
+                if "seconds" in r
+                else r["error"][:30]
                 for r in results
             ]
             out.add_row(mode, *cells)
