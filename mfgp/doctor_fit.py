@@ -7,9 +7,9 @@ H_BB = A_B P^-1 A_B^T the left-out error and covariance
 
 as in leave_one_out, but all other labels of the structure stay in, at its own level and at the others: a wrong energy stands
 out against the forces beside it, a wrong force against its neighbours', one level against the next. The factors a, r, b
-are those of the calibration (1 without one), times that of its composition for an energy; novelty is left out. Without
-them the variance that the inducing points do not carry can drown the rest, and with it what tells a structure that the model
-knows badly from a label that is wrong. The score is
+are those of the calibration (1 without one; novelty and the scatter by composition, to which a wrong energy itself adds,
+are left out). Without them the variance that the inducing points do not carry can drown the rest, and with it what tells a
+structure that the model knows badly from a label that is wrong. The score is
 
     |e_B|_V = sqrt(e_B^T V_B^-1 e_B / n_B),    over its 80 % quantile among its kind, level and species
 
@@ -120,8 +120,7 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
 def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> Iterator[tuple[int, LabelScore]]:
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     if part.kind == "energy":
-        numbers = part.frame.atoms.numbers
-        scale = Scale() if model.calibration is None else model.calibration.energy_scale(part.level, numbers)
+        scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
         score = _left_out(smoother, part, None, slice(0, 1), scale)
         if score is not None:
             yield 0, score
