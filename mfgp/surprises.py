@@ -33,8 +33,8 @@ def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet) -> None:
         warnings.warn(
             f"{len(found)} of {len(labelled)} new energies are far from what the model expects, most {frame.source} "
             f"({frame.atoms.symbols}, {frame.fidelity}): {_energy(frame) / len(frame.atoms):.3f} eV/atom, {off:.2f} off "
-            f"where {std:.3f} was expected. Is it in eV, of the same reference and settings as the others? It is learned "
-            "nevertheless; the model from before is in its file",
+            f"where {std:.3f} was expected. Is it a total energy in eV, of the reference and settings of the others? It is "
+            "learned nevertheless; the model from before is in its file",
             stacklevel=3,
         )
 

@@ -294,7 +294,7 @@ def test_update_counts_a_repeated_frame_once_and_says_what_it_skips(model: Multi
 def test_update_warns_of_an_energy_in_another_unit(model: MultiFidelityGP) -> None:
     atoms = label(alloy(77), "high")
     atoms.info["REF_energy"] += 3.0  # eV: 0.75 eV/atom
-    with pytest.warns(UserWarning, match=r"1 of 1 new energies .*Is it in eV, of the same reference"):
+    with pytest.warns(UserWarning, match=r"1 of 1 new energies .*Is it a total energy in eV"):
         copy.deepcopy(model).update({"high": [atoms]})
 
 
