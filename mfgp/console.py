@@ -198,6 +198,9 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+FEW_ENERGIES = 400  # where chance moves the coverage by more than 2 %
+
+
 def score_table(evaluation: Evaluation) -> RenderableType:
     """Scores of energies, forces and stress, and of the forces on each element."""
     columns = (
@@ -227,7 +230,18 @@ def score_table(evaluation: Evaluation) -> RenderableType:
     moments = evaluation.magmoms_by_species().items()
     rows += [_score_row(f"moment of {symbol}", s, 1.0, "µB") for symbol, s in moments]
     title = f"{evaluation.fidelity}: {evaluation.n_structures} structures, {evaluation.n_atoms} atoms"
-    return explained(table(title, columns, rows), _SCORE_NOTE)
+    return explained(table(title, columns, rows), _SCORE_NOTE + _by_chance(evaluation.energy.scores.n))
+
+
+def _by_chance(n: int) -> str:
+    """What a coverage of few energies can say."""
+    if not 1 < n < FEW_ENERGIES:
+        return ""
+    from mfgp.scores import expected_inside
+
+    low, high = expected_inside(n)
+    shares = f"{100 * low / n:.0f} - {100 * high / n:.0f} %"
+    return f". Of {n} energies, an honest 95 % interval holds {low} to {high} ({shares}), 19 times out of 20"
 
 
 _SCORE_NOTE = (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mfgp.doctor_composition import reference_checks
-from mfgp.doctor_labels import energy_checks, force_checks, stress_checks
+from mfgp.doctor_labels import energy_checks, force_checks, moment_checks, stress_checks
 from mfgp.doctor_levels import level_checks
 from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
@@ -28,7 +28,7 @@ def examine(frames: FrameSet) -> Report:
     findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames), *reference_checks(frames)]
     for level in frames.levels:
         own = frames.of(level)
-        for check in (_unlabelled, _tags, _duplicates, energy_checks, force_checks, stress_checks):
+        for check in (_unlabelled, _tags, _duplicates, energy_checks, force_checks, moment_checks, stress_checks):
             findings.extend(check(level, own))
     between, correlations = level_checks(frames)
     findings.extend(between)

@@ -23,6 +23,7 @@ from mfgp.labels import (
     key_present,
     keys_found,
     resolve_labels,
+    total_moment,
     unused_label_keys,
     without_labels,
 )
@@ -42,7 +43,8 @@ class Frame:
     """One structure with its labels at one level.
 
     energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV;
-    force_sigma eV/Å; magmoms [N] Bohr magnetons (a label beside the others: alone it is none).
+    force_sigma eV/Å; magmoms [N] Bohr magnetons (a label beside the others: alone it is none); total_magmom of
+    the cell.
     `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
     """
 
@@ -59,6 +61,7 @@ class Frame:
     split: str | None
     wall_seconds: float | None
     magmoms: Array | None = None
+    total_magmom: float | None = None
 
     @property
     def held_out(self) -> bool:
@@ -171,6 +174,7 @@ def to_atoms(frame: Frame) -> Atoms:
         keys.stress: None if frame.stress is None else frame.stress.copy(),
         "energy_sigma": frame.energy_sigma,
         "force_sigma": frame.force_sigma,
+        "total_magmom": frame.total_magmom,
     }
     atoms.info.update({key: value for key, value in optional.items() if value is not None})
     if frame.isolated_atom:
@@ -214,6 +218,7 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         split=None if info.get("split") is None else str(info["split"]),
         wall_seconds=as_seconds(info.get("wall_seconds")),
         magmoms=labels.magmoms,
+        total_magmom=total_moment(atoms),
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
 

@@ -126,6 +126,16 @@ def calculator_results(atoms: Atoms) -> dict[str, Any]:
     return dict(getattr(atoms.calc, "results", None) or {})
 
 
+def total_moment(atoms: Atoms) -> float | None:
+    """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
+    results = calculator_results(atoms)
+    for raw in (results.get("magmom"), atoms.info.get("total_magmom"), atoms.info.get("magmom")):
+        value = None if raw is None else _scalar("magmom", raw, [])
+        if value is not None:
+            return value
+    return None
+
+
 def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
     """Raw value of a label, or None. A value of a calculator that belongs to another geometry is a problem."""
     for place in (atoms.info, atoms.arrays):

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri  # scipy.stats costs every command a third of a second
+from scipy.special import bdtr, ndtr, ndtri  # scipy.stats costs every command a third of a second
 
 Array = NDArray[np.float64]
 LOG_2PI = math.log(2.0 * math.pi)
@@ -83,6 +83,13 @@ def scores(error: Array, std: Array) -> Scores:
 def coverage(z: Array, probability: float) -> float:
     """Share of z-scores inside the central interval of a standard normal distribution with that probability."""
     return float((np.abs(z) <= ndtri(0.5 * (1.0 + probability))).mean())
+
+
+def expected_inside(n: int, probability: float = 0.95) -> tuple[int, int]:
+    """How many of n independent labels lie in the interval of that probability, 95 % of the time (central, binomial)."""
+    cumulative = bdtr(np.arange(n + 1), n, probability)
+    low, high = (int(np.searchsorted(cumulative, q)) for q in (0.025, 0.975))
+    return low, high
 
 
 def normal_density(z: Array) -> Array:

@@ -307,6 +307,18 @@ def test_identical_labels_at_two_levels() -> None:
     says(only(report_of(crystals(), crystals()), "error", "shared structures"), "identical forces", "mislabelled")
 
 
+def test_a_moment_that_is_no_whole_number_among_many_that_are() -> None:
+    moments = [20.0, 19.99, 16.01, 0.0, -18.0, 20.0, 18.002, 16.0, 20.0, 19.633, 19.995, 20.06]
+    with_moments = [atoms.copy() for atoms in crystals()]
+    for atoms, moment in zip(with_moments, moments, strict=True):
+        atoms.info["total_magmom"] = moment
+    says(only(report_of(with_moments), "warning", "shared electron"), "2 of 12", "frame 9", "19.633", "NUPDOWN")
+    for atoms, moment in zip(with_moments, moments, strict=True):
+        atoms.info["total_magmom"] = 1.1 * moment  # a metal
+    assert not has(report_of(with_moments), "warning", "shared electron")
+    assert not has(report_of(with_moments[9:]), "warning", "shared electron")
+
+
 def test_unlabelled_frames_tags_and_unread_keys() -> None:
     data = crystals()
     data.append(Atoms("Cu", cell=[2.5, 2.5, 2.5], pbc=True))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
-from scipy.stats import norm, spearmanr
+from scipy.stats import binom, norm, spearmanr
 
-from mfgp.scores import Scores, coverage, rank_correlation, scores, worst_found
+from mfgp.scores import Scores, coverage, expected_inside, rank_correlation, scores, worst_found
 
 CONTRACT = {"mae", "rmse", "coverage95", "z_std", "nll", "spearman", "n"}
 
@@ -95,6 +95,12 @@ def test_coverage_of_other_intervals():
     assert coverage(z, 0.5) == 0.4  # 0.674
     assert coverage(z, 0.8) == 0.6  # 1.282
     assert coverage(z, 0.95) == 0.8  # 1.960
+
+
+@pytest.mark.parametrize("n", [2, 27, 500])
+def test_how_many_labels_an_honest_interval_holds(n: int):
+    low, high = expected_inside(n)
+    assert (low, high) == tuple(int(k) for k in binom.interval(0.95, n, 0.95))
 
 
 def test_worst_errors_among_the_largest_stds():
