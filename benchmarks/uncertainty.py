@@ -49,6 +49,7 @@ from mfgp.progress import bars
 
 DRAWS, SAMPLED = 8, 100
 FOLDS = 5
+LMFP_TESTS = ("test", "test_second", "test_ood")
 LABELS = Path.home() / ".cache" / "mfgp" / "uncertainty"  # of baselines, by a hash of the structure
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
 
@@ -178,7 +179,7 @@ def lmfp(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
     levels = ("nm", "mag")
     training = {level: load_lmfp(level, "train") for level in levels}
     training["mag"] = training["mag"][: n_top or None]
-    tests = {split: read_frames({level: load_lmfp(level, split) for level in levels}) for split in ("test", "test_ood")}
+    tests = {split: read_frames({level: load_lmfp(level, split) for level in levels}) for split in LMFP_TESTS}
     return [Case(read_frames(training), tests, config)]
 
 
@@ -186,7 +187,7 @@ def lmfp_gfn1(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
     """The tight-binding level by itself, the one that has labels of the stress."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
     training = read_frames({"gfn1": load_lmfp("gfn1", "train")[: n_top or None]})
-    tests = {split: read_frames({"gfn1": load_lmfp("gfn1", split)}) for split in ("test", "test_ood")}
+    tests = {split: read_frames({"gfn1": load_lmfp("gfn1", split)}) for split in LMFP_TESTS}
     return [Case(training, tests, config)]
 
 

@@ -21,15 +21,16 @@ VARIABLE = "MFGP_LMFP"  # environment variable: the folder with the data, where 
 LMFP = Path(__file__).resolve().parent.parent / "examples" / "lmfp"
 LEVELS = ("gfn1", "nm", "mag")  # cheapest first
 # split -> end of the file's name; no file that holds a training frame holds a test frame
-SPLITS = {"train": "", "validation": "", "test": "_test", "test_ood": "_test"}
+SPLITS = {"train": "", "validation": "", "test": "_test", "test_second": "_test", "test_ood": "_test"}
 
 
 def load_lmfp(level: str, split: str = "train", folder: str | os.PathLike[str] | None = None) -> list[Atoms]:
     """Labelled LMFP structures of one level and split, in the order of their ids.
 
     level: gfn1 (GFN1-xTB, with stress), nm (spin-paired PBE) or mag (spin-polarised PBE+U, with magmoms).
-    split: train, validation (held out, looked at while settings are chosen), test (like the training structures) or test_ood
-    (1000 K at +-4 % linear strain, lithium contents and Mn:Fe ratios that no training structure has).
+    split: train, validation (held out, looked at while settings are chosen), test (like the training structures),
+    test_second (the same again, made after the settings of the project had been chosen) or test_ood (1000 K at +-4 %
+    linear strain, lithium contents and Mn:Fe ratios that no training structure has).
     folder: where the files are; by default the one that MFGP_LMFP names, else examples/lmfp of the checkout.
     Energies in eV (the free energy that the forces belong to), forces in eV/Å, stress in eV/Å^3, magmoms in Bohr
     magnetons; `info` says composition, temperature, strain, cost and more (the data card lists it).

@@ -48,9 +48,10 @@ def test_no_structure_is_in_two_splits_and_none_of_training_in_a_test_file() -> 
         splits = {split: {a.info["structure_id"] for a in load_lmfp(level, split)} for split in SPLITS}
         assert len(set.union(*splits.values())) == sum(map(len, splits.values()))
         assert splits["test"]
+        assert splits["test_second"]
         assert splits["test_ood"]
     geometries = {a.positions.tobytes() for level in LEVELS for a in load_lmfp(level, "train")}
-    for split in ("test", "test_ood", "validation"):
+    for split in ("test", "test_second", "test_ood", "validation"):
         assert not geometries & {a.positions.tobytes() for a in load_lmfp("mag", split)}
 
 
@@ -81,6 +82,19 @@ def test_levels_with_the_gamma_point_alone_have_one_size_of_cell() -> None:
         single = one[a.info["of"]]
         assert_allclose(a.positions[:28], single.positions, rtol=0, atol=1e-6)
         assert abs(a.get_potential_energy() / 2 - single.get_potential_energy()) > 0.1  # eV a cell
+
+
+def test_no_label_shares_an_electron_between_metals() -> None:
+    """The cell's moment is the high-spin one; calculations where it was not are kept apart."""
+    levels = load("levels")
+    good = {a.info["structure_id"]: a for split in SPLITS for a in load_lmfp("mag", split)}
+    assert not [name for name, a in good.items() if levels.shared_electron(a, a.info["total_magmom"])]
+    apart = [a for a in read(LMFP / "lmfp_mag_other_spin.extxyz", ":") if "shared" in a.info["spin_state"]]
+    assert apart
+    for a in apart:
+        assert levels.lost_spin(a, a.get_magnetic_moments()) is None
+        assert levels.shared_electron(a, a.info["total_magmom"])
+        assert a.info["structure_id"] not in good
 
 
 def test_unknown_levels_and_splits_and_missing_data(tmp_path: Path) -> None:
@@ -253,6 +267,20 @@ def test_the_lowest_branch_is_kept_and_the_first_answer_beside_it(tmp_path: Path
     assert_allclose(label.info["branch_energies"], [-1.0, -1.0 - gap], rtol=0, atol=1e-9)
     assert label.info["cpu_seconds"] == 2.0
     assert [a.info["start"] for a in first] == (["held"] if replaced else [])
+
+
+def test_new_labels_take_the_place_of_old_ones_and_leave_the_others(tmp_path: Path) -> None:
+    assemble, path = load("assemble"), tmp_path / "labels.extxyz"
+    old, other = labelled(-1.0, "held"), labelled(-2.0, "held")
+    other.info["structure_id"] = "lmfp0000"
+    assert len(assemble.save([old, other], path)) == 2
+    assemble.save([labelled(-3.0, "free")], path)
+    assert [a.get_potential_energy() for a in read(path, ":")] == [-2.0, -3.0]
+    before = path.read_bytes()
+    assemble.save([], path)
+    assert path.read_bytes() == before
+    assemble.save([], path, replaced=["lmfp0001"])
+    assert [a.info["structure_id"] for a in read(path, ":")] == ["lmfp0000"]
 
 
 def test_a_frame_that_a_kill_cut_short_is_cut_off(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from ase import Atoms
-from making.cells import MOMENTS, ONE_CELL, oxidation_states, states_of_moments
+from making.cells import MOMENTS, ONE_CELL, oxidation_states, starting_moments, states_of_moments
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -35,6 +35,7 @@ NEAR_DUPLICATE = 0.05  # Å rms
 SAME_BRANCH = 0.005  # eV a cell
 SAME_CELL_ENERGY, SAME_CELL_FORCE = 0.002, 0.02  # eV/atom, eV/Å rms
 LOST_SPIN = 0.9  # Bohr magnetons below the formal moment
+SHARED_ELECTRON = 0.05  # Bohr magnetons of the cell from the formal moment
 GRADIENT_TOLERANCE = {"gfn1": 0.005, "nm": 0.02, "mag": 0.04}  # eV/Å; the data card has the noise measured before
 console = stdout()
 
@@ -208,6 +209,8 @@ def spin_states(splits: dict[str, list[Atoms]]) -> Iterator[str]:
     for a in (a for frames in splits.values() for a in frames):
         if any(s.moment < s.formal - LOST_SPIN for s in sites([a])):
             yield f"{a.info['structure_id']}: a metal is not high spin"
+        if abs(a.info["total_magmom"] - starting_moments(a).sum()) > SHARED_ELECTRON:
+            yield f"{a.info['structure_id']}: the smearing left an electron between two metals"
 
 
 def branches(splits: dict[str, list[Atoms]], first: Path) -> Iterator[str]:

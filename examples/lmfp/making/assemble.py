@@ -1,4 +1,4 @@
-"""From raw labels, one file a level and start, to the files of the data set.
+"""From raw labels, one file a level and start, to the files of the data set; structures that raw/ lacks stay as they are.
 
     python assemble.py raw ..
 
@@ -21,7 +21,10 @@ All DFT energies at the labels' cutoff are corrected for the number of plane wav
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -51,24 +54,26 @@ def main(
         save(apart, output / f"lmfp_{level}_other_k_points.extxyz")
         levels[level] = {name: a for name, a in levels[level].items() if len(a) <= ONE_CELL}
     for level, frames in levels.items():
-        for suffix, splits in (("", ("train", "validation")), ("_test", ("test", "test_ood"))):
-            chosen = [a for a in frames.values() if a.info["split"] in splits]
-            save(chosen, output / f"lmfp_{level}{suffix}.extxyz{'.xz' if level == 'gfn1' else ''}")
+        for suffix, splits in (("", ("train", "validation")), ("_test", ("test", "test_second", "test_ood"))):
+            path = output / f"lmfp_{level}{suffix}.extxyz{'.xz' if level == 'gfn1' else ''}"
+            chosen = save([a for a in frames.values() if a.info["split"] in splits], path)
             print(f"{level}{suffix}:", {s: sum(a.info["split"] == s for a in chosen) for s in splits})
-    save(first, output / "lmfp_mag_first.extxyz")
+    save(first, output / "lmfp_mag_first.extxyz", levels["mag"])
     apart = every(raw, "mag*.other_spin.extxyz")
     save(apart, output / "lmfp_mag_other_spin.extxyz")
     save(pairs(every(raw, "differences_*.extxyz")), output / "finite_differences.extxyz")
     save(every(raw, "strains_*.extxyz"), output / "strained.extxyz")
     save(every(raw, "doubled_*.extxyz"), output / "doubled.extxyz")
     failures = [line for path in sorted(raw.glob("*.failed.jsonl")) for line in path.read_text().splitlines()]
-    (output / "failed.jsonl").write_text("".join(f"{line}\n" for line in failures))
+    path = output / "failed.jsonl"
+    before = path.read_text().splitlines() if path.exists() else []
+    path.write_text("".join(f"{line}\n" for line in dict.fromkeys([*before, *failures])))
     for start in STARTS[1:]:
         print(against_the_others(start, frames_of(raw / f"mag_{start}.extxyz"), levels["mag"], failures))
     lost = sorted({json.loads(line)["structure_id"] for line in failures} - set(levels["mag"]))
     print(f"first answers that were replaced: {len(first)}; another spin state: {len(apart)}")
     print(f"calculations that failed: {len(failures)}; structures without a magnetic label for it: {lost}")
-    seconds = [a.info["cpu_seconds"] for a in every(raw, "*.extxyz")]
+    seconds = [a.info.get("cpu_seconds", 0.0) for a in every(raw, "*.extxyz")]
     seconds += [json.loads(line).get("cpu_seconds", 0.0) for line in failures]
     print(f"CPU hours of everything: {sum(seconds) / 3600:.1f}")
 
@@ -145,12 +150,28 @@ def lowest(raw: Path) -> tuple[dict[str, Atoms], list[Atoms]]:
     return chosen, replaced
 
 
-def save(frames: list[Atoms], path: Path) -> None:
-    if not frames:
-        return
-    part = path.with_name(f"part_{path.name}")
-    write(part, frames, format="extxyz")
-    part.replace(path)
+def save(frames: list[Atoms], path: Path, replaced: Collection[str] = ()) -> list[Atoms]:
+    """Write the frames in place of those of the same id and level that the file holds, and of the ids `replaced`."""
+
+    def key(a: Atoms) -> tuple[str, str]:
+        return a.info["structure_id"], a.info.get("fidelity", "")
+
+    new = {key(a) for a in frames}
+    kept = [a for a in written(path) if key(a) not in new and key(a)[0] not in replaced]
+    found = sorted([*kept, *frames], key=key)
+    if frames or replaced:
+        part = path.with_name(f"part_{path.name}")
+        write(part, found, format="extxyz")
+        part.replace(path)
+    return found
+
+
+def written(path: Path) -> list[Atoms]:
+    """Frames of a file of the data set, packed or not; ASE alone would unpack it again for each of them."""
+    if not path.exists():
+        return []
+    with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as file:
+        return read(io.StringIO(file.read()), ":", format="extxyz")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from cells import oxidation_states
-from levels import LEVELS, attempts, calculator, lost_spin
+from levels import LEVELS, attempts, calculator, lost_spin, shared_electron
 from starts import STARTS
 
 ABOUT = (
@@ -120,7 +120,8 @@ def label(atoms: Atoms, level: str, start: str, attempt: int) -> Atoms:
         results["magmoms"] = np.array(atoms.get_magnetic_moments())
         about["total_magmom"] = round(float(atoms.get_magnetic_moment()), 4)
         about["start"] = start
-        if (wrong := lost_spin(atoms, results["magmoms"])) is not None:
+        wrong = lost_spin(atoms, results["magmoms"]) or shared_electron(atoms, about["total_magmom"])
+        if wrong:
             about["spin_state"] = wrong
     if not all(np.isfinite(r).all() for r in results.values()):
         raise RuntimeError("a label is not finite")

@@ -73,6 +73,8 @@ SETS = {
     "train": Set(everywhere({**DELITHIATED, **LITHIATED}), "lmfp", 400, "train"),
     "gfn1": Set(everywhere({**LITHIATED, **DELITHIATED}), "gfn", 0, "train", steps=20),
     "test": Set(one_temperature_each(DELITHIATED) + everywhere(LITHIATED), "test", 100, "test"),
+    # the recipe of test again, other trajectories
+    "test_second": Set(one_temperature_each(DELITHIATED) + everywhere(LITHIATED), "test", 200, "test_second"),
     "test_ood": Set(
         (
             *(Trajectory(v, 1000, e) for v in ("LFP", "LMP", "LM50F50P-b") for e in (-0.04, 0.04)),
