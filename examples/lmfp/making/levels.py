@@ -23,22 +23,26 @@ SMEARING = {"nm": 0.2, "mag": 0.1}  # eV, Fermi
 SETUPS = {"nm": {"Mn": "7"}, "mag": {"Fe": ":d,5.3", "Mn": "7:d,3.9"}}
 BANDS = {"nm": 88, "mag": 96}
 LEVELS = ("gfn1", "nm", "mag")  # cheapest first
+SHARED_ELECTRON = "electron shared"
 LOST, SHARED = 0.9, 0.05  # Bohr magnetons that a metal and the whole cell may be off their high-spin moments
 
 
-def calculator(level: str, atoms: Atoms, start: str, attempt: int, about: dict | None = None) -> Calculator:
+def calculator(
+    level: str, atoms: Atoms, start: str, attempt: int, about: dict | None = None, hold_moment: bool = False
+) -> Calculator:
     """The calculator of a level for a structure; `start` matters to mag only, see starts.py. attempt 1, 2, ...
 
     about: the structure's info, of which `cutoff` (eV) and `basis_cell` (Å, see strain.py) count, at nm and mag.
+    hold_moment: mag with the total moment held at its high-spin value.
     """
     if level == "gfn1":
         from tblite.ase import TBLite
 
         return TBLite(method="GFN1-xTB", verbosity=0, max_iterations=1000)  # test0208 needs more than the 250 of tblite
-    return gpaw_calculator(level, atoms, start, attempt, about or {})
+    return gpaw_calculator(level, atoms, start, attempt, about or {}, hold_moment)
 
 
-def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, about: dict) -> Calculator:
+def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, about: dict, hold_moment: bool) -> Calculator:
     from gpaw import GPAW, PW, FermiDirac
     from gpaw.mixer import Mixer, MixerSum
 
@@ -53,7 +57,7 @@ def gpaw_calculator(level: str, atoms: Atoms, start: str, attempt: int, about: d
         "gpts": (GRID[0], GRID[1], GRID[2] * cells),
         "setups": SETUPS[level],
         "nbands": BANDS[level] * cells,
-        "occupations": FermiDirac(SMEARING[level]),
+        "occupations": FermiDirac(SMEARING[level], fixmagmom=hold_moment),
         "txt": None,
         "convergence": {"density": 1e-4 if level == "nm" else 5e-5, "energy": 5e-4, "eigenstates": 1e-5},
     }
@@ -108,4 +112,4 @@ def shared_electron(atoms: Atoms, total: float) -> str | None:
     wanted = float(starting_moments(atoms).sum())
     if abs(total - wanted) <= SHARED:
         return None
-    return f"electron shared: total moment {total:.3f} (formally {wanted:.0f})"
+    return f"{SHARED_ELECTRON}: total moment {total:.3f} (formally {wanted:.0f})"
