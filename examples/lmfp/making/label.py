@@ -85,20 +85,13 @@ def label_one(atoms: Atoms, level: str, start: str, output: Path, failures: Path
             found = [label(atoms, level, start, attempt)]
             if SHARED_ELECTRON in found[0].info.get("spin_state", ""):
                 found.append(label(atoms, level, start, attempt, hold_moment=True))
-            found[-1].info["wall_seconds"] = round(
-                time.time() - wall, 1
-            )  # failed attempts and the first answer included
-            found[-1].info["cpu_seconds"] = round(time.process_time() - cpu, 1)
+            last = found[-1].info  # its cost includes failed attempts and a first answer that it replaces
+            last["wall_seconds"] = round(time.time() - wall, 1)
+            last["cpu_seconds"] = round(time.process_time() - cpu, 1)
             for out in found:
                 append(output if "spin_state" not in out.info else other_spin(output), out)
-                print(
-                    level,
-                    start,
-                    name,
-                    f"{out.get_potential_energy():.4f} eV",
-                    out.info.get("spin_state", ""),
-                    flush=True,
-                )
+                energy = f"{out.get_potential_energy():.4f} eV"
+                print(level, start, name, energy, out.info.get("spin_state", ""), flush=True)
             return
         except Exception as error:  # recorded below; a crash of one calculation must not stop the rest
             why = f"{type(error).__name__}: {error}".strip()[:300]
