@@ -6,8 +6,8 @@ The variance of the difference between a prediction and a new calculation is tak
 
 with the variance of the posterior weights, that which the inducing points do not carry, and that of the labels' noise (all
 as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on. Of
-energies and forces v_weights and v_residual are multiplied by the factor of novelty.py first, and all three of an energy by
-that of its composition (composition_scatter.py). calibration_fit.py has how all that comes from left-out errors. The noise
+energies and forces v_weights and v_residual are multiplied by the factor of novelty.py first, and all three by that of the
+composition (composition_scatter.py). calibration_fit.py has how all that comes from left-out errors. The noise
 of a fit holds what the model cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std
 is that of the difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard
 deviations) a second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022);
@@ -64,8 +64,8 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of energies and virials by level, of forces by level and atomic number; novelty of both, and the scatter of
-    energies by composition, by level.
+    """Scales of energies and virials by level, of forces by level and atomic number; novelty and scatter by composition of
+    energies and of forces, by level.
     """
 
     energy: tuple[Scale, ...]
@@ -74,7 +74,8 @@ class Calibration:
     fitted: tuple[Fitted, ...] = ()
     novelty: tuple[Novelty, ...] = ()
     energy_novelty: tuple[EnergyNovelty, ...] = ()
-    scatter: tuple[CompositionScatter, ...] = ()
+    energy_scatter: tuple[CompositionScatter, ...] = ()
+    force_scatter: tuple[CompositionScatter, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 for the virial.
@@ -118,15 +119,20 @@ class Calibration:
 
     def energy_scale(self, level: int, numbers: NDArray[np.int64]) -> Scale:
         """Of the energy of a structure with these atomic numbers [N]."""
-        factor = self.scatter[level].factor(numbers) if self.scatter else 1.0
+        factor = self.energy_scatter[level].factor(numbers) if self.energy_scatter else 1.0
         return self.energy[level].times(factor)
+
+    def force_scales(self, level: int, numbers: NDArray[np.int64]) -> dict[int, Scale]:
+        """Of the forces in a structure with these atomic numbers [N], by atomic number."""
+        factor = self.force_scatter[level].factor(numbers) if self.force_scatter else 1.0
+        return {z: scale.times(factor) for z, scale in self.forces[level].items()}
 
     def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
         energy = self.energy_scale(level, numbers)
         if size == 1:
             return [energy]
-        forces = [self.forces[level][int(z)] for z in numbers for _ in range(3)]
-        return [energy, *forces, *[self.virial[level]] * 6]
+        forces = self.force_scales(level, numbers)
+        return [energy, *(forces[int(z)] for z in numbers for _ in range(3)), *[self.virial[level]] * 6]
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, forces by element symbol."""
@@ -140,7 +146,8 @@ class Calibration:
                 for n in self.novelty
             ],
             "energy_novelty": [asdict(n) for n in self.energy_novelty],
-            "scatter": [composition_scatter.to_json(s) for s in self.scatter],
+            "energy_scatter": [composition_scatter.to_json(s) for s in self.energy_scatter],
+            "force_scatter": [composition_scatter.to_json(s) for s in self.force_scatter],
         }
 
     @staticmethod
@@ -156,7 +163,8 @@ class Calibration:
                 for n in data["novelty"]
             ),
             tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),
-            tuple(composition_scatter.from_json(s) for s in data["scatter"]),
+            tuple(composition_scatter.from_json(s) for s in data["energy_scatter"]),
+            tuple(composition_scatter.from_json(s) for s in data["force_scatter"]),
         )
 
 

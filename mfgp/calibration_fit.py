@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from mfgp.calibration import Calibration, Fitted, Scale
-from mfgp.composition_scatter import CompositionScatter, fit_scatter, fractions
+from mfgp.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
 from mfgp.leave_one_out import LeftOut
 from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
 from mfgp.scores import scores
@@ -63,10 +63,10 @@ class _Errors:
 def fit_calibration(
     left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int], neighbours: Neighbours | None = None
 ) -> Calibration:
-    """Fit the scales of every property at every level, and the novelty of energies and forces, to left-out errors.
+    """Fit the scales of every property at every level, novelty and scatter of energies and forces, to left-out errors.
 
-    neighbours: pairs of a structure within the cutoff; without them there is no novelty. See fit_scales for what happens
-    where there is little to fit to.
+    neighbours: pairs of a structure within the cutoff; without them there is neither novelty nor scatter. See fit_scales
+    for what happens where there is little to fit to.
     """
     left = list(left_out)
     first = fit_scales(left, levels, species)
@@ -84,26 +84,28 @@ def fit_calibration(
         for p in parts
     }
     exponents, found = _in_turns(left, alike, ratios, first, levels, species)
-    surprises = {
-        level: [(p, _surprise(p, found, t, ratios[id(p)])) for p in alike[level, "energy"]]
-        for t, level in enumerate(levels)
-    }
+
+    def scatters(kind: str, least: float) -> tuple[CompositionScatter, ...]:
+        by_level = [[(p, _surprise(p, found, t, ratios[id(p)])) for p in alike[x, kind]] for t, x in enumerate(levels)]
+        return tuple(_scatter(s, exponents[x, kind], least) for x, s in zip(levels, by_level, strict=True))
+
     return replace(
         found,
-        scatter=tuple(_scatter(surprises[level], exponents[level, "energy"]) for level in levels),
+        energy_scatter=scatters("energy", ENERGIES),
+        force_scatter=scatters("forces", FORCES),
         fitted=_as_before(first, found),
         novelty=tuple(replace(forces[level], exponent=exponents[level, "forces"]) for level in levels),
         energy_novelty=tuple(replace(energies[level], exponent=exponents[level, "energy"]) for level in levels),
     )
 
 
-def _scatter(energies: Sequence[tuple[LeftOut, Surprise]], exponent: float) -> CompositionScatter:
-    """How the left-out energies of a level scatter beyond their variances, novelty included."""
+def _scatter(left_out: Sequence[tuple[LeftOut, Surprise]], exponent: float, least: float) -> CompositionScatter:
+    """How left-out energies or forces of a level scatter beyond their variances, novelty included."""
     rows = []
-    for part, s in energies:
+    for part, s in left_out:
         variance = s.model * np.exp(exponent * s.log_ratio) + s.noise
-        rows.append((fractions(part.frame.atoms.numbers), float(s.error[0]), float(variance[0])))
-    return fit_scatter(rows)
+        rows.append((fractions(part.frame.atoms.numbers), float(np.mean(s.error**2 / variance))))
+    return fit_scatter(rows, least)
 
 
 def _usual(

@@ -157,14 +157,15 @@ def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
 
 
 def scattering(calibration: Mapping[str, Any]) -> Iterator[str]:
-    """Compositions whose energies have wider standard deviations, by level."""
+    """Compositions whose energies or forces have wider standard deviations, by level."""
     from mfgp.composition_scatter import from_json
 
     levels = list(dict.fromkeys(f["level"] for f in calibration["fitted"]))
-    for level, data in zip(levels, calibration["scatter"], strict=False):
-        if widest := from_json(data).widest():
-            found = ", ".join(f"{formula} x {factor**0.5:.1f}" for formula, factor in widest.items())
-            yield f"standard deviations of {level} energies are wider for some compositions: {found}"
+    for kind, name in (("energies", "energy_scatter"), ("forces", "force_scatter")):
+        for level, data in zip(levels, calibration[name], strict=False):
+            if widest := from_json(data).widest():
+                found = ", ".join(f"{formula} x {factor**0.5:.1f}" for formula, factor in widest.items())
+                yield f"standard deviations of {level} {kind} are wider for some compositions: {found}"
 
 
 _CALIBRATION_NOTE = (

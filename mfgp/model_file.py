@@ -41,7 +41,7 @@ from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 
-SCHEMA = 8
+SCHEMA = 9
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -91,6 +91,16 @@ def _without_scatter(header: Header) -> Header:
     return {**header, "calibration": None if calibration is None else {**calibration, "scatter": []}}
 
 
+def _without_scatter_of_forces(header: Header) -> Header:
+    """Schema 8 calibrated forces of all compositions alike; its scatter was that of energies."""
+    calibration = header["calibration"]
+    if calibration is None:
+        return header
+    kept = {name: value for name, value in calibration.items() if name != "scatter"}
+    energies = [{**s, "least": 1.0} for s in calibration["scatter"]]
+    return {**header, "calibration": {**kept, "energy_scatter": energies, "force_scatter": []}}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
@@ -100,6 +110,7 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
     5: _without_energy_novelty,
     6: _without_calculations,
     7: _without_scatter,
+    8: _without_scatter_of_forces,
 }
 
 

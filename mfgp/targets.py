@@ -5,7 +5,7 @@
 (<> of forces: the mean over structures of the mean over their atoms and components) as Var = factor * a^T C a + rest. Only
 the first part falls when data are added; it is a sum over rows R of R C R^T, random directions of each structure for its
 forces (directional.py; one of each of many structures, several of a few), scaled by the root of the calibration factor of
-each atom's species, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels'
+each atom, one row for its energy per atom. The rest (what the inducing points do not carry, and the labels'
 noise, as the calibration has them) is a number. So sqrt of J is what `predict` says of the targets, root mean square,
 but for novelty (novelty.py), which has no part in it.
 """
@@ -93,9 +93,8 @@ def _batch(
 ) -> dict[str, tuple[Tensor, list[float]]]:
     """Rows [row, M'] (k of each structure for its forces) and the constant part of each one's variance, by property."""
     model, level = predictor.model, predictor.level
-    forces = _force_scales(model, level)
     energies = [RAW if model.calibration is None else model.calibration.energy_scale(level, a.numbers) for a in batch]
-    per_atom = [[forces[int(z)] for z in atoms.numbers] for atoms in batch]
+    per_atom = [_force_scales(model, level, atoms) for atoms in batch]
     roots = np.concatenate([[(s.weights**0.5, s.residual**0.5) for s in scales] for scales in per_atom])  # [atom, 2]
     v = torch.from_numpy(rng.standard_normal((len(roots), 3, 2 * k)) * roots.repeat(k, axis=1)[:, None, :])
     rows = directional_rows(model.features, batch, v, with_prior=True)
@@ -119,6 +118,9 @@ def _batch(
     }
 
 
-def _force_scales(model: MultiFidelityGP, level: int) -> Mapping[int, Scale]:
-    """Calibration factors of forces by species."""
-    return dict.fromkeys(model.basis.species, RAW) if model.calibration is None else model.calibration.forces[level]
+def _force_scales(model: MultiFidelityGP, level: int, atoms: Atoms) -> list[Scale]:
+    """Calibration factors of the force on each atom, [N]."""
+    if model.calibration is None:
+        return [RAW] * len(atoms)
+    scales = model.calibration.force_scales(level, atoms.numbers)
+    return [scales[int(z)] for z in atoms.numbers]

@@ -1,4 +1,4 @@
-"""The factor by which energies of like compositions scatter more than their variances say."""
+"""The factor by which energies and forces of like compositions scatter more or less than their variances say."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.composition_scatter import (
+    ENERGIES,
+    FORCES,
     PRIOR_COUNT,
     Composition,
     CompositionScatter,
+    Fractions,
     fit_scatter,
     formula,
     fractions,
@@ -26,24 +29,19 @@ FE2, FE3 = np.array([26, 15, 8, 8, 8, 8, 3]), np.array([26, 15, 8, 8, 8, 8])
 HALF = np.concatenate([FE2, FE3])
 
 
-def energies(
-    spread: dict[str, float], n: int = 200, seed: int = 0
-) -> list[tuple[tuple[tuple[int, float], ...], float, float]]:
-    """n left-out energies of each composition, with errors `spread` times as wide as their variances say."""
+def left_out(spread: dict[str, float], n: int = 200, labels: int = 1, seed: int = 0) -> list[tuple[Fractions, float]]:
+    """error^2 / variance of n left-out structures of each composition; errors `spread` times as wide as expected."""
     rng = np.random.default_rng(seed)
     numbers = {"discharged": FE2, "charged": FE3, "half": HALF}
-    out = []
-    for name, wide in spread.items():
-        variance = rng.uniform(0.01, 0.04, n)
-        out += [
-            (fractions(numbers[name]), wide * e * v**0.5, v)
-            for e, v in zip(rng.standard_normal(n), variance, strict=True)
-        ]
-    return out
+    return [
+        (fractions(numbers[name]), float(np.mean((wide * errors) ** 2)))
+        for name, wide in spread.items()
+        for errors in rng.standard_normal((n, labels))
+    ]
 
 
 def test_a_composition_that_scatters_is_found() -> None:
-    found = fit_scatter(energies({"discharged": 1.0, "charged": 1.0, "half": 3.0}))
+    found = fit_scatter(left_out({"discharged": 1.0, "charged": 1.0, "half": 3.0}), ENERGIES)
     assert found.exponent > 0.8
     assert 6.0 < found.factor(HALF) < 11.0  # 3^2
     for numbers in (FE2, FE3):
@@ -53,16 +51,27 @@ def test_a_composition_that_scatters_is_found() -> None:
 
 
 def test_where_all_are_alike_there_is_no_factor() -> None:
-    assert abs(np.log(fit_scatter(energies({"discharged": 1.0, "charged": 1.0, "half": 1.0})).factor(HALF))) < 0.1
-    for one in (energies({"half": 3.0}), energies({"half": 3.0, "charged": 1.0}, n=4)):  # one composition; too few
-        assert fit_scatter(one) == CompositionScatter()
+    same = left_out({"discharged": 1.0, "charged": 1.0, "half": 1.0})
+    assert abs(np.log(fit_scatter(same, ENERGIES).factor(HALF))) < 0.1
+    for one in (left_out({"half": 3.0}), left_out({"half": 3.0, "charged": 1.0}, n=4)):  # one composition; too few
+        assert fit_scatter(one, ENERGIES) == CompositionScatter()
 
 
-def test_it_only_widens() -> None:
-    found = fit_scatter(energies({"discharged": 0.5, "charged": 1.0, "half": 2.0}))
+def test_of_energies_it_only_widens() -> None:
+    found = fit_scatter(left_out({"discharged": 0.5, "charged": 1.0, "half": 2.0}), ENERGIES)
     assert found.exponent > 0.5
     assert found.factor(FE2) == 1.0
     assert found.factor(HALF) > 1.5
+
+
+def test_of_forces_it_narrows_too() -> None:
+    """Structures with twenty labels each, errors 0.7, 1 and 2 times as wide as said: factors of the variance 0.5, 1, 4."""
+    found = fit_scatter(left_out({"discharged": 0.7, "charged": 1.0, "half": 2.0}, n=50, labels=20), FORCES)
+    assert 0.9 < found.exponent <= 1.0
+    assert 0.4 < found.factor(FE2) < 0.7
+    assert 3.0 < found.factor(HALF) < 4.2
+    tiny = fit_scatter(left_out({"discharged": 0.01, "charged": 1.0, "half": 2.0}, n=50, labels=20), FORCES)
+    assert tiny.factor(FE2) == pytest.approx(0.25**tiny.exponent)  # at most half as wide
 
 
 def test_a_structure_does_not_speak_for_itself() -> None:
@@ -70,8 +79,8 @@ def test_a_structure_does_not_speak_for_itself() -> None:
     rng, rows = np.random.default_rng(0), []
     for k in range(40):
         x = fractions(np.array([13] * (k + 1) + [7] * (90 - 2 * k)))
-        rows.append((x, float(rng.standard_normal()) * (30.0 if k == 20 else 1.0), 1.0))
-    found = fit_scatter(rows)
+        rows.append((x, float(rng.standard_normal() ** 2) * (900.0 if k == 20 else 1.0)))
+    found = fit_scatter(rows, ENERGIES)
     assert found.exponent < 0.5
     assert found.factor(np.array([13] * 21 + [7] * 50)) < 2.0
 
@@ -90,22 +99,26 @@ def test_what_a_user_is_told() -> None:
     assert formula(fractions(np.repeat([26, 8], [500, 737]))) == "Fe500O737"
 
 
-def test_every_standard_deviation_of_an_energy_follows(two_levels: FrameSet, config: FitConfig) -> None:
+def test_every_standard_deviation_follows(two_levels: FrameSet, config: FitConfig) -> None:
     training = config.training.model_copy(update={"calibrate": True})
     model = MultiFidelityGP.fit(two_levels, config.model_copy(update={"training": training}), progress=False)
     assert model.calibration is not None
     atoms = alloy(91)
     wide = CompositionScatter(1.0, (Composition(fractions(atoms.numbers), 1000, 4.0),))
+    narrow = CompositionScatter(1.0, (Composition(fractions(atoms.numbers), 1000, 0.5),), FORCES)
     wider = copy.copy(model)
-    wider.calibration = replace(model.calibration, scatter=(wide,) * 2)
+    wider.calibration = replace(model.calibration, energy_scatter=(wide,) * 2, force_scatter=(narrow,) * 2)
     plain = copy.copy(model)
-    plain.calibration = replace(model.calibration, scatter=())
-    expected = wide.factor(atoms.numbers) ** 0.5
+    plain.calibration = replace(model.calibration, energy_scatter=(), force_scatter=())
+    expected, of_forces = wide.factor(atoms.numbers) ** 0.5, narrow.factor(atoms.numbers) ** 0.5
+    assert of_forces < 0.8
     for mode in ("full", "energies", "sampled", "by_level"):
         found, usual = (m.predictor(draws=4, by_level=True)(atoms, mode) for m in (wider, plain))
         assert found.energy_std == pytest.approx(expected * usual.energy_std)  # type: ignore[operator]
         if usual.forces_std is not None:
-            assert_allclose(found.forces_std, usual.forces_std, rtol=1e-12)
+            assert_allclose(found.forces_std, of_forces * usual.forces_std, rtol=1e-12)
+            assert_allclose(found.stress_std, usual.stress_std, rtol=1e-12)
         if usual.std_by_level is not None:
             for name, share in usual.std_by_level.items():
                 assert found.std_by_level[name].energy_std == pytest.approx(expected * share.energy_std)  # type: ignore[index]
+                assert_allclose(found.std_by_level[name].forces_std, of_forces * share.forces_std, rtol=1e-12)  # type: ignore[index]

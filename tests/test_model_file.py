@@ -183,26 +183,31 @@ def test_a_file_of_schema_5_knows_no_novelty_of_energies(
     loaded = MultiFidelityGP.load(path)
     loaded.calibrate(two_levels.training())
     loaded.save(path)
-    old = {k: v for k, v in read_header(path)["calibration"].items() if k != "energy_novelty"}
+    old = less(read_header(path)["calibration"], "energy_novelty", "energy_scatter", "force_scatter")
     as_written(path, {"schema": 5, "calibration": old})
     again = MultiFidelityGP.load(path)
-    assert again.calibration == replace(loaded.calibration, energy_novelty=(), scatter=())
+    assert again.calibration == replace(loaded.calibration, energy_novelty=(), energy_scatter=(), force_scatter=())
     assert again.predict(alloy(80)).energy_std > 0
 
 
-def test_a_file_of_schema_7_knows_no_scatter(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
+def test_files_of_schemas_7_and_8_know_less_of_scatter(
+    model: MultiFidelityGP, two_levels: FrameSet, path: Path
+) -> None:
     loaded = MultiFidelityGP.load(path)
     loaded.calibrate(two_levels.training())
     assert loaded.calibration is not None
     known = (CompositionScatter(0.5, (Composition(fractions(alloy(0).numbers), 4, 2.0),)),) * 2
-    loaded.calibration = replace(loaded.calibration, scatter=known)
+    narrow = tuple(replace(s, least=0.25) for s in known)
+    loaded.calibration = replace(loaded.calibration, energy_scatter=known, force_scatter=narrow)
     loaded.save(path)
     assert MultiFidelityGP.load(path).calibration == loaded.calibration
-    as_written(
-        path,
-        {"schema": 7, "calibration": {k: v for k, v in read_header(path)["calibration"].items() if k != "scatter"}},
-    )
-    assert MultiFidelityGP.load(path).calibration == replace(loaded.calibration, scatter=())
+    calibration = read_header(path)["calibration"]
+    without_both = less(calibration, "energy_scatter", "force_scatter")
+    scatter = [less(s, "least") for s in calibration["energy_scatter"]]
+    as_written(path, {"schema": 8, "calibration": {**without_both, "scatter": scatter}})
+    assert MultiFidelityGP.load(path).calibration == replace(loaded.calibration, force_scatter=())
+    as_written(path, {"schema": 7, "calibration": without_both})
+    assert MultiFidelityGP.load(path).calibration == replace(loaded.calibration, energy_scatter=(), force_scatter=())
 
 
 def test_a_file_of_schema_3_keeps_its_costs(model: MultiFidelityGP, path: Path) -> None:
@@ -229,6 +234,11 @@ def as_written(path: Path, changed: dict[str, Any], without: tuple[str, ...] = (
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["mfgp"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    header = {k: v for k, v in header.items() if k not in ("hash", *without)} | changed
+    header = less(header, "hash", *without) | changed
     header["hash"] = contents_hash(header, tensors)
     save_file(tensors, path, {"mfgp": json.dumps(header)})
+
+
+def less(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Without these keys."""
+    return {k: v for k, v in data.items() if k not in names}

@@ -143,7 +143,11 @@ def test_calibrated_targets_are_calibrated(two_levels: FrameSet, config: FitConf
     assert calibrated.calibration is not None
     wide = CompositionScatter(1.0, (Composition(fractions(CALM[0].numbers), 100, 4.0),))
     calibrated.calibration = replace(  # novelty is not part of a target
-        calibrated.calibration, novelty=(), energy_novelty=(), scatter=(CompositionScatter(), wide)
+        calibrated.calibration,
+        novelty=(),
+        energy_novelty=(),
+        energy_scatter=(CompositionScatter(), wide),
+        force_scatter=(CompositionScatter(), wide),
     )
     found = deviations(calibrated, CALM, {"forces": 2.0, "energy": 1.0})
     agrees_in_the_mean(found["forces"], exact_variance(calibrated, CALM, "high"))
