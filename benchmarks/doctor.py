@@ -10,11 +10,13 @@ spoiled      in every round two structures of each level are spoiled in the same
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
              out. With --mixed all kinds of fault are in the data of every round.
+as they are  suspects of a fit to the data without any fault, by name: what the other rounds will name again.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,11 @@ class Case:
     isolated: Frames
     config: FitConfig
 
+    @property
+    def tagged(self) -> Frames:
+        """The frames as they are."""
+        return {level: [tagged(a, level) for a in frames] for level, frames in self.frames.items()}
+
     def scored(self, frames: Frames) -> list[LabelScore]:
         """Scores of all labels by a model that was fitted to `frames` in place of its own."""
         read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
@@ -82,10 +89,12 @@ def main(
     with timed() as timing:
         together = [kinds] if mixed else [(one,) for one in kinds]
         found = [spoiled_round(case, faults, seed) for faults in together for seed in range(rounds)]
+        result["as_they_are"] = named_suspects(case.scored(case.tagged))
         if data is None and not kind:
             result["metastable"] = metastable(case)
-    result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found)}
+    result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found), "false_alarms": named_alarms(found)}
     console.print(table(result["spoiled"]), *result["energy_by_limit"])
+    console.print(result["as_they_are"], result["false_alarms"])
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}
@@ -131,8 +140,8 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     alarms = {}
     for level in case.frames:
         untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
-        wrong = sorted(name for name in untouched if (level, name) in suspects)
-        alarms[level] = {"structures": len(untouched), "suspects": wrong}
+        wrong = [s for s in scores if s.frame.fidelity == level and identity(s) in untouched]
+        alarms[level] = {"structures": len(untouched), "suspects": named_suspects(wrong)[level]}
     off = {(f["level"], f["structure"]) for f in faults if f["kind"] == "energy"}
     energies = [s for s in scores if s.kind == "energy"]
     return {
@@ -252,6 +261,24 @@ def metastable(case: Case) -> dict[str, Any]:
 def ranked_above(wrong: Sequence[float], good: Sequence[float]) -> float:
     """Probability that a wrong label scores higher than a good one (area under the ROC curve; 0.5 is chance)."""
     return float(np.mean(np.asarray(wrong)[:, None] > np.asarray(good)[None]))
+
+
+def named_suspects(scores: Sequence[LabelScore]) -> dict[str, dict[str, list[str]]]:
+    """Kinds of label that are suspect by level and structure."""
+    out: dict[str, dict[str, set[str]]] = {s.frame.fidelity: {} for s in scores}
+    for s in scores:
+        if s.suspect:
+            out[s.frame.fidelity].setdefault(identity(s), set()).add(s.kind)
+    return {level: {name: sorted(kinds) for name, kinds in sorted(named.items())} for level, named in out.items()}
+
+
+def named_alarms(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Rounds in which each structure without a fault was suspect, by level and "structure, kind"."""
+    out = {}
+    for level in found[0]["false_alarms"]:
+        alarms = [one["false_alarms"][level]["suspects"] for one in found]
+        out[level] = dict(Counter(f"{name}, {kind}" for one in alarms for name, kinds in one.items() for kind in kinds))
+    return out
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
 
 
 def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.evaluation import training_residuals, transfer_notes
+    from mfgp.training_residuals import training_residuals, transfer_notes
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)

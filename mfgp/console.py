@@ -16,8 +16,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mfgp.doctor_report import Correlation, Report
     from mfgp.estimate import Estimate
-    from mfgp.evaluation import Evaluation, Residual
+    from mfgp.evaluation import Evaluation
     from mfgp.scores import Scores
+    from mfgp.training_residuals import Residual
 
 PIPE_WIDTH = 120  # columns where no terminal says how many there are
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from mfgp.prediction import Prediction
 
 Array = NDArray[np.float64]
-NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is said to be noise
-NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
 
 
 @dataclass(frozen=True)
@@ -320,49 +318,3 @@ def _known(prediction: Prediction) -> NDArray[np.bool_]:
 def _joined(parts: list[Comparison]) -> Comparison:
     names = ("label", "predicted", "std")
     return Comparison(*(np.concatenate([np.zeros(0), *(getattr(p, name) for p in parts)]) for name in names))
-
-
-@dataclass(frozen=True)
-class Residual:
-    """What a model leaves of the training labels of one kind at one level.
-
-    labels, residual: root mean square of the labels about e0 and baselines, before and after the model; noise: the standard
-    deviation learned for them. Units eV per sqrt(atom) (energy, virial), eV/Å (forces), the labels' own sigma (given).
-    """
-
-    level: str
-    kind: str
-    count: int
-    labels: float
-    residual: float
-    noise: float
-
-
-def training_residuals(model: MultiFidelityGP) -> list[Residual]:
-    """Residuals on the training data, from the sufficient statistics alone: |y - A w|^2 = c - 2 w.b + w.G w."""
-    out = []
-    for t, kind in model.statistics.observed():
-        m, w = model.statistics.moments[t, kind], model.weights[t]
-        left = m.square - 2.0 * float(w @ m.projection) + float(w @ m.gram @ w)
-        rms = [math.sqrt(max(v, 0.0) / m.count) for v in (m.square, left)]
-        out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], float(model.noise.of((t, kind)))))
-    return out
-
-
-def transfer_notes(model: MultiFidelityGP) -> list[str]:
-    """Signs that a level does not help those above it: forces that the model takes for noise, or a rho near zero.
-
-    Such a level does no harm either (its noise or rho lets the fit ignore it); the notes say to look at its data.
-    """
-    notes = []
-    for found in training_residuals(model):
-        if found.kind == "forces" and found.residual > NOT_EXPLAINED * found.labels:
-            notes.append(
-                f"level {found.level}: the model explains next to nothing of its forces (residual "
-                f"{1e3 * found.residual:.0f} of {1e3 * found.labels:.0f} meV/Å): do its labels belong to its structures?"
-            )
-    for t, rho in enumerate(model.prior.rho.abs().max(1).values.tolist()):
-        if rho < NO_TRANSFER:
-            low, high = model.levels[t : t + 2]
-            notes.append(f"rho of {low} -> {high} is {rho:.2f}: {low} says next to nothing about {high}.")
-    return notes

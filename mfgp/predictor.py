@@ -10,7 +10,7 @@ Deviations:  Var = a^T C a + sum_z S[z] (prior_z - |Phi_z|^2), never negative; s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from mfgp.kernels import functional_covariance
 from mfgp.level_shares import LevelShares, Share, share
 from mfgp.means import Mean, dual_weights, inner_products, local_gradient, mean, members_of
 from mfgp.observations import cell_volume, local_features, rows_of_jacobian
+from mfgp.offsets import LevelOffsets, Offsets
 from mfgp.prediction import UNCERTAINTIES, Array, Prediction
 from mfgp.reading import MIN_DISTANCE, geometry_problems
 from mfgp.reduction import checked_tolerance, reduced
@@ -42,16 +43,6 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """What composition and baselines add to the Gaussian process's part of a prediction."""
-
-    rows: Tensor  # [1+3N+6, column]
-    functionals: Array  # [1+3N+6] eV, eV/Å, eV
-    local: Array  # [N] eV
-    has_stress: bool  # False for a baseline without
 
 
 class Predictor:
@@ -84,7 +75,7 @@ class Predictor:
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
-        self._offsets: tuple[bytes, Offsets] | None = None  # of the last composition
+        self.offsets = LevelOffsets(model, level)
 
     @cached_property
     def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
@@ -114,7 +105,7 @@ class Predictor:
 
     def from_functionals(self, atoms: Atoms, functionals: Functionals, uncertainty: str = "full") -> Prediction:
         """`full` or `by_level` from the rows of all functionals of a structure that has been checked."""
-        offsets = self.offsets_of(atoms)
+        offsets = self.offsets(atoms)
         prediction = self._prediction(atoms, offsets, self._from_rows(atoms, offsets.rows, functionals))
         if self.has_moments:
             magmoms, std = self._moments(atoms.numbers, functionals.local)
@@ -125,7 +116,7 @@ class Predictor:
 
     def from_mean(self, atoms: Atoms, found: Mean) -> Prediction:
         """A prediction without standard deviations from the Gaussian process's part of it."""
-        return self._prediction(atoms, self.offsets_of(atoms), {"mean": found.stacked(), "local": found.energies})
+        return self._prediction(atoms, self.offsets(atoms), {"mean": found.stacked(), "local": found.energies})
 
     @property
     def has_moments(self) -> bool:
@@ -145,20 +136,7 @@ class Predictor:
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
-        labels = [b.labels(atoms) for b in self.model.baselines]
-        return self.model.columns.rows_of(atoms, labels).to(self.weights)
-
-    def offsets_of(self, atoms: Atoms) -> Offsets:
-        """What the columns add to the Gaussian process's part; that of the last composition is kept."""
-        numbers = atoms.numbers.tobytes()
-        if self._offsets is not None and self._offsets[0] == numbers:
-            return self._offsets[1]
-        rows = self.columns_of(atoms)
-        added = rows @ self.weights[self.model.basis.size :] + self.model.columns.mean(rows, self.level)
-        found = Offsets(rows, _numpy(added), _numpy(self._local_offsets(atoms, rows)), bool(torch.isfinite(rows).all()))
-        if not self.model.baselines and self.model.columns.pair is None:  # those depend on the positions
-            self._offsets = (numbers, found)
-        return found
+        return self.offsets.rows_of(atoms)
 
     def _prediction(self, atoms: Atoms, offsets: Offsets, values: Values) -> Prediction:
         """Add the columns to the GP part, and turn virials into stresses."""
@@ -224,7 +202,7 @@ class Predictor:
         forward = self.model.soap.expand_slots(pairs.slots, pairs.species, self.table)
         if not forward.shortest >= MIN_DISTANCE:  # nor for a position that is not a number
             self.check(atoms)
-        offsets = self.offsets_of(atoms)
+        offsets = self.offsets(atoms)
         members = members_of(self.model.basis, pairs, self.model.soap)
         terms, alpha = self.mean_terms
         gradient, products = local_gradient(terms, alpha, forward.features, members)
@@ -288,21 +266,6 @@ class Predictor:
         if self.calibration is not None:
             return self.calibration.variances(self.level, weights, residual, numbers, self.label_noise).sqrt()
         return (weights if residual is None else weights + residual).sqrt()
-
-    def _local_offsets(self, atoms: Atoms, extra: Tensor) -> Tensor:
-        """e0 of each atom, an equal share of the baselines' energy, and half the energy of its pairs, [N] eV."""
-        columns, m = self.model.columns, self.model.basis.size
-        n = len(columns.species)
-        e0 = columns.reference[self.level] + self.weights[m : m + n]  # [S]
-        index = torch.searchsorted(torch.tensor(columns.species), torch.from_numpy(atoms.numbers.astype(np.int64)))
-        out = e0[index.to(e0.device)]
-        if columns.baselines:
-            own = columns.of_baselines
-            coefficients = self.weights[m:][own] + columns.coefficients[self.level]  # type: ignore[index]
-            out = out + (extra[0, own] @ coefficients) / len(atoms)
-        if columns.pair is not None:
-            out = out + columns.pair.energies(atoms, self.weights[m:][-columns.pair.size :]).to(out)
-        return out
 
     @cached_property
     def label_noise(self) -> Tensor:

@@ -12,12 +12,7 @@ from ase import Atoms
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
-from mfgp.evaluation import (
-    evaluate,
-    frames_to_score,
-    label_std,
-    training_residuals,
-)
+from mfgp.evaluation import evaluate, frames_to_score, label_std
 from mfgp.frames import to_atoms
 from mfgp.observations import labelled_rows
 from mfgp.scores import Scores
@@ -180,22 +175,6 @@ def test_one_split_can_be_chosen(two_levels: FrameSet):
         DataError, match=r"split 'val'; found test_ood \(2 frames\), test \(5 .*, train .*, no split \(1 "
     ):
         frames_to_score(read, "high", two_levels.levels, split="val")
-
-
-def test_training_residuals_are_those_of_the_predictions(model: MultiFidelityGP, two_levels: FrameSet):
-    rows = {(r.level, r.kind): r for r in training_residuals(model)}
-    for level in two_levels.levels:
-        frames = two_levels.training().of(level)
-        predictions = [model.predict(f.atoms, level, uncertainty="none") for f in frames]
-        forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predictions, frames, strict=True)])
-        energy = np.array(
-            [(p.energy - f.energy) / len(f.atoms) ** 0.5 for p, f in zip(predictions, frames, strict=True)]
-        )
-        assert rows[level, "forces"].count == forces.size
-        assert np.sqrt((forces**2).mean()) > 1e-3  # eV/Å
-        assert_allclose(rows[level, "forces"].residual, np.sqrt((forces**2).mean()), rtol=0, atol=1e-7)
-        assert_allclose(rows[level, "energy"].residual, np.sqrt((energy**2).mean()), rtol=0, atol=1e-6)
-        assert rows[level, "forces"].residual < rows[level, "forces"].labels
 
 
 def marked(frame: Frame) -> Atoms:

@@ -44,6 +44,7 @@ LAYERS = [
         "local_variances",
         "energy_variances",
         "prediction",
+        "offsets",
         "predictor",
         "batched",
         "leave_one_out",
@@ -65,6 +66,7 @@ LAYERS = [
     *("campaign_start", "campaign"),
     *(
         "evaluation",
+        "training_residuals",
         "doctor_fit",
         "learning_curve",
         "rates",
@@ -117,4 +119,4 @@ def test_files_stay_readable() -> None:
     sizes = {
         p.name: p.read_text().count("\n") for folder in ("mfgp", "descriptors") for p in (ROOT / folder).glob("*.py")
     }
-    assert not {name: n for name, n in sizes.items() if n > 400}
+    assert not {name: n for name, n in sizes.items() if n > 360}

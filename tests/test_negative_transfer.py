@@ -10,7 +10,7 @@ from ase import Atoms
 from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.evaluation import transfer_notes
+from mfgp.training_residuals import transfer_notes
 
 LABELS = ("REF_energy", "REF_stress")
 CONFIG = FitConfig(
