@@ -30,9 +30,11 @@ import sevennet_rivals as sevennet
 from chgnet_rivals import CHGNetwork
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
+from dpa3 import FrozenModel
+from franken_rival import Franken
 from mace_rival import FromScratch
 from networks import Kind
-from ours import CANDIDATES, CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS, Workshop
+from ours import CANDIDATES, CHGNETS_OF_FOLDS, DPA3, SEVENNETS_OF_FOLDS, Workshop
 from rival_methods import FINE_TUNING, Transferred, gap_fit, two_heads, zero_shot
 from task import Method, Task, scores
 
@@ -55,6 +57,7 @@ SLOW = (
     "SevenNet-l3i5, fine-tuned",
     "gap_fit, mag",
     "MACE, from scratch",
+    "franken on SevenNet",
 )  # one order each
 Key = tuple[str, int, int, str]
 
@@ -70,6 +73,12 @@ def main(
     mace: Annotated[
         Path | None, typer.Option(help="Folder with mace_run_train (mace_rival.py); no MACE without.")
     ] = None,
+    franken: Annotated[
+        Path | None, typer.Option(help="Folder with franken (franken_rival.py); no franken without.")
+    ] = None,
+    dpa3: Annotated[
+        Path | None, typer.Option(help="File with the weights of DPA-3 (dpa3.py); no DPA-3 without.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Only print what is there already.")] = False,
 ) -> None:
     """Run every method at every size and order that is not there yet, then print all."""
@@ -80,7 +89,7 @@ def main(
     held_out = read_frames({LEVELS[-1]: load_lmfp(LEVELS[-1], split)}).of(LEVELS[-1])
     runs, console = existing(results), Console()
     if not show:
-        every = available(training, cache, mace)
+        every = available(training, cache, mace, franken, dpa3)
         wanted = methods or list(every)
         unknown = [m for m in wanted if m not in every]
         if unknown:
@@ -97,7 +106,9 @@ def main(
     console.print(table(list(runs.values()), len(held_out)))
 
 
-def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, Method]:
+def available(
+    training: FrameSet, cache: Path, mace: Path | None, franken: Path | None, dpa3: Path | None
+) -> dict[str, Method]:
     """Every method by its name; what the candidates share is made when the first of them runs."""
     shop: list[Workshop] = []
     chgnets = Kind(CHGNETS_OF_FOLDS, CHGNetwork, FINE_TUNING, cache)
@@ -110,14 +121,15 @@ def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, M
     def candidate(name: str) -> Method:
         def run(task: Task) -> Any:
             if not shop:
-                shop.append(Workshop(training, load_config(LMFP / "config.yaml"), cache))
+                calculators = {} if dpa3 is None else {DPA3: FrozenModel(dpa3)}
+                shop.append(Workshop(training, load_config(LMFP / "config.yaml"), cache, calculators))
             trained = of_folds[name].baseline(task) if name in of_folds else None
             return shop[0].run(CANDIDATES[name], task, trained)
 
         return run
 
     return {
-        **{name: candidate(name) for name in CANDIDATES},
+        **{name: candidate(name) for name in CANDIDATES if dpa3 is not None or "DPA3" not in name},
         "CHGNet, zero-shot": zero_shot,
         "CHGNet, fine-tuned": chgnets.fine_tuned,
         "CHGNet, nm then mag": Transferred(),
@@ -128,6 +140,7 @@ def available(training: FrameSet, cache: Path, mace: Path | None) -> dict[str, M
         "SevenNets fine-tuned on folds, mean": of_folds["fine-tuned SevenNets + GP, mag"].committee,
         "gap_fit, mag": gap_fit,
         **({} if mace is None else {"MACE, from scratch": FromScratch(mace)}),
+        **({} if franken is None else {"franken on SevenNet": Franken(franken)}),
     }
 
 

@@ -6,12 +6,13 @@ count the choice of inducing points, rows and the baselines' labels of the frame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.calculators.calculator import Calculator
 from common import timed
 from task import Predicted, Task
 
@@ -49,6 +50,7 @@ def columns(*names: str, from_level: str | None = None) -> tuple[BaselineConfig,
 
 CHGNETS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan")
 SEVENNETS = ("sevennet-l3i5", "sevennet", "sevennet-mf-0")
+DPA3 = "dpa3-openlam"  # dpa3.py
 CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS = "chgnet-cross-fitted", "sevennet-l3i5-cross-fitted"  # cross_fitted.py
 # Over a fine-tuned network the evidence takes what ten structures share for a property of all: with noises that are learned,
 # forces and energies of validation structures were worse than with these (docs/accuracy_lmfp.md).
@@ -73,6 +75,8 @@ CANDIDATES = {
     "SevenNet-l3i5 + CHGNet + GP, mag": Candidate(("mag",), columns("sevennet-l3i5", "chgnet")),
     "three SevenNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS)),
     "three SevenNets + two CHGNets + GP, mag": Candidate(("mag",), columns(*SEVENNETS, *CHGNETS[:2])),
+    "DPA3 + GP, mag": Candidate(("mag",), columns(DPA3)),
+    "SevenNet-l3i5 + DPA3 + GP, mag": Candidate(("mag",), columns("sevennet-l3i5", DPA3)),
     "fine-tuned CHGNets + GP, mag": Candidate(("mag",), columns(CHGNETS_OF_FOLDS, "chgnet")),
     "fine-tuned SevenNets + GP, mag": Candidate(("mag",), (column(SEVENNETS_OF_FOLDS, std=0.1),), training=CAUTIOUS),
 }
@@ -81,8 +85,10 @@ CANDIDATES = {
 class Workshop:
     """What the candidates share: features with the rows of every frame, the baselines' labels, and what both cost."""
 
-    def __init__(self, training: FrameSet, config: FitConfig, cache: Path) -> None:
-        self.config = config
+    def __init__(
+        self, training: FrameSet, config: FitConfig, cache: Path, calculators: Mapping[str, Calculator] | None = None
+    ) -> None:
+        self.config, self.calculators = config, calculators or {}  # of baselines that have no name in mfgp
         both = FrameSet(("nm", "mag"), tuple(f for f in training if f.fidelity in ("nm", "mag")))
         with bars() as report:
             with timed() as building:
@@ -101,7 +107,8 @@ class Workshop:
         """Calculators with their labels on disk."""
         for c in configs:
             if c.name not in self._baselines:
-                self._baselines[c.name] = Baseline(c.name, make_calculator(c.name), cache_dir=self.cache)
+                calculator = self.calculators.get(c.name) or make_calculator(c.name)
+                self._baselines[c.name] = Baseline(c.name, calculator, cache_dir=self.cache)
         return {c.name: self._baselines[c.name] for c in configs}
 
     def label_seconds(self, baseline: Baseline, frames: Sequence[Frame]) -> float:
