@@ -141,7 +141,7 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     for level in case.frames:
         untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
         wrong = [s for s in scores if s.frame.fidelity == level and identity(s) in untouched]
-        alarms[level] = {"structures": len(untouched), "suspects": named_suspects(wrong)[level]}
+        alarms[level] = {"structures": len(untouched), "suspects": named_suspects(wrong).get(level, {})}
     off = {(f["level"], f["structure"]) for f in faults if f["kind"] == "energy"}
     energies = [s for s in scores if s.kind == "energy"]
     return {

@@ -48,7 +48,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the calibration of one property was fitted to; coverage of the 95 % interval and std of z before and after."""
+    """What the calibration of one property was fitted to; coverage of the 95 % interval and std of z before and after it,
+    novelty included, scatter by composition not.
+    """
 
     level: str
     kind: str

@@ -143,7 +143,7 @@ def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, noti
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
-        out.print(console.calibration_table(model.calibration.to_json()))
+        out.print(console.calibration_table(model.calibration.to_json(), model.levels))
     for notice in [*_notices(model, settings), *(f"warning: {note}" for note in transfer_notes(model))]:
         console.say(notices, notice, "yellow")
 
@@ -322,7 +322,7 @@ def info(model: ModelPath) -> None:
             console.say(out, line)
         out.print(console.data_table(header["data"], header["levels"]))
         if header["calibration"] is not None:
-            console.stdout().print(console.calibration_table(header["calibration"]))
+            console.stdout().print(console.calibration_table(header["calibration"], header["levels"]))
         for table in console.hyperparameter_tables(header["hyperparameters"], header["levels"]):
             out.print(table)
 

@@ -35,7 +35,7 @@ WIDTH = 0.03  # h: compositions are alike that differ by one atom in thirty
 PRIOR_COUNT = 3.0  # n_0
 MIN_STRUCTURES = 10  # with fewer a level has no such factor
 ENERGIES, FORCES = 1.0, 0.25  # s_0
-MOST, NOTICED = 4, 1.2  # compositions that are told, and the factor from which on they are
+MOST, NOTICED = 6, 1.2  # compositions that are told, and the factor (or its inverse) from which on they are
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ class CompositionScatter:
         s = float((PRIOR_COUNT + weights @ ratios) / (PRIOR_COUNT + weights.sum()))
         return max(s, self.least) ** self.exponent
 
-    def widest(self) -> dict[str, float]:
-        """g of the compositions that are told to a user, by formula: the largest MOST that are above NOTICED."""
-        found = sorted(((self.factor_of(c.fractions), c.fractions) for c in self.compositions), reverse=True)
-        return {formula(x): g for g, x in found[:MOST] if g > NOTICED}
+    def told(self) -> dict[str, float]:
+        """g of the compositions that are told to a user, by formula, largest first: the MOST furthest from 1, if NOTICED."""
+        found = [(self.factor_of(c.fractions), c.fractions) for c in self.compositions]
+        furthest = sorted(found, key=lambda pair: -abs(np.log(pair[0])))[:MOST]
+        return {formula(x): g for g, x in sorted(furthest, reverse=True) if abs(np.log(g)) > np.log(NOTICED)}
 
 
 def formula(composition: Fractions) -> str:

@@ -144,7 +144,7 @@ def residual_table(residuals: Iterable[Residual]) -> RenderableType:
     return explained(table("training residuals", columns, rows), note)
 
 
-def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
+def calibration_table(calibration: Mapping[str, Any], levels: Sequence[str]) -> RenderableType:
     """Factors of the standard deviations by property, and what they do to the 95 % interval of left-out labels."""
     columns = ("level", "labels", "structures", "weights x", "residual x", "noise x", "in 95 % before", "after")
     rows = []
@@ -153,26 +153,25 @@ def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
         factors = (f"{f['scale'][name] ** 0.5:.2f}" for name in ("weights", "residual", "noise"))
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
-    notes = [_CALIBRATION_NOTE, *scattering(calibration)]
+    notes = [_CALIBRATION_NOTE, *scattering(calibration, levels)]
     return explained(table("calibration, structures left out one by one", columns, rows), "\n".join(notes))
 
 
-def scattering(calibration: Mapping[str, Any]) -> Iterator[str]:
-    """Compositions whose energies or forces have wider standard deviations, by level."""
+def scattering(calibration: Mapping[str, Any], levels: Sequence[str]) -> Iterator[str]:
+    """Compositions whose energies or forces have wider or narrower standard deviations, by level."""
     from mfgp.composition_scatter import from_json
 
-    levels = list(dict.fromkeys(f["level"] for f in calibration["fitted"]))
     for kind, name in (("energies", "energy_scatter"), ("forces", "force_scatter")):
-        for level, data in zip(levels, calibration[name], strict=False):
-            if widest := from_json(data).widest():
-                found = ", ".join(f"{formula} x {factor**0.5:.1f}" for formula, factor in widest.items())
-                yield f"standard deviations of {level} {kind} are wider for some compositions: {found}"
+        for level, data in zip(levels if calibration[name] else (), calibration[name], strict=True):
+            if told := from_json(data).told():
+                found = ", ".join(f"{formula} x {factor**0.5:.2f}" for formula, factor in told.items())
+                yield f"standard deviations of {level} {kind} differ from these for some compositions: {found}"
 
 
 _CALIBRATION_NOTE = (
     "x: factors of the three parts of a standard deviation (posterior of the weights; what the inducing points do not "
     "carry; label noise); in 95 %: share of left-out labels inside the 95 % interval, before and after these factors and "
-    "novelty"
+    "novelty (without what differs by composition)"
 )
 
 

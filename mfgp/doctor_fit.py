@@ -7,10 +7,9 @@ H_BB = A_B P^-1 A_B^T the left-out error and covariance
 
 as in leave_one_out, but all other labels of the structure stay in, at its own level and at the others: a wrong energy stands
 out against the forces beside it, a wrong force against its neighbours', one level against the next. The factors a, r, b
-are those of the calibration (1 without one; novelty is left out, and so is the scatter of energies by composition, to
-which a wrong energy itself adds; that of forces, to which one of dozens adds little, is in). Without them the variance
-that the inducing points do not carry can drown the rest, and with it what tells a structure that the model knows badly
-from a label that is wrong. The score is
+are those of the calibration (1 without one; novelty and the scatter by composition, to which a wrong label itself adds,
+are left out). Without them the variance that the inducing points do not carry can drown the rest, and with it what tells a
+structure that the model knows badly from a label that is wrong. The score is
 
     |e_B|_V = sqrt(e_B^T V_B^-1 e_B / n_B),    over its 80 % quantile among its kind, level and species
 
@@ -126,11 +125,10 @@ def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> I
         if score is not None:
             yield 0, score
     if part.kind == "forces":
-        numbers = part.frame.atoms.numbers
-        scales = {} if model.calibration is None else model.calibration.force_scales(part.level, numbers)
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
-            species = int(numbers[atom])
-            score = _left_out(smoother, part, atom, slice(3 * k, 3 * k + 3), scales.get(species, Scale()))
+            species = int(part.frame.atoms.numbers[atom])
+            scale = Scale() if model.calibration is None else model.calibration.forces[part.level][species]
+            score = _left_out(smoother, part, atom, slice(3 * k, 3 * k + 3), scale)
             if score is not None:
                 yield species, score
 

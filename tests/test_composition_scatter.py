@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import alloy
+from conftest import alloy, label
 from numpy.testing import assert_allclose
 
-from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration_fit import fit_calibration
 from mfgp.composition_scatter import (
     ENERGIES,
     FORCES,
@@ -24,6 +25,8 @@ from mfgp.composition_scatter import (
     from_json,
     to_json,
 )
+from mfgp.console import scattering
+from mfgp.leave_one_out import LeftOut
 
 FE2, FE3 = np.array([26, 15, 8, 8, 8, 8, 3]), np.array([26, 15, 8, 8, 8, 8])
 HALF = np.concatenate([FE2, FE3])
@@ -93,10 +96,52 @@ def test_the_weighted_mean() -> None:
 
 
 def test_what_a_user_is_told() -> None:
-    found = CompositionScatter(1.0, (Composition(fractions(HALF), 50, 4.0), Composition(fractions(FE2), 50, 0.5)))
-    assert found.widest() == {"Fe2LiO8P2": pytest.approx(found.factor(HALF))}
+    found = CompositionScatter(
+        1.0, (Composition(fractions(HALF), 50, 4.0), Composition(fractions(FE2), 50, 0.5)), FORCES
+    )
+    assert list(found.told().items()) == [
+        ("Fe2LiO8P2", pytest.approx(found.factor(HALF))),
+        ("FeLiO4P", pytest.approx(found.factor(FE2))),
+    ]
+    assert CompositionScatter(1.0, found.compositions).told() == {"Fe2LiO8P2": pytest.approx(found.factor(HALF))}
     assert formula(fractions(np.array([8, 1, 1]))) == "H2O"
     assert formula(fractions(np.repeat([26, 8], [500, 737]))) == "Fe500O737"
+
+
+def test_a_level_is_told_by_its_name() -> None:
+    """The second of three levels; the first has nothing that was fitted."""
+    wide = to_json(CompositionScatter(1.0, (Composition(fractions(HALF), 50, 4.0),)))
+    none = to_json(CompositionScatter())
+    lines = list(scattering({"energy_scatter": [], "force_scatter": [none, wide, none]}, ("gfn1", "nm", "mag")))
+    assert len(lines) == 1
+    assert "of nm forces" in lines[0]
+    assert "Fe2LiO8P2 x 1.96" in lines[0]
+
+
+def test_a_calibration_finds_it_by_level_and_kind() -> None:
+    """Twice as far off: forces of CuAu at the high level, energies of Cu at the low one."""
+    rng = np.random.default_rng(0)
+    pure = alloy(0)
+    pure.numbers[:] = 29
+    frames = read_frames({x: [label(alloy(0), x), label(pure, x)] for x in ("low", "high")})
+    parts = []
+    for frame in list(frames) * 40:
+        mixed = 79 in frame.atoms.numbers
+        for kind, n, species in (
+            ("energy", 1, np.zeros(1, dtype=np.int64)),
+            ("forces", 12, frame.atoms.numbers.repeat(3)),
+        ):
+            wide = 2.0 if (frame.fidelity, kind, mixed) in (("high", "forces", True), ("low", "energy", False)) else 1.0
+            parts.append(LeftOut(frame, kind, wide * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species))
+    nobody = np.zeros(0, dtype=np.int64)
+    found = fit_calibration(parts, frames.levels, (29, 79), lambda atoms: (nobody, nobody))
+    assert [s.least for s in found.force_scatter] == [FORCES] * 2
+    assert [s.least for s in found.energy_scatter] == [ENERGIES] * 2
+    cu, both = pure.numbers, alloy(0).numbers
+    ratio = [s.factor(both) / s.factor(cu) for s in (*found.energy_scatter, *found.force_scatter)]
+    assert ratio[0] < 0.85  # low energies: Cu is wider
+    assert ratio[3] > 2.0  # high forces: CuAu is wider, as far as factors by species leave it to do
+    assert_allclose(ratio[1:3], 1.0, rtol=0, atol=0.1)
 
 
 def test_every_standard_deviation_follows(two_levels: FrameSet, config: FitConfig) -> None:

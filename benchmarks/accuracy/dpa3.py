@@ -9,6 +9,7 @@ matcalc==0.7.0; tests/pes/DPA3-LAM-2025.3.14-PES), as do those of the same netwo
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+WEIGHTS = "2025-03-14-dpa3-openlam.pth"
+SHA256 = "ec764d927f57b1d20912bba845c5cee1c1905f15c1df18b80903fcf69c5c07e2"
 BORDER_OP = (
     "border_op(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, Tensor h, Tensor i) -> Tensor[]"
 )
+
+
+OPERATORS = torch.library.Library("deepmd", "DEF")  # for as long as the process lives
+OPERATORS.define(BORDER_OP)
 
 
 class FrozenModel(Calculator):
@@ -28,9 +35,9 @@ class FrozenModel(Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(self, file: Path) -> None:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
+            raise ValueError(f"{file} is not {WEIGHTS} of matcalc 0.7.0: labels and runs are kept under that name.")
         super().__init__()
-        self.operators = torch.library.Library("deepmd", "DEF")  # for as long as the model lives
-        self.operators.define(BORDER_OP)
         self.model = torch.jit.load(str(file), map_location="cpu")
         self.types = {symbol: i for i, symbol in enumerate(self.model.get_type_map())}
 

@@ -91,7 +91,7 @@ def predict(
     model.gnn.franken_val()
     out = []
     for configuration, _ in data.get_dataloader(False):
-        energy, forces = model.energy_and_forces(configuration, weights=weights.float(), forces_mode="torch.autograd")
+        energy, forces = model.energy_and_forces(configuration, weights=weights, forces_mode="torch.autograd")
         out.append(
             (energy.detach().numpy().reshape(len(weights)), forces.detach().numpy().reshape(len(weights), -1, 3))
         )
