@@ -49,6 +49,7 @@ SLOW = (
     "fine-tuned CHGNets + GP, mag",
     "CHGNets fine-tuned on folds, mean",
     "fine-tuned SevenNets + GP, mag",
+    "fine-tuned SevenNets + DPA3 + GP, mag",
     "SevenNets fine-tuned on folds, mean",
     "CHGNet, fine-tuned",
     "CHGNet, nm then mag",
@@ -116,6 +117,7 @@ def available(
     of_folds = {
         "fine-tuned CHGNets + GP, mag": FoldNetworks(chgnets, CHGNET_FOLDS),
         "fine-tuned SevenNets + GP, mag": FoldNetworks(sevennets, SEVENNET_FOLDS),
+        "fine-tuned SevenNets + DPA3 + GP, mag": FoldNetworks(sevennets, SEVENNET_FOLDS),
     }
 
     def candidate(name: str) -> Method:
