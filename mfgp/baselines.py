@@ -149,8 +149,9 @@ def make_baselines(
     if missing:
         example = ", ".join(f"{name!r}: calculator" for name in missing)
         raise ConfigError(
-            f"no calculator for baseline {', '.join(map(repr, missing))}; pass ASE calculators by name, "
-            f"baselines={{{example}}}, or use a name known here: {', '.join(known_baselines())}."
+            f"no calculator for baseline {', '.join(map(repr, missing))}; pass ASE calculators by name in Python, to "
+            f"MultiFidelityGP.fit or .load, baselines={{{example}}}, or use a name known here: "
+            f"{', '.join(known_baselines())}."
         )
     for config in configs:
         if levels is not None and config.from_level is not None and config.from_level not in levels:

@@ -3,9 +3,9 @@
 Novelli et al., "Fast and Fourier features for transfer learning of interatomic potentials", arXiv:2505.05652. Features of
 SevenNet-0 after its second interaction (franken's default), cosines of several length scales, energies less a reference for
 each element, which franken fits itself. Penalty and weight of the forces: those of GRID with the smallest force error on
-the validation structures, which it may therefore look at. Length scales and interaction were chosen on the same, n = 10
-(docs/accuracy_lmfp.md). franken 0.7 is the last that takes SevenNet; it lives in a folder of its own (pip install --no-deps
---target FOLDER franken==0.7.0 omegaconf antlr4-python3-runtime==4.9.3 docstring-parser), beside sevenn.
+the validation structures, so its errors on these are those of the chosen. Length scales and interaction were chosen on the
+same, n = 10 (docs/accuracy_lmfp.md). franken 0.7 is the last that takes SevenNet; it lives in a folder of its own (pip
+install --no-deps --target FOLDER franken==0.7.0 omegaconf antlr4-python3-runtime==4.9.3 docstring-parser), beside sevenn.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ class Franken:
     """franken on SevenNet-0."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder  # that franken was installed to
+        sys.path.append(str(folder))  # that franken was installed to
 
     def __call__(self, task: Task) -> Predicted:
         """Fitted to the n magnetic frames."""
-        sys.path.append(str(self.folder))
         from franken.config import MultiscaleGaussianRFConfig, SevennBackboneConfig
         from franken.data import FrankenAtomsDataset
         from franken.rf.model import FrankenPotential

@@ -114,10 +114,11 @@ def available(
     shop: list[Workshop] = []
     chgnets = Kind(CHGNETS_OF_FOLDS, CHGNetwork, FINE_TUNING, cache)
     sevennets = Kind(SEVENNETS_OF_FOLDS, sevennet.SevenNetwork, sevennet.FINE_TUNING, cache)
+    halves = FoldNetworks(sevennets, SEVENNET_FOLDS)
     of_folds = {
         "fine-tuned CHGNets + GP, mag": FoldNetworks(chgnets, CHGNET_FOLDS),
-        "fine-tuned SevenNets + GP, mag": FoldNetworks(sevennets, SEVENNET_FOLDS),
-        "fine-tuned SevenNets + DPA3 + GP, mag": FoldNetworks(sevennets, SEVENNET_FOLDS),
+        "fine-tuned SevenNets + GP, mag": halves,
+        "fine-tuned SevenNets + DPA3 + GP, mag": halves,
     }
 
     def candidate(name: str) -> Method:
@@ -139,7 +140,7 @@ def available(
         "CHGNets fine-tuned on folds, mean": of_folds["fine-tuned CHGNets + GP, mag"].committee,
         "SevenNet-l3i5, zero-shot": sevennet.zero_shot,
         "SevenNet-l3i5, fine-tuned": sevennets.fine_tuned,
-        "SevenNets fine-tuned on folds, mean": of_folds["fine-tuned SevenNets + GP, mag"].committee,
+        "SevenNets fine-tuned on folds, mean": halves.committee,
         "gap_fit, mag": gap_fit,
         **({} if mace is None else {"MACE, from scratch": FromScratch(mace)}),
         **({} if franken is None else {"franken on SevenNet": Franken(franken)}),
