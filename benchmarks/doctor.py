@@ -3,30 +3,39 @@
     python benchmarks/doctor.py                                  # LMFP: nm + mag
     python benchmarks/doctor.py --data PATH_TO_acac              # acetylacetone: 500 GFN1-xTB + 100 PBE molecules
     python benchmarks/doctor.py --baseline sevennet-l3i5         # LMFP, with a pretrained network below mag
+    python benchmarks/doctor.py --baseline sevennet-l3i5 --dpa3 FILE     # and DPA-3 beside it (accuracy/dpa3.py)
 
 spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures
              and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
              +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one or a
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
-             out. With --mixed all kinds of fault are in the data of every round.
+             out: as structures with a suspect label, and as labels. With --mixed all kinds of fault are in the data of every
+             round.
 as they are  suspects of a fit to the data without any fault, by name: what the other rounds will name again.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
+
+sys.path.append(str(Path(__file__).resolve().parent / "accuracy"))  # dpa3
+
 from common import machine, timed, write_result
+from dpa3 import NAME as DPA3
+from dpa3 import FrozenModel
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -50,11 +59,12 @@ Frames = dict[str, list[Atoms]]  # by level, cheapest first; info["structure_id"
 
 @dataclass(frozen=True)
 class Case:
-    """Labelled structures, isolated atoms that are never spoiled, and settings."""
+    """Labelled structures, isolated atoms that are never spoiled, settings, and calculators of baselines unknown to mfgp."""
 
     frames: Frames
     isolated: Frames
     config: FitConfig
+    calculators: dict[str, Calculator] = field(default_factory=dict)
 
     @property
     def tagged(self) -> Frames:
@@ -64,7 +74,7 @@ class Case:
     def scored(self, frames: Frames) -> list[LabelScore]:
         """Scores of all labels by a model that was fitted to `frames` in place of its own."""
         read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
-        baselines = {b.name: b for b in make_baselines(self.config.baselines, cache_dir=LABELS)}
+        baselines = {b.name: b for b in make_baselines(self.config.baselines, self.calculators, cache_dir=LABELS)}
         scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False, baselines=baselines), read)
         return [s for s in scores if not s.frame.isolated_atom]
 
@@ -76,15 +86,16 @@ def main(
     mixed: Annotated[bool, typer.Option("--mixed", help="All kinds of fault in every round.")] = False,
     kind: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(KINDS)}; may be repeated.")] = None,
     baseline: Annotated[str, typer.Option(help="LMFP: a baseline from mag on, a name known to mfgp.")] = "",
+    dpa3: Annotated[Path | None, typer.Option(help="LMFP: file with the weights of DPA-3, below mag too.")] = None,
     name: Annotated[str, typer.Option(help="Name of the JSON file; doctor[_acac][_BASELINE][_mixed].")] = "",
 ) -> None:
     """Spoil, fit, score; print and write which faults were found."""
     kinds = tuple(kind or KINDS)
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise typer.BadParameter(f"no kind of fault {', '.join(unknown)}; there are {', '.join(KINDS)}.")
-    if baseline and data is not None:
-        raise typer.BadParameter("--baseline is for LMFP, --data for acetylacetone: give one of them.")
-    case = lmfp(n_inducing, baseline) if data is None else acetylacetone(data, n_inducing)
+    if (baseline or dpa3) and data is not None:
+        raise typer.BadParameter("--baseline and --dpa3 are for LMFP, --data for acetylacetone: give one of them.")
+    case = lmfp(n_inducing, baseline, dpa3) if data is None else acetylacetone(data, n_inducing)
     console, result = Console(), {}
     with timed() as timing:
         together = [kinds] if mixed else [(one,) for one in kinds]
@@ -98,19 +109,23 @@ def main(
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}
-    parameters |= {"kinds": kinds, "baseline": baseline}
-    name = name or ("doctor" if data is None else "doctor_acac") + f"_{baseline}" * bool(baseline) + "_mixed" * mixed
+    parameters |= {"kinds": kinds, "baselines": [b.name for b in case.config.baselines]}
+    below = "".join(f"_{b.name}" for b in case.config.baselines)
+    name = name or ("doctor" if data is None else "doctor_acac") + below + "_mixed" * mixed
     write_result(name, {"machine": machine(), **parameters, "cpu_seconds": timing.cpu, **result})
 
 
-def lmfp(n_inducing: int, baseline: str = "") -> Case:
+def lmfp(n_inducing: int, baseline: str = "", dpa3: Path | None = None) -> Case:
     """nm and mag, all training structures."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
-    if baseline:
-        below = BaselineConfig(name=baseline, from_level="mag", coefficient=CoefficientPrior(mean=1.0, std=0.5))
-        config = config.model_copy(update={"baselines": (below,)})
+    names = [*([baseline] if baseline else []), *([DPA3] if dpa3 else [])]
+    below = tuple(
+        BaselineConfig(name=name, from_level="mag", coefficient=CoefficientPrior(mean=float(i == 0), std=0.5))
+        for i, name in enumerate(names)
+    )
     frames = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
-    return Case(frames, {level: [] for level in frames}, config)
+    calculators = {} if dpa3 is None else {DPA3: FrozenModel(dpa3)}
+    return Case(frames, {level: [] for level in frames}, config.model_copy(update={"baselines": below}), calculators)
 
 
 def acetylacetone(folder: Path, n_inducing: int) -> Case:
@@ -141,7 +156,12 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     for level in case.frames:
         untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
         wrong = [s for s in scores if s.frame.fidelity == level and identity(s) in untouched]
-        alarms[level] = {"structures": len(untouched), "suspects": named_suspects(wrong).get(level, {})}
+        alarms[level] = {
+            "structures": len(untouched),
+            "suspects": named_suspects(wrong).get(level, {}),
+            "labels": len(wrong),
+            "suspect_labels": sum(s.suspect for s in wrong),
+        }
     off = {(f["level"], f["structure"]) for f in faults if f["kind"] == "energy"}
     energies = [s for s in scores if s.kind == "energy"]
     return {
@@ -292,6 +312,8 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         alarms = [one["false_alarms"][level] for one in found]
         named = sum(len(a["suspects"]) for a in alarms)
         out.append({"what": "false alarm", "level": level, "n": sum(a["structures"] for a in alarms), "found": named})
+        labels, suspects = (sum(a[key] for a in alarms) for key in ("labels", "suspect_labels"))
+        out.append({"what": "false alarm, labels", "level": level, "n": labels, "found": suspects})
     return out
 
 

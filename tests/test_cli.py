@@ -305,6 +305,7 @@ def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: 
     assert "4 held-out frames at level high; left out 5 not held out (--all takes them)" in result.stderr
     assert "high: 4 structures, 16 atoms" in result.stdout
     assert "in p %: share of labels inside the p % interval" in result.stdout
+    assert "Of 4 energies, an honest 95 % interval holds 3 to 4 (75 - 100 %)" in " ".join(result.stdout.split())
     scores = json.loads(out.read_text())
     assert set(scores) == {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
     assert scores["fidelity"] == "high"

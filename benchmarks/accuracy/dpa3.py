@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+NAME = "dpa3-openlam"  # as a baseline
 WEIGHTS = "2025-03-14-dpa3-openlam.pth"
 SHA256 = "ec764d927f57b1d20912bba845c5cee1c1905f15c1df18b80903fcf69c5c07e2"
 BORDER_OP = (

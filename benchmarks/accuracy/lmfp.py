@@ -30,11 +30,12 @@ import sevennet_rivals as sevennet
 from chgnet_rivals import CHGNetwork
 from common import RESULTS, machine, write_result
 from cross_fitted import FoldNetworks
+from dpa3 import NAME as DPA3
 from dpa3 import FrozenModel
 from franken_rival import Franken
 from mace_rival import FromScratch
 from networks import Kind
-from ours import CANDIDATES, CHGNETS_OF_FOLDS, DPA3, SEVENNETS_OF_FOLDS, Workshop
+from ours import CANDIDATES, CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS, Workshop
 from rival_methods import FINE_TUNING, Transferred, gap_fit, two_heads, zero_shot
 from task import Method, Task, scores
 

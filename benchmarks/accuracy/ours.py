@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ase.calculators.calculator import Calculator
 from common import timed
+from dpa3 import NAME as DPA3
 from task import Predicted, Task
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
@@ -50,7 +51,6 @@ def columns(*names: str, from_level: str | None = None) -> tuple[BaselineConfig,
 
 CHGNETS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan")
 SEVENNETS = ("sevennet-l3i5", "sevennet", "sevennet-mf-0")
-DPA3 = "dpa3-openlam"  # dpa3.py
 CHGNETS_OF_FOLDS, SEVENNETS_OF_FOLDS = "chgnet-cross-fitted", "sevennet-l3i5-cross-fitted"  # cross_fitted.py
 # Over a fine-tuned network the evidence takes what ten structures share for a property of all: with noises that are learned,
 # forces and energies of validation structures were worse than with these (docs/accuracy_lmfp.md).
