@@ -31,18 +31,19 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 
-sys.path.append(str(Path(__file__).resolve().parent / "accuracy"))  # dpa3
+sys.path.append(str(Path(__file__).resolve().parent / "accuracy"))  # dpa3, ours
 
 from common import machine, timed, write_result
 from dpa3 import NAME as DPA3
 from dpa3 import FrozenModel
+from ours import columns
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.baselines import make_baselines
-from mfgp.config import BaselineConfig, CoefficientPrior, load_config
+from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
 from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
 from mfgp.reading import read_structures
@@ -118,11 +119,7 @@ def main(
 def lmfp(n_inducing: int, baseline: str = "", dpa3: Path | None = None) -> Case:
     """nm and mag, all training structures."""
     config = load_config(LMFP / "config.yaml", [f"model.n_inducing={n_inducing}"])
-    names = [*([baseline] if baseline else []), *([DPA3] if dpa3 else [])]
-    below = tuple(
-        BaselineConfig(name=name, from_level="mag", coefficient=CoefficientPrior(mean=float(i == 0), std=0.5))
-        for i, name in enumerate(names)
-    )
+    below = columns(*(name for name in (baseline, DPA3 if dpa3 else "") if name), from_level="mag")
     frames = {level: load_lmfp(level, "train") for level in ("nm", "mag")}
     calculators = {} if dpa3 is None else {DPA3: FrozenModel(dpa3)}
     return Case(frames, {level: [] for level in frames}, config.model_copy(update={"baselines": below}), calculators)
