@@ -10,8 +10,9 @@ spoiled      in every round two structures of each level are spoiled in the same
              +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one or a
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
-             out: as structures with a suspect label, and as labels. With --mixed all kinds of fault are in the data of every
-             round.
+             out: as structures with a suspect label, as labels, and as structures without those that the doctor names
+             apart because their magnetic moments are suspect too (which it calls no wrong label; faults that it names so are
+             counted, too). With --mixed all kinds of fault are in the data of every round.
 as they are  suspects of a fit to the data without any fault, by name: what the other rounds will name again.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
@@ -45,7 +46,7 @@ from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.baselines import make_baselines
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
+from mfgp.doctor_fit import LIMITS, LabelScore, label_scores, other_moments
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
 
@@ -72,12 +73,14 @@ class Case:
         """The frames as they are."""
         return {level: [tagged(a, level) for a in frames] for level, frames in self.frames.items()}
 
-    def scored(self, frames: Frames) -> list[LabelScore]:
-        """Scores of all labels by a model that was fitted to `frames` in place of its own."""
+    def scored(self, frames: Frames) -> tuple[list[LabelScore], set[tuple[str, str]]]:
+        """Scores of energies and forces by a model that was fitted to `frames` in place of its own, and (level, structure)
+        of those with a suspect moment."""
         read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
         baselines = {b.name: b for b in make_baselines(self.config.baselines, self.calculators, cache_dir=LABELS)}
         scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False, baselines=baselines), read)
-        return [s for s in scores if not s.frame.isolated_atom]
+        other = {(f.fidelity, str(f.atoms.info["structure_id"])) for f in other_moments(scores)}
+        return [s for s in scores if s.kind != "moment" and not s.frame.isolated_atom], other
 
 
 def main(
@@ -101,12 +104,13 @@ def main(
     with timed() as timing:
         together = [kinds] if mixed else [(one,) for one in kinds]
         found = [spoiled_round(case, faults, seed) for faults in together for seed in range(rounds)]
-        result["as_they_are"] = named_suspects(case.scored(case.tagged))
+        scores, other = case.scored(case.tagged)
+        result |= {"as_they_are": named_suspects(scores), "other_moments": sorted(other)}
         if data is None and not kind:
             result["metastable"] = metastable(case)
     result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found), "false_alarms": named_alarms(found)}
     console.print(table(result["spoiled"]), *result["energy_by_limit"])
-    console.print(result["as_they_are"], result["false_alarms"])
+    console.print(result["as_they_are"], result["other_moments"], result["false_alarms"])
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}
@@ -144,18 +148,22 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     """Faults of one round with whether they were found, and the false alarms by level."""
     rng = np.random.default_rng(seed)
     spoiled, faults = spoil(case.frames, kinds, rng)
-    scores = case.scored(spoiled)
+    scores, other = case.scored(spoiled)
     suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
     touched = {fault["structure"] for fault in faults}
     for fault in faults:
         fault["found"] = (fault["level"], fault["structure"]) in suspects
+        fault["moments_too"] = fault["found"] and (fault["level"], fault["structure"]) in other
     alarms = {}
     for level in case.frames:
         untouched = {identity(s) for s in scores if s.frame.fidelity == level} - touched
         wrong = [s for s in scores if s.frame.fidelity == level and identity(s) in untouched]
+        named = named_suspects(wrong).get(level, {})
         alarms[level] = {
             "structures": len(untouched),
-            "suspects": named_suspects(wrong).get(level, {}),
+            "suspects": named,
+            "other_moments": sorted(name for at, name in other if at == level and name in named),
+            "moments_alone": sorted(name for at, name in other if at == level and name in untouched - set(named)),
             "labels": len(wrong),
             "suspect_labels": sum(s.suspect for s in wrong),
         }
@@ -223,8 +231,10 @@ def changed(atoms: Atoms, energy: float = 0.0, flip: int | None = None) -> Atoms
 
 
 def with_labels(atoms: Atoms, energy: float, forces: np.ndarray) -> Atoms:
+    """With this energy and these forces; moments stay."""
     out = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=dict(atoms.info))
-    out.calc = SinglePointCalculator(out, energy=energy, forces=forces)
+    magmoms = atoms.calc.results.get("magmoms")
+    out.calc = SinglePointCalculator(out, energy=energy, forces=forces, magmoms=magmoms)
     return out
 
 
@@ -245,7 +255,7 @@ def metastable(case: Case) -> dict[str, Any]:
     labels = {a.info["structure_id"]: a for a in case.frames["mag"]}
     replaced = sorted(set(first) & set(labels))
     mag = [tagged(first.get(name, a), "mag") for name, a in labels.items()]
-    scores = [s for s in case.scored({**case.frames, "mag": mag}) if s.frame.fidelity == "mag"]
+    scores = [s for s in case.scored({**case.frames, "mag": mag})[0] if s.frame.fidelity == "mag"]
     energy = {identity(s): s.score for s in scores if s.kind == "energy"}
     force = {name: max(s.score for s in scores if s.kind == "forces" and identity(s) == name) for name in energy}
     rows = [
@@ -304,11 +314,17 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for kind, level in dict.fromkeys((f["kind"], f["level"]) for f in faults):
         alike = [f["found"] for f in faults if (f["kind"], f["level"]) == (kind, level)]
-        out.append({"what": kind, "level": level, "n": len(alike), "found": sum(alike)})
+        other = sum(f["moments_too"] for f in faults if (f["kind"], f["level"]) == (kind, level))
+        out.append({"what": kind, "level": level, "n": len(alike), "found": sum(alike), "moments_too": other})
     for level in found[0]["false_alarms"]:
         alarms = [one["false_alarms"][level] for one in found]
-        named = sum(len(a["suspects"]) for a in alarms)
-        out.append({"what": "false alarm", "level": level, "n": sum(a["structures"] for a in alarms), "found": named})
+        named, other, alone = (
+            sum(len(a[key]) for a in alarms) for key in ("suspects", "other_moments", "moments_alone")
+        )
+        n = sum(a["structures"] for a in alarms)
+        out.append({"what": "false alarm", "level": level, "n": n, "found": named})
+        out.append({"what": "false alarm, other moments apart", "level": level, "n": n, "found": named - other})
+        out.append({"what": "moments alone", "level": level, "n": n, "found": alone})
         labels, suspects = (sum(a[key] for a in alarms) for key in ("labels", "suspect_labels"))
         out.append({"what": "false alarm, labels", "level": level, "n": labels, "found": suspects})
     return out
@@ -326,9 +342,10 @@ def by_limit(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    out = Table("fault", "level", "n", "suspects", "share")
+    out = Table("fault", "level", "n", "suspects", "share", "with moments")
     for r in rows:
-        out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), f"{100 * r['found'] / max(r['n'], 1):.1f} %")
+        share = f"{100 * r['found'] / max(r['n'], 1):.1f} %"
+        out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), share, str(r.get("moments_too", "")))
     return out
 
 

@@ -37,7 +37,8 @@ def doctor(
 ) -> None:
     """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
 
-    With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out).
+    With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out), those of
+    frames whose magnetic moments do so too apart.
     """
     with friendly() as notices:
         from mfgp.doctor import examine

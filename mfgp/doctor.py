@@ -1,8 +1,8 @@
 """What may be wrong with labelled data, before a fit is spent on it.
 
 `examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
-structures and counts are here, those of labels in `doctor_labels`, of elemental references in `doctor_composition`, and of
-levels against each other in `doctor_levels`.
+structures and counts are here, those of labels in `doctor_labels` and `doctor_moments`, of elemental references in
+`doctor_composition`, and of levels against each other in `doctor_levels`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mfgp.doctor_composition import reference_checks
-from mfgp.doctor_labels import energy_checks, force_checks, moment_checks, stress_checks
+from mfgp.doctor_labels import energy_checks, force_checks, stress_checks
 from mfgp.doctor_levels import level_checks
+from mfgp.doctor_moments import moment_checks
 from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import unused_label_keys

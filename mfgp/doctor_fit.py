@@ -17,6 +17,11 @@ in standard deviations of the bulk (the quantile of a normal distribution counts
 are too wide or too narrow finds the same labels, one whose errors have a heavy tail, as those of a small model have, does
 not take its tail for wrong labels, and up to one label in five may be wrong. A score says that a label and the model
 disagree; which of them is wrong it cannot say.
+
+Magnetic moments are scored too, those of an element in a frame left out together (leave_one_out.left_out_moments). They
+tell of charges: where the moments of a frame disagree with all others, its energies and forces may do so because the
+electrons are elsewhere, which is another charge state and not a wrong label. An element with moments of both signs has no
+such scores: its geometry does not say which sign an atom takes.
 """
 
 from __future__ import annotations
@@ -33,8 +38,9 @@ from scipy.special import chdtri
 
 from mfgp.calibration import Scale
 from mfgp.doctor_report import SEE_ALL, Finding, about, examples
+from mfgp.features import Functionals
 from mfgp.frames import Frame, FrameSet
-from mfgp.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts
+from mfgp.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts, left_out_moments
 from mfgp.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -44,7 +50,9 @@ Array = NDArray[np.float64]
 LIMITS = {
     "energy": 3.7,
     "forces": 5.3,
+    "moment": 3.7,
 }  # robust standard deviations; a normal distribution passes 3.7 once in 5000 labels
+CHARGE = 0.2  # Bohr magnetons; high-spin ions of 3d metals change by 0.5 and more with their charge
 QUANTILE = 0.8
 MIN_LABELS = 8  # of a kind, level and species, for a quantile to say anything
 LISTED = 10  # labels in a message
@@ -54,9 +62,10 @@ LISTED = 10  # labels in a message
 class LabelScore:
     """How far a label is from what all others say.
 
-    kind: energy (eV, total) or forces (on `atom`, eV/Å). deviation: predicted without the label - label, [1] or [3]. std:
-    what is expected of it if the label is as good as the others (of one component of a force); calibrated where the model
-    is. score: length of the deviation in standard deviations of the bulk of its like.
+    kind: energy (eV, total), forces (on `atom`, eV/Å) or moment (of `atom`, Bohr magnetons). deviation: predicted without
+    the label - label, [1] or [3]. std: what is expected of it if the label is as good as the others (of one component of a
+    force); of energies and forces calibrated where the model is. score: length of the deviation in standard deviations of
+    the bulk of its like.
     """
 
     frame: Frame
@@ -68,25 +77,24 @@ class LabelScore:
 
     @property
     def suspect(self) -> bool:
-        return self.score > LIMITS[self.kind]
+        return self.score > LIMITS[self.kind] and (self.kind != "moment" or abs(self.error) > CHARGE)
 
     @property
     def error(self) -> float:
-        """The deviation of an energy, the length of that of a force."""
-        return float(self.deviation[0]) if self.kind == "energy" else float(np.linalg.norm(self.deviation))
+        """The deviation of an energy or a moment, the length of that of a force."""
+        return float(np.linalg.norm(self.deviation)) if self.kind == "forces" else float(self.deviation[0])
 
     @property
     def label(self) -> Array:
-        """The label itself, [1] eV or [3] eV/Å."""
-        values = self.frame.energy if self.atom is None else self._forces()[self.atom]
-        return np.atleast_1d(np.asarray(values, dtype=float))
-
-    def _forces(self) -> Array:
-        assert self.frame.forces is not None
-        return self.frame.forces
+        """The label itself, [1] eV, [3] eV/Å or [1] Bohr magnetons."""
+        if self.kind == "energy":
+            return np.array([self.frame.energy], dtype=float)
+        by_atom = self.frame.forces if self.kind == "forces" else self.frame.magmoms
+        assert by_atom is not None
+        return np.atleast_1d(by_atom[self.atom]).astype(float)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: energies in eV (total), forces in eV/Å."""
+        """Plain numbers: energies in eV (total), forces in eV/Å, moments in Bohr magnetons."""
         return {
             "frame": self.frame.source,
             "formula": str(self.frame.atoms.symbols),
@@ -102,7 +110,7 @@ class LabelScore:
 
 
 def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> list[LabelScore]:
-    """Scores of the energies and of the force on every atom of training frames of `model`.
+    """Scores of the energies, of the force on every atom and of the moments of training frames of `model`.
 
     Raises DataError for frames that it was not trained on.
     """
@@ -110,9 +118,12 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     smoother = Smoother.of(model.posterior())
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
-        for part in labelled_parts(model, smoother, frame, model.features.functionals(frame.atoms)):
+        functionals = model.features.functionals(frame.atoms)
+        for part in labelled_parts(model, smoother, frame, functionals):
             for species, score in _scores(model, smoother, part):
                 raw[frame.fidelity, score.kind, species].append(score)
+        for species, score in _moment_scores(model, frame, functionals):
+            raw[frame.fidelity, score.kind, species].append(score)
         report("leave one label out", i + 1, len(frames), frame.fidelity)
     return [score for alike in raw.values() for score in _in_bulk_deviations(alike)]
 
@@ -147,9 +158,31 @@ def _left_out(smoother: Smoother, part: LabelledRows, atom: int | None, rows: sl
     return LabelScore(part.frame, part.kind, atom, (unit * error).cpu().numpy(), std, score)
 
 
+def _moment_scores(model: MultiFidelityGP, frame: Frame, functionals: Functionals) -> Iterator[tuple[int, LabelScore]]:
+    """Unscaled scores of the moments of a frame, with the species they belong to."""
+    if frame.magmoms is None or frame.isolated_atom:
+        return
+    basis = model.features.basis
+    for index, columns in basis.blocks():
+        species = basis.species[index]
+        posterior = model.sites.get((model.level(frame.fidelity), species))
+        own = np.flatnonzero(frame.atoms.numbers == species)
+        if posterior is None or not len(own):
+            continue
+        phi = functionals.local[torch.from_numpy(own).to(functionals.local.device), columns]  # [atom, M_s]
+        left = left_out_moments(posterior, phi, torch.from_numpy(frame.magmoms[own]).to(phi))
+        if left is not None:
+            mean, stds = (value.cpu().numpy() for value in left)
+            for atom, deviation, std in zip(own.tolist(), mean - frame.magmoms[own], stds.tolist(), strict=True):
+                yield species, LabelScore(frame, "moment", atom, np.array([deviation]), std, abs(deviation) / std)
+
+
 def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
     """The same with scores over their quantile, which is 1 for a normal distribution of the stated widths."""
     if len(alike) < MIN_LABELS:
+        return
+    moments = [s.label[0] for s in alike if s.kind == "moment"]
+    if moments and min(moments) < -CHARGE and max(moments) > CHARGE:
         return
     n = len(alike[0].deviation)
     normal = float(chdtri(n, 1.0 - QUANTILE) / n) ** 0.5
@@ -161,34 +194,66 @@ def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
     """Findings about labels that the rest of the data contradict, worst first, and about those that have no score.
 
-    scores: of `frames`, which have one for each kind that enough of their like carry.
+    scores: of `frames`, which have one for each kind that enough of their like carry. Labels of frames whose moments
+    disagree with all others, too, are in a finding of their own.
     """
     out = []
-    scored = {id(s.frame) for s in scores}
+    scored = {id(s.frame) for s in scores if s.kind != "moment"}
     if unscored := [f for f in frames if id(f) not in scored and not f.isolated_atom]:
         message = f"{len(unscored)} frames have no leave-one-out score, {examples(unscored)}: "
         message += "labels with a sigma of their own, or too few of their kind."
         out.append(about("info", "leave-one-out", message, unscored))
+    charged = {id(f) for f in other_moments(scores)}
     for level in dict.fromkeys(s.frame.fidelity for s in scores):
-        for kind in LIMITS:
-            chosen = [s for s in scores if s.suspect and s.kind == kind and s.frame.fidelity == level]
-            if chosen:
-                out.append(_contradicted(level, kind, sorted(chosen, key=lambda s: -s.score)))
+        suspects = sorted((s for s in scores if s.suspect and s.frame.fidelity == level), key=lambda s: -s.score)
+        for kind in ("energy", "forces"):
+            if chosen := [s for s in suspects if s.kind == kind and id(s.frame) not in charged]:
+                out.append(_contradicted(level, kind, chosen))
+        if chosen := [s for s in suspects if id(s.frame) in charged]:
+            out.append(_moments_too(level, chosen))
     return out
 
 
+def other_moments(scores: Sequence[LabelScore]) -> list[Frame]:
+    """Frames of which a magnetic moment disagrees with all others."""
+    return _frames_of([s for s in scores if s.kind == "moment" and s.suspect])
+
+
 def _contradicted(level: str, kind: str, worst: Sequence[LabelScore]) -> Finding:
-    bad = list({id(s.frame): s.frame for s in worst}.values())
+    bad = _frames_of(worst)
     message = f"fidelity {level!r}: {'energies' if kind == 'energy' else 'forces'} of {len(bad)} "
     message += f"{'frame disagrees' if len(bad) == 1 else 'frames disagree'} with all other labels:"
-    message += "".join(f"\n  {_described(s)}" for s in worst[:LISTED])
-    if len(worst) > LISTED:
-        message += f"\n  and {len(worst) - LISTED} more labels ({SEE_ALL})"
+    message += _listed(worst)
     message += (
         "\n  The model may be wrong instead, above all a small one, on a structure unlike the others: see whether "
     )
     message += "a model with more inducing points names them too, and look at them, before you compute them again."
     return about("warning", "leave-one-out", message, bad)
+
+
+def _moments_too(level: str, worst: Sequence[LabelScore]) -> Finding:
+    bad = _frames_of(worst)
+    message = f"fidelity {level!r}: magnetic moments of {len(bad)} "
+    message += (
+        f"{'frame disagrees' if len(bad) == 1 else 'frames disagree'} with all others; these and other labels there:"
+    )
+    message += _listed(worst)
+    message += (
+        "\n  The electrons may be elsewhere than in frames like these. Another charge state is no wrong label, but a "
+    )
+    message += (
+        "start from the moments of the other charge order may end lower. Or the labels belong to another structure."
+    )
+    return about("warning", "other moments", message, bad)
+
+
+def _frames_of(worst: Sequence[LabelScore]) -> list[Frame]:
+    return list({id(s.frame): s.frame for s in worst}.values())
+
+
+def _listed(worst: Sequence[LabelScore]) -> str:
+    more = f"\n  and {len(worst) - LISTED} more labels ({SEE_ALL})" if len(worst) > LISTED else ""
+    return "".join(f"\n  {_described(s)}" for s in worst[:LISTED]) + more
 
 
 def _described(s: LabelScore) -> str:
@@ -199,7 +264,12 @@ def _described(s: LabelScore) -> str:
         n = len(s.frame.atoms)
         values = f"label {s.label[0] / n:.4f} eV/atom; predicted without it - label = {1e3 * s.error / n:+.1f} meV/atom"
         return f"{where}: {values}, std {1e3 * s.std / n:.1f}, {far}"
-    label, deviation = (f"({', '.join(f'{x:+.2f}' for x in v)})" for v in (s.label, s.deviation))
     atom = f"atom {s.atom} ({s.frame.atoms.symbols[s.atom]})"
+    if s.kind == "moment":
+        values = (
+            f"moment {s.label[0]:.2f} Bohr magnetons; predicted without those of this element - label = {s.error:+.2f}"
+        )
+        return f"{where}, {atom}: {values}, std {s.std:.2f}, {far}"
+    label, deviation = (f"({', '.join(f'{x:+.2f}' for x in v)})" for v in (s.label, s.deviation))
     values = f"label {label} eV/Å; predicted without it - label = {deviation} eV/Å, {s.error:.2f} long"
     return f"{where}, {atom}: {values}, std {s.std:.2f} a component, {far}"

@@ -1,4 +1,4 @@
-"""Checks of one level's labels: outliers, zero or unbalanced forces, shared electrons, units and sign of the stress.
+"""Checks of one level's labels: outliers, zero or unbalanced forces, units and sign of the stress.
 
 The stress is checked against the energies where the data allow it: for two frames whose fractional coordinates are
 equal and whose cells differ by a small strain eps,
@@ -28,8 +28,6 @@ _LARGE_FORCE = 50.0  # eV/Å
 _NET_FORCE = 0.02  # eV/Å and atom
 _LARGE_STRESS = 1.0  # eV/Å^3 = 160 GPa
 _MAX_STRAIN = 0.06
-_WHOLE, _SHARED = 0.02, 0.05  # Bohr magnetons from a whole number
-_INSULATORS = 0.8  # share of the frames of a level whose moments are whole
 _REWEIGHTINGS = 30
 
 
@@ -127,33 +125,6 @@ def _net_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
     )
     message += "cannot fit that: tighten the calculation, subtract the mean, or mask fixed atoms."
     return [about("warning", "net force", message, out)]
-
-
-def moment_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Total moments that are no whole number where nearly all others are.
-
-    The cell of an insulator has a whole number of electrons of each spin. Near a crossing of two charge states the smearing
-    can leave one spread over two atoms of other spin, by its entropy: a state that is neither.
-    """
-    known = [(f, abs(f.total_magmom - round(f.total_magmom))) for f in frames if f.total_magmom is not None]
-    if sum(off < _WHOLE for _, off in known) < max(_INSULATORS * len(known), _SPARE):
-        return []
-    out = [f for f, off in sorted(known, key=lambda pair: -pair[1]) if off > _SHARED]
-    if not out:
-        return []
-    message = (
-        f"fidelity {level!r}: the cell's magnetic moment is no whole number in {len(out)} of {len(known)} frames, "
-    )
-    message += (
-        f"{examples(out)}, the first {out[0].total_magmom:.3f}, though it is in nearly all others: the smearing has "
-    )
-    message += (
-        "left an electron between two atoms, so these energies and forces are of neither charge state. Compute them "
-    )
-    message += (
-        "again with the total moment held (VASP: NUPDOWN; GPAW: FermiDirac(width, fixmagmom=True)) or less smearing."
-    )
-    return [about("warning", "shared electron", message, out)]
 
 
 def stress_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:

@@ -35,6 +35,7 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.observations import labelled_rows
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
+from mfgp.site_moments import SitePosterior, with_constant
 from mfgp.statistics import Key
 
 if TYPE_CHECKING:
@@ -140,6 +141,20 @@ class LabelledRows:
             excess=self.excess[rows],
             species=self.species[rows],
         )
+
+
+def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation [n] of magnetic moments [n] that were trained on, all of them left out, in Bohr magnetons.
+
+    posterior: of their element and level; phi [n, M_s]: features of the atoms. None where nothing else says what they are.
+    As above with P^-1 itself, which is enough here: moments are never nearly exact.
+    """
+    rows = with_constant(phi)
+    inverse = hat_inverse(rows @ posterior.covariance @ rows.T / posterior.noise**2, ALONE)
+    if inverse is None:
+        return None
+    mean = moments - inverse @ (moments - rows @ posterior.weights)
+    return mean, (posterior.noise**2 * inverse.diagonal() + posterior.residual(phi)).sqrt()
 
 
 def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:

@@ -8,7 +8,7 @@ which are additive as those of energies and forces are; s and sigma maximise the
 that of the weights, what the inducing points do not carry, s^2 (1 - |phi|^2), and the noise: it is that of the difference to
 a new calculation.
 
-Moments say which charge state an ion is in (high spin Fe2+ near 3.7, Fe3+ near 4.2 Bohr magnetons): a site that the model
+Moments say which charge state an ion is in (high spin Fe2+ near 3.7, Fe3+ near 4.3 Bohr magnetons): a site that the model
 cannot tell apart has a standard deviation of that size.
 """
 
@@ -55,7 +55,7 @@ class SiteStatistics:
             own = torch.nonzero(numbers == basis.species[index]).squeeze(1)
             if len(own):
                 key = (level, basis.species[index])
-                rows = torch.cat([phi[own, columns], phi.new_ones(len(own), 1)], dim=1)
+                rows = with_constant(phi[own, columns])
                 if key not in self.moments:
                     self.moments[key] = Moments.zeros(rows.shape[1], rows.device)
                 self.moments[key].add(rows, values[own])
@@ -72,10 +72,18 @@ class SitePosterior:
 
     def predict(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [n] of the moments at features phi [n, M_s], in Bohr magnetons."""
-        rows = torch.cat([phi, phi.new_ones(len(phi), 1)], dim=1)
+        rows = with_constant(phi)
         variance = ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0)
-        residual = self.amplitude**2 * (1.0 - (phi**2).sum(1)).clamp(min=0.0)
-        return rows @ self.weights, (variance + residual + self.noise**2).sqrt()
+        return rows @ self.weights, (variance + self.residual(phi) + self.noise**2).sqrt()
+
+    def residual(self, phi: Tensor) -> Tensor:
+        """What the inducing points do not carry of the variances at features phi [n, M_s]: [n] Bohr magnetons^2."""
+        return self.amplitude**2 * (1.0 - (phi**2).sum(1)).clamp(min=0.0)
+
+
+def with_constant(phi: Tensor) -> Tensor:
+    """b = [phi, 1], [n, M_s + 1]."""
+    return torch.cat([phi, phi.new_ones(len(phi), 1)], dim=1)
 
 
 def fit_sites(statistics: SiteStatistics) -> dict[SiteKey, SitePosterior]:

@@ -307,6 +307,26 @@ def test_identical_labels_at_two_levels() -> None:
     says(only(report_of(crystals(), crystals()), "error", "shared structures"), "identical forces", "mislabelled")
 
 
+def test_atoms_between_two_charge_states() -> None:
+    rng = np.random.default_rng(0)
+    frames = [atoms.copy() for atoms in crystals()]
+    n = len(frames[0])
+    for k, atoms in enumerate(frames):  # one half of the frames in each state, of either sign
+        atoms.set_array("REF_magmoms", (-1) ** k * ((4.6 if k % 4 < 2 else 3.9) + rng.normal(0, 0.02, n)))
+    assert not has(report_of(frames), "info", "charge state")
+    frames[5].arrays["REF_magmoms"][3] = -4.3  # copper
+    says(only(report_of(frames), "info", "charge state"), "moments of Cu", "frame 5", "near 3.9", "and 4.6")
+    for k in (2, 4, 6):
+        frames[k].arrays["REF_magmoms"][3] = 4.25
+    assert not has(report_of(frames), "info", "charge state")  # a third state
+    for atoms in frames:  # no gap: an element in one state, or a metal
+        atoms.arrays["REF_magmoms"][:] = rng.uniform(3.9, 4.6, n)
+    assert not has(report_of(frames), "info", "charge state")
+    for atoms in frames:
+        atoms.arrays["REF_magmoms"][:] = rng.choice([0.01, 0.05], n)  # a gap, but a small one
+    assert not has(report_of(frames), "info", "charge state")
+
+
 def test_a_moment_that_is_no_whole_number_among_many_that_are() -> None:
     moments = [20.0, 19.99, 16.01, 0.0, -18.0, 20.0, 18.002, 16.0, 20.0, 19.633, 19.995, 20.06]
     with_moments = [atoms.copy() for atoms in crystals()]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.cli import app
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
-from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, fit_checks, label_scores
+from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, fit_checks, label_scores, other_moments
 
 CONFIG = FitConfig(
     descriptor=DESCRIPTOR,
@@ -92,6 +92,67 @@ def test_a_swapped_level_is_found() -> None:
     frames["high"].append(swapped)
     scores, read = scored(frames)
     assert (read.of("high")[20].source, "energy", None) in suspects(scores)
+
+
+def with_moments() -> dict[str, list[Atoms]]:
+    """Copper has 4 Bohr magnetons, and a force of two high structures the wrong sign."""
+    frames = data()
+    for atoms in frames["high"]:
+        atoms.set_array("REF_magmoms", np.where(atoms.numbers == 29, 4.0 + 0.02 * (atoms.positions[:, 0] > 2.0), 0.01))
+    for k in (4, 11):
+        frames["high"][k].arrays["REF_forces"][2] *= -1
+    return frames
+
+
+def named(scores: list[LabelScore], read: FrameSet) -> dict[str, set[str]]:
+    """Sources of the high frames in each finding."""
+    found = [f for f in fit_checks(scores, read) if "'high'" in f.message]
+    return {check: {name for f in found if f.check == check for name in f.frames} for check in {f.check for f in found}}
+
+
+def test_labels_of_a_frame_with_other_moments_are_named_apart() -> None:
+    frames = with_moments()
+    odd = frames["high"][11]
+    odd.arrays["REF_magmoms"][odd.numbers == 29] += 0.7
+    scores, read = scored(frames)
+    high = read.of("high")
+    assert other_moments(scores) == [high[11]]
+    found = named(scores, read)
+    assert high[4].source in found["leave-one-out"]
+    assert high[11].source not in found["leave-one-out"]
+    assert found["other moments"] == {high[11].source}
+    (finding,) = [f for f in fit_checks(scores, read) if f.check == "other moments"]
+    assert re.search(r"\(Cu\): moment 4\.7\d Bohr magnetons; predicted .* - label = -0\.[67]\d, std 0", finding.message)
+    assert "eV/Å" in finding.message  # the force is named there
+    worst = max((s for s in scores if s.kind == "moment"), key=lambda s: s.score)
+    assert worst.error == pytest.approx(-0.7, abs=0.1)
+    assert worst.to_json()["label"] == pytest.approx([high[11].magmoms[worst.atom]])
+    assert {s.atom for s in scores if s.frame is high[11] and s.kind == "moment"} == {0, 1, 2, 3}
+
+
+def test_moments_between_two_states_excuse_no_label() -> None:
+    """Nor do small differences, and moments of both signs tell nothing."""
+    frames = with_moments()
+    for k, atoms in enumerate(frames["high"]):
+        atoms.arrays["REF_magmoms"][:] = np.where(atoms.numbers == 29, 4.0 + 0.6 * (k % 2), 0.01)
+    frames["high"][11].arrays["REF_magmoms"][frames["high"][11].numbers == 29] = 4.3
+    scores, read = scored(frames)
+    assert named(scores, read).keys() == {"leave-one-out"}
+    assert read.of("high")[11].source in named(scores, read)["leave-one-out"]
+    frames = with_moments()
+    frames["high"][11].arrays["REF_magmoms"] *= -1
+    scores, read = scored(frames)
+    assert not [s for s in scores if s.kind == "moment" and s.frame.atoms.numbers[s.atom] == 29]
+    assert read.of("high")[11].source in named(scores, read)["leave-one-out"]
+
+
+def test_labels_with_a_sigma_of_their_own_are_said_to_have_no_score() -> None:
+    frames = with_moments()
+    for atoms in frames["high"][:6]:
+        atoms.info["energy_sigma"], atoms.info["force_sigma"] = 0.01, 0.1
+    scores, read = scored(frames)
+    (finding,) = [f for f in fit_checks(scores, read) if "no leave-one-out score" in f.message]
+    assert finding.frames == tuple(f.source for f in read.of("high")[:6])  # though their moments have
 
 
 def test_command_line_lists_them(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mfgp import DataError, FitConfig, MultiFidelityGP, read_frames
 from mfgp.cli import app
 from mfgp.datasets import load_lmfp
 from mfgp.frames import to_atoms
+from mfgp.leave_one_out import left_out_moments
 from mfgp.observations import local_features
 from mfgp.site_moments import C_STD, SiteStatistics, fit_sites, predict_sites, site_evidence, site_posterior
 
@@ -74,6 +75,26 @@ def test_the_posterior_is_that_of_a_dense_gaussian_process(model: MultiFidelityG
     variance = prior - (cross * torch.linalg.solve(gram, cross.T).T).sum(1)
     assert_allclose(std[numbers == 29] ** 2, variance, rtol=0, atol=1e-7)
     assert torch.isnan(mean[numbers == 79]).all()  # no labels of Au at that level among these
+
+
+def test_left_out_moments_are_those_of_a_posterior_without_them(model: MultiFidelityGP) -> None:
+    s, sigma, every, without = 0.7, 0.05, SiteStatistics(), SiteStatistics()
+    for seed in range(1, 6):
+        numbers, q = features(model, alloy(seed))
+        y = torch.from_numpy(moments_of(alloy(seed)))
+        every.add(model.basis, 0, numbers, q, y)
+        if seed != 3:
+            without.add(model.basis, 0, numbers, q, y)
+    numbers, q = features(model, alloy(3))
+    phi, columns = local_features(model.basis, q, numbers)[numbers == 29], dict(model.basis.blocks())
+    phi = phi[:, columns[list(model.basis.species).index(29)]]
+    moments = torch.from_numpy(moments_of(alloy(3)))[numbers == 29]
+    left = left_out_moments(site_posterior(every.moments[0, 29], s, sigma), phi, moments)
+    assert left is not None
+    expected = site_posterior(without.moments[0, 29], s, sigma).predict(phi)
+    assert float((left[0] - moments).abs().max()) > 0.02  # Bohr magnetons: something to get wrong
+    for found, wanted in zip(left, expected, strict=True):
+        assert_allclose(found, wanted, rtol=0, atol=1e-7)  # Bohr magnetons
 
 
 def test_coverage_on_draws_from_the_prior(model: MultiFidelityGP) -> None:

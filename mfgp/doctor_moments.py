@@ -1,0 +1,121 @@
+"""What magnetic moments say of the charges: electrons between two atoms, charges between two states.
+
+The cell of an insulator has a whole number of electrons of each spin, so a total moment that is no whole number tells of an
+electron between two atoms of other spin. Between atoms of one kind it leaves the total whole; there the atoms' own moments
+tell. An element in two charge states (high-spin Fe2+ and Fe3+, say) has two values of |m| with a gap between them,
+
+    |m| = m_low or m_high,        t = (|m| - m_low) / (m_high - m_low)
+
+and an atom with 1/4 < t < 3/4 carries a part of a charge, or is in a third state that few others are in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from mfgp.doctor_report import Array, Finding, about, examples
+from mfgp.frames import Frame
+
+_WHOLE, _SHARED = 0.02, 0.05  # Bohr magnetons from a whole number
+_INSULATORS = 0.8  # share of the frames of a level whose moments are whole
+_FEWEST = 8  # frames whose moments are whole
+_EACH = 8  # atoms in each state
+_GAP = 0.3  # Bohr magnetons between two charge states
+_APART = 5.0  # the same in robust standard deviations within a state
+_BETWEEN = (0.25, 0.75)  # t
+_RARE = 0.1  # share of an element's atoms between its states; more of them, and there are no two states
+
+
+def moment_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Electrons between two atoms of other spin, and charges between two states."""
+    return [*_shared_electron(level, frames), *_between_states(level, frames)]
+
+
+def _shared_electron(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Total moments that are no whole number where nearly all others are.
+
+    Near a crossing of two charge states the smearing can leave an electron spread over two atoms of other spin, by its
+    entropy: a state that is neither.
+    """
+    known = [(f, abs(f.total_magmom - round(f.total_magmom))) for f in frames if f.total_magmom is not None]
+    if sum(off < _WHOLE for _, off in known) < max(_INSULATORS * len(known), _FEWEST):
+        return []
+    out = [f for f, off in sorted(known, key=lambda pair: -pair[1]) if off > _SHARED]
+    if not out:
+        return []
+    message = (
+        f"fidelity {level!r}: the cell's magnetic moment is no whole number in {len(out)} of {len(known)} frames, "
+    )
+    message += (
+        f"{examples(out)}, the first {out[0].total_magmom:.3f}, though it is in nearly all others: the smearing has "
+    )
+    message += (
+        "left an electron between two atoms, so these energies and forces are of neither charge state. Compute them "
+    )
+    message += (
+        "again with the total moment held (VASP: NUPDOWN; GPAW: FermiDirac(width, fixmagmom=True)) or less smearing."
+    )
+    return [about("warning", "shared electron", message, out)]
+
+
+def _between_states(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Atoms whose moment lies between those of the two charge states of their element."""
+    findings = []
+    for number, (low, high, out) in between_charge_states(frames).items():
+        symbol, n = chemical_symbols[number], len(out)
+        message = (
+            f"fidelity {level!r}: moments of {symbol} lie between those of its two charge states (near {low:.2f} and "
+        )
+        message += (
+            f"{high:.2f} Bohr magnetons) in {n} of {len(frames)} frames, {examples(out)}. A charge spread over several "
+        )
+        message += (
+            "atoms or a third state can be right; a start with the moments of one charge order may also end lower."
+        )
+        findings.append(about("info", "charge state", message, out))
+    return findings
+
+
+def between_charge_states(frames: Sequence[Frame]) -> dict[int, tuple[float, float, list[Frame]]]:
+    """Of elements in two charge states, by atomic number: their moments (Bohr magnetons), frames with atoms in between."""
+    moments, owners = defaultdict(list), defaultdict(list)
+    for frame in frames:
+        if frame.magmoms is not None and not frame.isolated_atom:
+            for number, moment in zip(frame.atoms.numbers.tolist(), np.abs(frame.magmoms), strict=True):
+                moments[number].append(moment)
+                owners[number].append(frame)
+    out = {}
+    for number, values in moments.items():
+        size = np.array(values)  # [atom] Bohr magnetons
+        states = charge_states(size)
+        if states is None:
+            continue
+        t = (size - states[0]) / (states[1] - states[0])
+        between = np.flatnonzero((t > _BETWEEN[0]) & (t < _BETWEEN[1]))
+        if 0 < len(between) < _RARE * len(size):
+            out[number] = (*states, list({id(owners[number][i]): owners[number][i] for i in between}.values()))
+    return out
+
+
+def charge_states(moments: Array) -> tuple[float, float] | None:
+    """Medians of the two groups that |m| [atom] falls into, in Bohr magnetons; None where there are no two.
+
+    The groups are those of least squared distance from their means.
+    """
+    m = np.sort(moments)
+    if len(m) < 2 * _EACH:
+        return None
+    n = np.arange(1, len(m))  # of the lower group
+    total, low = m.sum(), np.cumsum(m)[:-1]
+    split = int(n[np.argmax(low**2 / n + (total - low) ** 2 / (len(m) - n))])
+    groups = m[:split], m[split:]
+    medians = [float(np.median(g)) for g in groups]
+    spread = max(1.4826 * float(np.median(np.abs(g - c))) for g, c in zip(groups, medians, strict=True))
+    gap = medians[1] - medians[0]
+    if min(map(len, groups)) < _EACH or gap < max(_GAP, _APART * spread):
+        return None
+    return medians[0], medians[1]
