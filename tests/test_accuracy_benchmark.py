@@ -12,16 +12,16 @@ import torch
 from ase import Atoms
 from numpy.testing import assert_allclose
 
-from mfgp import read_frames
+from mfgp import FrameSet, read_frames
 from mfgp.frames import Frame
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # common
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "accuracy"))
 
 from chgnet_rivals import Training, composition_shift, shift_of
-from cross_fitted import CrossFitted, mean_of, train_members
+from cross_fitted import CrossFitted, FoldNetworks, mean_of, train_members
 from networks import Kind, Network
-from task import Predicted, scores
+from task import Predicted, Task, scores
 
 
 def labelled(symbols: str, energy: float, magmoms: list[float]) -> Frame:
@@ -87,7 +87,8 @@ def test_a_training_structure_is_never_judged_by_a_network_that_saw_it(tmp_path:
     for i, frame in enumerate(frames):
         frame.atoms.positions[0, 0] += 0.01 * i  # Å
     members, _ = train_members(kind_of(tmp_path), folds, frames, order=0)
-    calculator, seen = CrossFitted(members), {}
+    networks = [m.network for m in members]
+    calculator, seen = CrossFitted(members, networks), {}
     for i, frame in enumerate(frames):
         seen[i] = int(calculator.get_potential_energy(frame.atoms))
         assert not seen[i] & (1 << i)  # not its own
@@ -98,7 +99,12 @@ def test_a_training_structure_is_never_judged_by_a_network_that_saw_it(tmp_path:
     new.positions[0, 0] += 0.5
     mean = sum(energies) * (folds - 1) / folds  # every frame is in all networks but one
     assert calculator.get_potential_energy(new) == pytest.approx(mean)
-    assert_allclose(mean_of([m.network for m in members], [new])[2], mean)
+    assert_allclose(mean_of(networks, [new])[2], mean)
+    task = Task(FrameSet(("mag",), tuple(frames)), [], n=6, order=0)
+    of_folds = FoldNetworks(kind_of(tmp_path), folds)
+    for (baseline, _), of_new in ((of_folds.baseline(task), mean), (of_folds.stacked(task), sum(energies))):
+        assert baseline.labels(new).energy == pytest.approx(of_new)
+        assert [baseline.labels(f.atoms).energy for f in frames] == list(seen.values())
 
 
 def test_a_trained_network_is_kept_for_the_same_frames_order_seed_and_settings(

@@ -51,6 +51,7 @@ SLOW = (
     "CHGNets fine-tuned on folds, mean",
     "fine-tuned SevenNets + GP, mag",
     "fine-tuned SevenNets + DPA3 + GP, mag",
+    "stacked SevenNets + DPA3 + GP, mag",
     "SevenNets fine-tuned on folds, mean",
     "CHGNet, fine-tuned",
     "CHGNet, nm then mag",
@@ -115,11 +116,12 @@ def available(
     shop: list[Workshop] = []
     chgnets = Kind(CHGNETS_OF_FOLDS, CHGNetwork, FINE_TUNING, cache)
     sevennets = Kind(SEVENNETS_OF_FOLDS, sevennet.SevenNetwork, sevennet.FINE_TUNING, cache)
-    halves = FoldNetworks(sevennets, SEVENNET_FOLDS)
+    quarters, halves = FoldNetworks(chgnets, CHGNET_FOLDS), FoldNetworks(sevennets, SEVENNET_FOLDS)
     of_folds = {
-        "fine-tuned CHGNets + GP, mag": FoldNetworks(chgnets, CHGNET_FOLDS),
-        "fine-tuned SevenNets + GP, mag": halves,
-        "fine-tuned SevenNets + DPA3 + GP, mag": halves,
+        "fine-tuned CHGNets + GP, mag": quarters.baseline,
+        "fine-tuned SevenNets + GP, mag": halves.baseline,
+        "fine-tuned SevenNets + DPA3 + GP, mag": halves.baseline,
+        "stacked SevenNets + DPA3 + GP, mag": halves.stacked,
     }
 
     def candidate(name: str) -> Method:
@@ -127,7 +129,7 @@ def available(
             if not shop:
                 calculators = {} if dpa3 is None else {DPA3: FrozenModel(dpa3)}
                 shop.append(Workshop(training, load_config(LMFP / "config.yaml"), cache, calculators))
-            trained = of_folds[name].baseline(task) if name in of_folds else None
+            trained = of_folds[name](task) if name in of_folds else None
             return shop[0].run(CANDIDATES[name], task, trained)
 
         return run
@@ -138,7 +140,7 @@ def available(
         "CHGNet, fine-tuned": chgnets.fine_tuned,
         "CHGNet, nm then mag": Transferred(),
         "CHGNet, nm and mag, two readouts": two_heads,
-        "CHGNets fine-tuned on folds, mean": of_folds["fine-tuned CHGNets + GP, mag"].committee,
+        "CHGNets fine-tuned on folds, mean": quarters.committee,
         "SevenNet-l3i5, zero-shot": sevennet.zero_shot,
         "SevenNet-l3i5, fine-tuned": sevennets.fine_tuned,
         "SevenNets fine-tuned on folds, mean": halves.committee,

@@ -80,6 +80,7 @@ CANDIDATES = {
     "fine-tuned CHGNets + GP, mag": Candidate(("mag",), columns(CHGNETS_OF_FOLDS, "chgnet")),
     "fine-tuned SevenNets + GP, mag": Candidate(("mag",), (column(SEVENNETS_OF_FOLDS, std=0.1),), training=CAUTIOUS),
     "fine-tuned SevenNets + DPA3 + GP, mag": Candidate(("mag",), columns(SEVENNETS_OF_FOLDS, DPA3), training=CAUTIOUS),
+    "stacked SevenNets + DPA3 + GP, mag": Candidate(("mag",), columns(SEVENNETS_OF_FOLDS, DPA3), training=CAUTIOUS),
 }
 
 

@@ -62,6 +62,7 @@ def main() -> None:
     chosen = [a for path in o.structures for a in read(path, ":") if re.search(o.match, a.info["structure_id"])]
     chosen = [a for a in chosen[:: o.every] if not o.with_iron_2 or has_iron_2(a)]
     failures = o.output.with_suffix(".failed.jsonl")
+    o.output.parent.mkdir(parents=True, exist_ok=True)
     with open(o.output.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a second run of the same output ends here
         done = set(labelled(o.output)) | set(labelled(other_spin(o.output))) | failed(failures)
