@@ -242,8 +242,9 @@ def _moments_too(level: str, worst: Sequence[LabelScore]) -> Finding:
         "\n  The electrons may be elsewhere than in frames like these. Another charge state is no wrong label, but a "
     )
     message += (
-        "start from the moments of the other charge order may end lower. Or the labels belong to another structure."
+        "start from the moments of the other charge order may end lower. Or the labels belong to another structure, "
     )
+    message += "or the model has seen too few frames like it."
     return about("warning", "other moments", message, bad)
 
 
@@ -267,7 +268,7 @@ def _described(s: LabelScore) -> str:
     atom = f"atom {s.atom} ({s.frame.atoms.symbols[s.atom]})"
     if s.kind == "moment":
         values = (
-            f"moment {s.label[0]:.2f} Bohr magnetons; predicted without those of this element - label = {s.error:+.2f}"
+            f"moment {s.label[0]:.2f} Bohr magnetons; {s.label[0] + s.error:.2f} is predicted from the other frames"
         )
         return f"{where}, {atom}: {values}, std {s.std:.2f}, {far}"
     label, deviation = (f"({', '.join(f'{x:+.2f}' for x in v)})" for v in (s.label, s.deviation))

@@ -122,7 +122,10 @@ def test_labels_of_a_frame_with_other_moments_are_named_apart() -> None:
     assert high[11].source not in found["leave-one-out"]
     assert found["other moments"] == {high[11].source}
     (finding,) = [f for f in fit_checks(scores, read) if f.check == "other moments"]
-    assert re.search(r"\(Cu\): moment 4\.7\d Bohr magnetons; predicted .* - label = -0\.[67]\d, std 0", finding.message)
+    assert re.search(
+        r"\(Cu\): moment 4\.7\d Bohr magnetons; (3\.9|4\.0)\d is predicted from the other frames, std 0",
+        finding.message,
+    )
     assert "eV/Å" in finding.message  # the force is named there
     worst = max((s for s in scores if s.kind == "moment"), key=lambda s: s.score)
     assert worst.error == pytest.approx(-0.7, abs=0.1)
