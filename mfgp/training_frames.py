@@ -88,9 +88,9 @@ def check_seen(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) ->
         )
     if other:
         warnings.warn(
-            f"{len(other)} frames (first {other[0].source}) are of calculations that the model was trained on, but their "
-            "numbers are not the same to the last digit: files round them. They are taken for the same labels; where one "
-            "has been changed since, fit again, or the scores are wrong",
+            f"{len(other)} frames are of calculations that the model was trained on, but their numbers are not the same to "
+            f"the last digit, first {other[0].source}: files round them. They are taken for the same labels; where one has "
+            "been changed since, fit again, or the scores are wrong",
             stacklevel=4,
         )
 
