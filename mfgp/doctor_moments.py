@@ -24,6 +24,7 @@ _WHOLE, _SHARED = 0.02, 0.05  # Bohr magnetons from a whole number
 _INSULATORS = 0.8  # share of the frames of a level whose moments are whole
 _FEWEST = 8  # frames whose moments are whole
 _EACH = 8  # atoms in each state
+_MAGNETIC = 1.0  # Bohr magnetons, median of an element
 _GAP = 0.3  # Bohr magnetons between two charge states
 _APART = 5.0  # the same in robust standard deviations within a state
 _BETWEEN = (0.25, 0.75)  # t
@@ -31,8 +32,8 @@ _RARE = 0.1  # share of an element's atoms between its states; more of them, and
 
 
 def moment_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Electrons between two atoms of other spin, and charges between two states."""
-    return [*_shared_electron(level, frames), *_between_states(level, frames)]
+    """Electrons between two atoms of other spin, charges between two states, atoms without the moment of their element."""
+    return [*_shared_electron(level, frames), *_between_states(level, frames), *_lost_moments(level, frames)]
 
 
 def _shared_electron(level: str, frames: Sequence[Frame]) -> list[Finding]:
@@ -80,25 +81,48 @@ def _between_states(level: str, frames: Sequence[Frame]) -> list[Finding]:
     return findings
 
 
+def _lost_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Atoms of a magnetic element with less than half of its usual moment, where few are."""
+    findings = []
+    for number, (size, owners) in _moments_by_element(frames).items():
+        usual = float(np.median(size))
+        lost = np.flatnonzero(size < 0.5 * usual)
+        if usual > _MAGNETIC and 0 < len(lost) < _RARE * len(size):
+            out, symbol = list({id(owners[i]): owners[i] for i in lost}.values()), chemical_symbols[number]
+            message = (
+                f"fidelity {level!r}: {len(lost)} of {len(size)} {symbol} have less than half of the usual moment "
+            )
+            message += (
+                f"({usual:.2f} Bohr magnetons), the least {size[lost].min():.2f}, in {examples(out)}: another spin "
+            )
+            message += "state, or a calculation that lost its moments; compute these again from high initial moments."
+            findings.append(about("warning", "lost moment", message, out))
+    return findings
+
+
 def between_charge_states(frames: Sequence[Frame]) -> dict[int, tuple[float, float, list[Frame]]]:
     """Of elements in two charge states, by atomic number: their moments (Bohr magnetons), frames with atoms in between."""
-    moments, owners = defaultdict(list), defaultdict(list)
-    for frame in frames:
-        if frame.magmoms is not None and not frame.isolated_atom:
-            for number, moment in zip(frame.atoms.numbers.tolist(), np.abs(frame.magmoms), strict=True):
-                moments[number].append(moment)
-                owners[number].append(frame)
     out = {}
-    for number, values in moments.items():
-        size = np.array(values)  # [atom] Bohr magnetons
+    for number, (size, owners) in _moments_by_element(frames).items():
         states = charge_states(size)
         if states is None:
             continue
         t = (size - states[0]) / (states[1] - states[0])
         between = np.flatnonzero((t > _BETWEEN[0]) & (t < _BETWEEN[1]))
         if 0 < len(between) < _RARE * len(size):
-            out[number] = (*states, list({id(owners[number][i]): owners[number][i] for i in between}.values()))
+            out[number] = (*states, list({id(owners[i]): owners[i] for i in between}.values()))
     return out
+
+
+def _moments_by_element(frames: Sequence[Frame]) -> dict[int, tuple[Array, list[Frame]]]:
+    """|m| [atom] in Bohr magnetons by atomic number, and the frame of each; isolated atoms left out."""
+    moments, owners = defaultdict(list), defaultdict(list)
+    for frame in frames:
+        if frame.magmoms is not None and not frame.isolated_atom:
+            for number, moment in zip(frame.atoms.numbers.tolist(), np.abs(frame.magmoms), strict=True):
+                moments[number].append(moment)
+                owners[number].append(frame)
+    return {number: (np.array(values), owners[number]) for number, values in moments.items()}
 
 
 def charge_states(moments: Array) -> tuple[float, float] | None:

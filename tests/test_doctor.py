@@ -316,6 +316,11 @@ def test_atoms_between_two_charge_states() -> None:
     assert not has(report_of(frames), "info", "charge state")
     frames[5].arrays["REF_magmoms"][3] = -4.3  # copper
     says(only(report_of(frames), "info", "charge state"), "moments of Cu", "frame 5", "near 3.9", "and 4.6")
+    assert not has(report_of(frames), "warning", "lost moment")
+    frames[6].arrays["REF_magmoms"][3] = 0.02
+    says(
+        only(report_of(frames), "warning", "lost moment"), "1 of 30 Cu", "4.60 Bohr magnetons", "least 0.02", "frame 6"
+    )
     for k in (2, 4, 6):
         frames[k].arrays["REF_magmoms"][3] = 4.25
     assert not has(report_of(frames), "info", "charge state")  # a third state
