@@ -46,7 +46,8 @@ from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.baselines import make_baselines
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LIMITS, LabelScore, label_scores, other_moments
+from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
+from mfgp.doctor_suspects import findable, other_moments
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
 

@@ -70,7 +70,8 @@ def _show(report: Report, levels: Sequence[str]) -> None:
 
 def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Findings about labels that disagree with all others, and these labels."""
-    from mfgp.doctor_fit import fit_checks, label_scores
+    from mfgp.doctor_fit import label_scores
+    from mfgp.doctor_suspects import fit_checks
     from mfgp.model import MultiFidelityGP
     from mfgp.progress import bars
 

@@ -37,7 +37,6 @@ from numpy.typing import NDArray
 from scipy.special import chdtri
 
 from mfgp.calibration import Scale
-from mfgp.doctor_report import SEE_ALL, Finding, about, examples
 from mfgp.features import Functionals
 from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts, left_out_moments
@@ -55,7 +54,6 @@ LIMITS = {
 CHARGE = 0.2  # Bohr magnetons; high-spin ions of 3d metals change by 0.5 and more with their charge
 QUANTILE = 0.8
 MIN_LABELS = 8  # of a kind, level and species, for a quantile to say anything
-LISTED = 10  # labels in a message
 
 
 @dataclass(frozen=True)
@@ -189,88 +187,3 @@ def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
     bulk = float(np.quantile([s.score for s in alike], QUANTILE)) / normal or 1.0
     for s in alike:
         yield replace(s, score=s.score / bulk)
-
-
-def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
-    """Findings about labels that the rest of the data contradict, worst first, and about those that have no score.
-
-    scores: of `frames`, which have one for each kind that enough of their like carry. Labels of frames whose moments
-    disagree with all others, too, are in a finding of their own.
-    """
-    out = []
-    scored = {id(s.frame) for s in scores if s.kind != "moment"}
-    if unscored := [f for f in frames if id(f) not in scored and not f.isolated_atom]:
-        message = f"{len(unscored)} frames have no leave-one-out score, {examples(unscored)}: "
-        message += "labels with a sigma of their own, or too few of their kind."
-        out.append(about("info", "leave-one-out", message, unscored))
-    charged = {id(f) for f in other_moments(scores)}
-    for level in dict.fromkeys(s.frame.fidelity for s in scores):
-        suspects = sorted((s for s in scores if s.suspect and s.frame.fidelity == level), key=lambda s: -s.score)
-        for kind in ("energy", "forces"):
-            if chosen := [s for s in suspects if s.kind == kind and id(s.frame) not in charged]:
-                out.append(_contradicted(level, kind, chosen))
-        if chosen := [s for s in suspects if id(s.frame) in charged]:
-            out.append(_moments_too(level, chosen))
-    return out
-
-
-def other_moments(scores: Sequence[LabelScore]) -> list[Frame]:
-    """Frames of which a magnetic moment disagrees with all others."""
-    return _frames_of([s for s in scores if s.kind == "moment" and s.suspect])
-
-
-def _contradicted(level: str, kind: str, worst: Sequence[LabelScore]) -> Finding:
-    bad = _frames_of(worst)
-    message = f"fidelity {level!r}: {'energies' if kind == 'energy' else 'forces'} of {len(bad)} "
-    message += f"{'frame disagrees' if len(bad) == 1 else 'frames disagree'} with all other labels:"
-    message += _listed(worst)
-    message += (
-        "\n  The model may be wrong instead, above all a small one, on a structure unlike the others: see whether "
-    )
-    message += "a model with more inducing points names them too, and look at them, before you compute them again."
-    return about("warning", "leave-one-out", message, bad)
-
-
-def _moments_too(level: str, worst: Sequence[LabelScore]) -> Finding:
-    bad = _frames_of(worst)
-    message = f"fidelity {level!r}: magnetic moments of {len(bad)} "
-    message += (
-        f"{'frame disagrees' if len(bad) == 1 else 'frames disagree'} with all others; these and other labels there:"
-    )
-    message += _listed(worst)
-    message += (
-        "\n  The electrons may be elsewhere than in frames like these. Another charge state is no wrong label, but a "
-    )
-    message += (
-        "start from the moments of the other charge order may end lower. Or the labels belong to another structure, "
-    )
-    message += "or the model has seen too few frames like it."
-    return about("warning", "other moments", message, bad)
-
-
-def _frames_of(worst: Sequence[LabelScore]) -> list[Frame]:
-    return list({id(s.frame): s.frame for s in worst}.values())
-
-
-def _listed(worst: Sequence[LabelScore]) -> str:
-    more = f"\n  and {len(worst) - LISTED} more labels ({SEE_ALL})" if len(worst) > LISTED else ""
-    return "".join(f"\n  {_described(s)}" for s in worst[:LISTED]) + more
-
-
-def _described(s: LabelScore) -> str:
-    """One line about a label: where, what, and how far from what the others say."""
-    where = f"{s.frame.source} ({s.frame.atoms.symbols})"
-    far = f"{s.score:.1f} standard deviations of the bulk"
-    if s.atom is None:
-        n = len(s.frame.atoms)
-        values = f"label {s.label[0] / n:.4f} eV/atom; predicted without it - label = {1e3 * s.error / n:+.1f} meV/atom"
-        return f"{where}: {values}, std {1e3 * s.std / n:.1f}, {far}"
-    atom = f"atom {s.atom} ({s.frame.atoms.symbols[s.atom]})"
-    if s.kind == "moment":
-        values = (
-            f"moment {s.label[0]:.2f} Bohr magnetons; {s.label[0] + s.error:.2f} is predicted from the other frames"
-        )
-        return f"{where}, {atom}: {values}, std {s.std:.2f}, {far}"
-    label, deviation = (f"({', '.join(f'{x:+.2f}' for x in v)})" for v in (s.label, s.deviation))
-    values = f"label {label} eV/Å; predicted without it - label = {deviation} eV/Å, {s.error:.2f} long"
-    return f"{where}, {atom}: {values}, std {s.std:.2f} a component, {far}"

@@ -26,6 +26,7 @@ _SPARE = 8  # energies beside those that fix the elements' references, for a spr
 _ENERGY_OUTLIER = 0.05  # eV/atom, smaller deviations are no outliers whatever their z
 _LARGE_FORCE = 50.0  # eV/Å
 _NET_FORCE = 0.02  # eV/Å and atom
+_FEW = 0.1  # share of the frames
 _LARGE_STRESS = 1.0  # eV/Å^3 = 160 GPa
 _MAX_STRAIN = 0.06
 _REWEIGHTINGS = 30
@@ -123,7 +124,10 @@ def _net_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
     message += (
         f"{examples(out)}, the first {net[off[0]]:.3f} eV/Å an atom; an energy that does not depend on the origin "
     )
-    message += "cannot fit that: tighten the calculation, subtract the mean, or mask fixed atoms."
+    message += "cannot fit that: tighten the calculation, subtract the mean, or mask fixed atoms"
+    if len(off) < _FEW * len(complete):
+        message += ". Where nearly all others do, one force of these frames may be wrong"
+    message += "."
     return [about("warning", "net force", message, out)]
 
 

@@ -32,8 +32,12 @@ _RARE = 0.1  # share of an element's atoms between its states; more of them, and
 
 
 def moment_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Electrons between two atoms of other spin, charges between two states, atoms without the moment of their element."""
-    return [*_shared_electron(level, frames), *_between_states(level, frames), *_lost_moments(level, frames)]
+    """Electrons between two atoms of other spin, charges between two states, atoms without the moment of their element.
+
+    Also frames without moments where others have them, and spins that are parallel here and antiparallel there.
+    """
+    checks = (_shared_electron, _between_states, _lost_moments, _mixed_orders, _missing_moments)
+    return [finding for check in checks for finding in check(level, frames)]
 
 
 def _shared_electron(level: str, frames: Sequence[Frame]) -> list[Finding]:
@@ -98,6 +102,44 @@ def _lost_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:
             message += "state, or a calculation that lost its moments; compute these again from high initial moments."
             findings.append(about("warning", "lost moment", message, out))
     return findings
+
+
+def _mixed_orders(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Compositions of which some frames have all spins parallel, and others have not."""
+    orders: dict[str, dict[bool, list[Frame]]] = defaultdict(lambda: {True: [], False: []})
+    for frame in frames:
+        moments = np.zeros(0) if frame.magmoms is None else frame.magmoms
+        signs = np.sign(moments[np.abs(moments) > _MAGNETIC])
+        if len(signs) > 1:
+            orders[frame.atoms.get_chemical_formula()][bool(np.all(signs == signs[0]))].append(frame)
+    mixed = [order for order in orders.values() if order[True] and order[False]]
+    if not mixed:
+        return []
+    parallel, not_parallel = ([f for order in mixed for f in order[key]] for key in (True, False))
+    message = f"fidelity {level!r}: of the same compositions {len(parallel)} frames have parallel spins and "
+    message += f"{len(not_parallel)} have not, {examples(min(parallel, not_parallel, key=len))}: a level is one energy "
+    message += (
+        "surface, and the model does not see the spins. Unless each is the lowest order of its structure, hold one "
+    )
+    message += "order, or give the other one a level of its own."
+    return [about("warning", "magnetic orders", message, min(parallel, not_parallel, key=len))]
+
+
+def _missing_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Frames without moments where others have them, and moments that a calculation only started from."""
+    bulk = [f for f in frames if not f.isolated_atom]
+    bare = [f for f in bulk if f.magmoms is None]
+    started = [f for f in bare if np.any(f.atoms.get_initial_magnetic_moments())]
+    if not bare or (len(bare) == len(bulk) and not started):
+        return []
+    message = f"fidelity {level!r}: {len(bare)} of {len(bulk)} frames have no magnetic moments; "
+    if started:
+        message += (
+            f"initial_magmoms, which {len(started)} of them have, are what a calculation started from and not read; "
+        )
+    message += f"{examples(bare)}. Energies and forces train all the same; write the moments as REF_magmoms (`keys: "
+    message += "{magmoms: ...}`) to learn them and to check the charge states."
+    return [about("info", "magnetic moments", message, bare)]
 
 
 def between_charge_states(frames: Sequence[Frame]) -> dict[int, tuple[float, float, list[Frame]]]:

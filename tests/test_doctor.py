@@ -332,6 +332,29 @@ def test_atoms_between_two_charge_states() -> None:
     assert not has(report_of(frames), "info", "charge state")
 
 
+def test_spins_of_one_composition_that_are_parallel_here_and_antiparallel_there() -> None:
+    frames = [atoms.copy() for atoms in crystals()]
+    for k, atoms in enumerate(frames):  # each composition in one order
+        atoms.set_array("REF_magmoms", np.array([4.0, -4.0 if k % 4 == 1 else 4.0, 4.0, 0.1]))
+    assert not has(report_of(frames), "warning", "magnetic orders")
+    frames[6].arrays["REF_magmoms"][1] *= -1
+    frames[7].arrays["REF_magmoms"] *= -1  # all of them: the same order
+    says(only(report_of(frames), "warning", "magnetic orders"), "2 frames have parallel", "1 have not", "frame 6")
+
+
+def test_frames_without_the_moments_that_others_have() -> None:
+    frames = [atoms.copy() for atoms in crystals()]
+    assert not has(report_of(frames), "info", "magnetic moments")
+    frames[3].set_initial_magnetic_moments([2.0] * 4)
+    says(only(report_of(frames), "info", "magnetic moments"), "12 of 12", "1 of them", "initial_magmoms", "REF_magmoms")
+    frames[3].set_initial_magnetic_moments([0.0] * 4)
+    for atoms in frames[:-1]:
+        atoms.set_array("REF_magmoms", np.full(4, 4.0))
+    finding = only(report_of(frames), "info", "magnetic moments")
+    says(finding, "1 of 12", "frame 11")
+    assert "initial" not in finding.message
+
+
 def test_a_moment_that_is_no_whole_number_among_many_that_are() -> None:
     moments = [20.0, 19.99, 16.01, 0.0, -18.0, 20.0, 18.002, 16.0, 20.0, 19.633, 19.995, 20.06]
     with_moments = [atoms.copy() for atoms in crystals()]

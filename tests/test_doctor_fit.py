@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.cli import app
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
-from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, fit_checks, label_scores, other_moments
+from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, label_scores
+from mfgp.doctor_suspects import findable, fit_checks, other_moments
 
 CONFIG = FitConfig(
     descriptor=DESCRIPTOR,
@@ -75,13 +76,34 @@ def test_an_energy_that_is_off_is_found() -> None:
     assert worst.frame.source == read.of("low")[7].source
     assert worst.suspect
     assert worst.error == pytest.approx(-0.2, abs=0.05)
-    (finding,) = [f for f in fit_checks(scores, read) if "energies" in f.message and "'low'" in f.message]
+    (finding,) = [
+        f for f in fit_checks(scores, read) if "the energy of 1 frame disagrees" in f.message and "'low'" in f.message
+    ]
     assert finding.frames[0] == read.of("low")[7].source
     assert re.search(
         r"frame 7 .*: label -?\d\.\d+ eV/atom; predicted without it - label = -(4|5)\d\.\d meV/atom, std \d",
         (finding.message),
     )
     assert "The model may be wrong instead" in finding.message
+
+
+def test_errors_of_the_size_that_is_said_to_be_found_are_found(clean: list[LabelScore]) -> None:
+    """With everything fitted again; errors of two fifths of that size pass."""
+    chosen = [s for s in clean if s.kind == "energy" and s.frame.fidelity == "low"]
+    size = 4 * findable(chosen)  # eV a cell
+    frames = data()
+    errors = {3: size, 12: -size, 5: 0.4 * size, 14: -0.4 * size}
+    for k, error in errors.items():
+        frames["low"][k].info["REF_energy"] += error
+    scores, read = scored(frames)
+    found = {source for source, kind, _ in suspects(scores) if kind == "energy"}
+    assert [read.of("low")[k].source in found for k in errors] == [True, True, False, False]
+    moved = replace(chosen[0], deviation=np.array([0.3]), score=3.0)  # by hand: std 0.1, limit 0.37 eV
+    assert findable([moved]) == pytest.approx((0.37 - 0.3 + 0.9 * 0.6) / 4)
+    force = replace(moved, kind="forces", atom=0, deviation=np.array([0.0, 0.3, 0.0]), score=1.0)
+    sizes = [1.59 - 0.3, 1.59 + 0.3] + 4 * [np.sqrt(1.59**2 - 0.3**2)]
+    assert findable([force]) == pytest.approx(np.quantile(sizes, 0.9))
+    assert np.isnan(findable([replace(moved, score=4.0)]))
 
 
 def test_a_swapped_level_is_found() -> None:
@@ -170,6 +192,7 @@ def test_command_line_lists_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", *files, "--model", str(tmp_path / "model.mfgp"), "--json", str(out)])
     assert done.exit_code == 0, done.output
     assert "leave-one-out" in done.output
+    assert re.search(r"fidelity 'low': this model would name an energy that is off by \d+\.\d meV/atom", done.output)
     assert "high.extxyz frame 3" in done.output.replace("\n", " ")
     written = json.loads(out.read_text())
     (named,) = [s for s in written["labels"] if s["kind"] == "forces" and s["fidelity"] == "high"]

@@ -68,6 +68,7 @@ LAYERS = [
         "evaluation",
         "training_residuals",
         "doctor_fit",
+        "doctor_suspects",
         "learning_curve",
         "rates",
         "estimate",
