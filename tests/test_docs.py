@@ -52,6 +52,16 @@ def test_documented_configuration_loads(small_lmfp: Path) -> None:
     assert config.baselines[0].name == "zbl"
 
 
+def test_documented_findings_are_all_findings() -> None:
+    """Names of the doctor's checks, each with a file that reports it."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| ([a-z -]+) \| [a-z, ]+ \| .+ \| `mfgp/(\w+)\.py` \|$", page, flags=re.MULTILINE)
+    code = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "mfgp").glob("doctor*.py")}
+    reported = {name: set(re.findall(r'about\([^,]+, "([^"]+)"', text)) for name, text in code.items()}
+    assert all(check in reported[file] for check, file in documented)
+    assert {check for check, _ in documented} == set().union(*reported.values())
+
+
 def test_documented_settings_are_all_settings() -> None:
     (text,) = blocks(ROOT / "docs" / "configuration.md", "yaml")
     from mfgp import FitConfig
