@@ -19,7 +19,7 @@ from torch import Tensor
 from mfgp.baselines import Baseline
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import Columns, labelled_rows, whitened_blocks
+from mfgp.observations import Columns, labelled_rows, telling, whitened_blocks
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics
 from mfgp.threads import ordered_map
@@ -97,8 +97,12 @@ class RowBlocks:
         self.waiting: dict[Key, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, level: int, rows: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Labelled rows {kind: (A, y)} of one frame."""
-        for kind, part in rows.items():
+        """Labelled rows {kind: (A, y)} of one frame; those that can say nothing are left out."""
+        for kind, (a, y) in rows.items():
+            told = telling(a)
+            part = (a, y) if bool(told.all()) else (a[told], y[told])
+            if not len(part[1]):
+                continue
             waiting = self.waiting.setdefault((level, kind), [])
             waiting.append(part)
             if sum(len(y) for _, y in waiting) >= self.limit:

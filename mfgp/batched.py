@@ -13,6 +13,7 @@ import torch
 from ase import Atoms
 
 from descriptors.soap import jacobian_bytes
+from mfgp.errors import DataError
 from mfgp.features import Functionals
 from mfgp.means import Mean, local_gradient, voigt
 from mfgp.prediction import Prediction
@@ -83,7 +84,10 @@ def fits_threads(predictor: Predictor, structures: Sequence[Atoms]) -> bool:
     soap, largest = predictor.model.soap, max(structures, key=len, default=None)
     if largest is None:
         return False
-    predictor.check(largest)
+    try:
+        predictor.check(largest)
+    except DataError:  # raised again in its turn, after the structures before it
+        return False
     needed = float(jacobian_bytes(soap, soap.neighborhoods([largest])).sum())
     return torch.get_num_threads() * needed <= THREADS_BYTES
 

@@ -165,9 +165,10 @@ def _ratios(part: LeftOut, forces: Novelty, energies: EnergyNovelty, neighbours:
     atoms = part.frame.atoms
     if part.kind == "energy":
         return np.log([energies.ratio(v * len(atoms), len(atoms)) for v in part.weight_variance])
-    labelled = np.flatnonzero(part.frame.force_mask)
-    u = forces.ratios(part.weight_variance, atoms.numbers, labelled, neighbours(atoms))
-    return np.log(u[labelled]).repeat(3)
+    variances = np.zeros(3 * len(atoms))
+    variances[part.component] = part.weight_variance
+    u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
+    return np.log(u[part.component // 3])
 
 
 def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:

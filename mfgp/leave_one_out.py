@@ -32,7 +32,7 @@ from torch import Tensor
 from mfgp.autoregressive import Posterior
 from mfgp.features import Functionals, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import labelled_rows
+from mfgp.observations import labelled_rows, telling
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
 from mfgp.site_moments import SitePosterior, with_constant
@@ -55,7 +55,8 @@ class LeftOut:
     kind: energy (eV per sqrt(atom)), forces (eV/Å), virial (eV per sqrt(atom)) or given (the labels' own sigma).
     error: predicted - label; weight_variance, residual_variance, noise_variance: of the posterior weights, of what the
     inducing points do not carry, and of the label, in the unit squared; species: atomic number of the atom that a force
-    acts on, 0 of other kinds.
+    acts on, component: three times its place among the atoms plus 0, 1, 2 for x, y, z; both 0 of other kinds. Forces and
+    virials that symmetry makes zero are not among them (observations.telling).
     """
 
     frame: Frame
@@ -65,6 +66,7 @@ class LeftOut:
     residual_variance: Array
     noise_variance: Array
     species: NDArray[np.int64]
+    component: NDArray[np.int64]
 
 
 def leave_one_out(
@@ -119,7 +121,7 @@ class Smoother:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Labelled rows of one kind of one frame, divided by the standard deviation of their noise."""
+    """Labelled rows of one kind of one frame, divided by the standard deviation of their noise; some tell something."""
 
     frame: Frame
     level: int
@@ -130,8 +132,10 @@ class LabelledRows:
     excess: Tensor  # [row] S_t (prior - |Phi|^2), divided by the noise variance
     noise: float
     species: NDArray[np.int64]  # [row]
+    component: NDArray[np.int64]  # [row] 3 atom + axis of forces
+    telling: NDArray[np.bool_]  # [row]
 
-    def block(self, rows: slice) -> LabelledRows:
+    def block(self, rows: slice | NDArray[np.bool_]) -> LabelledRows:
         """Some of the rows."""
         return replace(
             self,
@@ -140,6 +144,8 @@ class LabelledRows:
             residual=self.residual[rows],
             excess=self.excess[rows],
             species=self.species[rows],
+            component=self.component[rows],
+            telling=self.telling[rows],
         )
 
 
@@ -159,7 +165,8 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
 
 def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:
     functionals = model.features.functionals(group[0].atoms)  # of one geometry
-    parts = [part for frame in group for part in labelled_parts(model, smoother, frame, functionals)]
+    every = [part for frame in group for part in labelled_parts(model, smoother, frame, functionals)]
+    parts = [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
     if not parts:
         return []
     turned = torch.cat([part.turned for part in parts])
@@ -175,7 +182,7 @@ def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame
         values = (error[here] * p.noise, variance[here] * p.noise**2, p.excess * p.noise**2)
         e, weights, residual = (v.cpu().numpy() for v in values)
         noise = np.full(len(p.rows), p.noise**2)
-        out.append(LeftOut(p.frame, p.kind, e, weights, residual, noise, p.species))
+        out.append(LeftOut(p.frame, p.kind, e, weights, residual, noise, p.species, p.component))
     return out
 
 
@@ -186,18 +193,17 @@ def labelled_parts(
     level = model.level(frame.fidelity)
     labels = [b.labels(frame.atoms) for b in model.baselines]
     extra = model.columns.rows_of(frame.atoms, labels).to(functionals.phi)
-    excess = residual_variance(model, level, functionals.phi, functionals.prior)
-    design = torch.cat([functionals.phi, extra, excess.sqrt()[:, None]], dim=1)  # one more column: scaled like the rows
+    residual_std = residual_variance(model, level, functionals.phi, functionals.prior).sqrt()
+    design = torch.cat([functionals.phi, extra, residual_std[:, None]], dim=1)  # one more column: scaled like the rows
     sigmas = (model.config.training.noise_energy, model.config.training.noise_force)
-    moved = np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64)
+    axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
     for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level), sigmas).items():
         key: Key = (level, kind)
         noise = float(model.noise.of(key))
         a = rows[:, :-1] / noise
-        species = np.zeros(len(rows), dtype=np.int64)
-        if kind == "forces":
-            species = moved
-        residual = y / noise - a @ smoother.mean[level]
-        yield LabelledRows(
-            frame, level, kind, a, smoother.turned(a, level), residual, (rows[:, -1] / noise) ** 2, noise, species
-        )
+        component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
+        species = frame.atoms.numbers[component // 3] * int(kind == "forces")
+        told = telling(rows).cpu().numpy()
+        turned, residual = smoother.turned(a, level), y / noise - a @ smoother.mean[level]
+        excess = (rows[:, -1] / noise) ** 2
+        yield LabelledRows(frame, level, kind, a, turned, residual, excess, noise, species, component, told)

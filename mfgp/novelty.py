@@ -1,8 +1,8 @@
 """How strange a structure is to a model, and what that does to the standard deviations of its forces and its energy.
 
 Left-out errors of forces grow faster from structure to structure than the variances say, by a power of the weights' part of
-them. With v_a the mean over x, y, z of that part for the force on atom a, m_z its mean over the left-out structures for
-species z,
+them. With v_a the mean over x, y, z (those that symmetry does not make zero) of that part for the force on atom a, m_z its
+mean over the left-out structures for species z,
 
     u_a = mean over b = a and its neighbours within r_cut of v_b / m_{z_b},        g_a = u_a^c,   1/10 <= u_a <= 10
 
@@ -34,6 +34,7 @@ from scipy.optimize import minimize_scalar
 Array = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
 RANGE = (0.1, 10.0)  # of u
+ZERO = 1e-9  # of m: less is rounding
 ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
 
@@ -49,15 +50,15 @@ class Novelty:
         """g [N] from the weights' part of the variances of all forces [3N], (eV/Å)^2."""
         if self.exponent == 0.0:
             return np.ones(len(numbers))
-        return self.ratios(variances, numbers, np.arange(len(numbers)), pairs) ** self.exponent
+        return self.ratios(variances, numbers, pairs) ** self.exponent
 
-    def ratios(self, variances: Array, numbers: NDArray[np.int64], atoms: NDArray[np.int64], pairs: Pairs) -> Array:
-        """u [N] from the variances [3A] of the forces on some `atoms` [A]."""
-        usual = np.array([self.reference.get(int(z), np.nan) for z in numbers[atoms]])
-        known = np.isfinite(usual)
-        own, present = np.zeros(len(numbers)), np.zeros(len(numbers))
-        own[atoms[known]] = (variances.reshape(-1, 3).mean(1) / usual)[known]
-        present[atoms[known]] = 1.0
+    def ratios(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> Array:
+        """u [N] from the variances [3N] of the forces; those that are zero, by symmetry or without a label, say nothing."""
+        usual = np.array([self.reference.get(int(z), np.inf) for z in numbers])
+        relative = variances.reshape(-1, 3) / usual[:, None]
+        counted = relative > ZERO
+        own = (relative * counted).sum(1) / np.maximum(counted.sum(1), 1)
+        present = counted.any(1).astype(float)
         centre, neighbor = pairs
         total, count = own.copy(), present.copy()
         np.add.at(total, centre, own[neighbor])

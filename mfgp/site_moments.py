@@ -29,7 +29,7 @@ from mfgp.observations import local_features
 from mfgp.statistics import Moments
 
 C_STD = 5.0  # Bohr magnetons
-START = (0.3, 0.1)  # s, sigma
+STARTS = ((0.3, 0.1), (3.0, 0.01))  # s and sigma, Bohr magnetons
 BOUNDS = (math.log(1e-4), math.log(10.0))
 
 SiteKey = tuple[int, int]  # level, atomic number
@@ -120,9 +120,9 @@ def _learned(m: Moments) -> tuple[float, float]:
 
     floor = math.log(max(1e-4, 1e-6 * math.sqrt(m.square / max(m.count, 1))))
     bounds = [BOUNDS, (floor, BOUNDS[1])]
-    found = minimize(
-        negative, np.log(START), method="Nelder-Mead", bounds=bounds, options={"xatol": 0.01, "fatol": 0.01}
-    )
+    options = {"xatol": 0.01, "fatol": 0.01}
+    runs = [minimize(negative, np.log(s), method="Nelder-Mead", bounds=bounds, options=options) for s in STARTS]
+    found = min(runs, key=lambda run: float(run.fun))  # there may be two maxima: all noise, or a steep function
     return math.exp(found.x[0]), math.exp(found.x[1])
 
 

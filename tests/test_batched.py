@@ -91,6 +91,17 @@ def test_what_cannot_be_predicted_is_an_error(model: MultiFidelityGP, uncertaint
     assert model.predict([], uncertainty=uncertainty) == []
 
 
+@pytest.mark.parametrize("uncertainty", ["energies", "full"])
+def test_what_comes_before_it_is_predicted(model: MultiFidelityGP, uncertainty: str) -> None:
+    """A structure that cannot be predicted, the largest of all, in the third place."""
+    strange = alloy(75, repeat=2)
+    strange.numbers[0] = 92
+    found = predict_many(model.predictor(), [alloy(70), alloy(71), strange], uncertainty)
+    assert [next(found).energy for _ in range(2)] == pytest.approx([model.predict(alloy(i)).energy for i in (70, 71)])
+    with pytest.raises(DataError, match="has not seen U"):
+        next(found)
+
+
 def test_a_kind_of_uncertainty_is_checked_first(model: MultiFidelityGP) -> None:
     with pytest.raises(ValueError, match="not 'fulll'"):
         list(predict_many(model.predictor(), [], "fulll"))

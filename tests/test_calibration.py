@@ -68,7 +68,9 @@ def test_by_species_with_fallbacks(model: MultiFidelityGP, two_levels: FrameSet)
         species = np.repeat(frame.atoms.numbers, 3).astype(np.int64)
         std = np.where(species == 29, 2.0, 0.5)
         n = len(species)
-        parts.append(LeftOut(frame, "forces", std * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species))
+        parts.append(
+            LeftOut(frame, "forces", std * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species, np.arange(n))
+        )
     found = fit_calibration(parts, model.levels, model.basis.species)
     cu, au = found.forces[1][29], found.forces[1][79]
     assert_allclose((cu.weights + cu.residual + cu.noise) / 3, 4.0, rtol=0.2)

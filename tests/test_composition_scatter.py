@@ -132,7 +132,9 @@ def test_a_calibration_finds_it_by_level_and_kind() -> None:
             ("forces", 12, frame.atoms.numbers.repeat(3)),
         ):
             wide = 2.0 if (frame.fidelity, kind, mixed) in (("high", "forces", True), ("low", "energy", False)) else 1.0
-            parts.append(LeftOut(frame, kind, wide * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species))
+            parts.append(
+                LeftOut(frame, kind, wide * rng.standard_normal(n), *[np.full(n, 1 / 3)] * 3, species, np.arange(n))
+            )
     nobody = np.zeros(0, dtype=np.int64)
     found = fit_calibration(parts, frames.levels, (29, 79), lambda atoms: (nobody, nobody))
     assert [s.least for s in found.force_scatter] == [FORCES] * 2

@@ -54,10 +54,14 @@ def test_the_ratio_is_the_mean_over_atom_and_neighbours() -> None:
     """A chain in which each atom sees the next ones: 3 Å apart, pairs within 4 Å."""
     atoms = Atoms("CuAuCuCu", positions=[[0, 0, 0], [3, 0, 0], [6, 0, 0], [20, 0, 0]])
     variances = np.array([1.0, 2.0, 3.0, 10.0, 10.0, 10.0, 1.0, 1.0, 1.0, 4.0, 4.0, 4.0])
-    u = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances, atoms.numbers, np.arange(4), pairs(atoms))
+    u = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances, atoms.numbers, pairs(atoms))
     assert_allclose(u, [(2 + 2) / 2, (2 + 2 + 1) / 3, (2 + 1) / 2, 4.0])
-    some = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances[3:6], atoms.numbers, np.array([1]), pairs(atoms))
+    variances[:3] = variances[6:] = 0.0
+    some = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances, atoms.numbers, pairs(atoms))
     assert_allclose(some, [2.0, 2.0, 2.0, 1.0])  # what is not known is left out; nothing known: as usual
+    variances[4:6] = 1e-16  # by symmetry
+    some = Novelty(1.0, {29: 1.0, 79: 5.0}).ratios(variances, atoms.numbers, pairs(atoms))
+    assert_allclose(some, [2.0, 2.0, 2.0, 1.0])
 
 
 def test_what_is_far_away_changes_nothing() -> None:
@@ -85,7 +89,7 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
         strange, n = 4.0 if k % 4 == 0 else 1.0, len(species)
         error = strange * 0.1 * rng.standard_normal(n)
         v = np.full(n, 0.01 * strange)
-        parts.append(LeftOut(frame, "forces", error, v, v, np.full(n, 1e-4), species))
+        parts.append(LeftOut(frame, "forces", error, v, v, np.full(n, 1e-4), species, np.arange(n)))
     found = fit_calibration(parts, model.levels, model.basis.species, pairs)
     assert 0.7 < found.novelty[1].exponent < 1.2
     assert found.novelty[0].exponent == 0
@@ -116,7 +120,7 @@ def test_calibration_learns_which_energies_are_novel(model: MultiFidelityGP, two
         strange = 4.0 if k % 4 == 0 else 1.0
         error = strange * 0.1 * rng.standard_normal(1)
         v = np.array([0.01 * strange])
-        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), np.zeros(1, dtype=np.int64)))
+        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
     found = fit_calibration(parts, model.levels, model.basis.species, pairs)
     novelty, n = found.energy_novelty[1], len(parts[0].frame.atoms)
     right = np.log(4) / np.log(4 / 1.75)  # g = 1 for the usual ones, u = 4 / 1.75 for the strange: a quarter of them
@@ -144,7 +148,7 @@ def test_the_energies_of_all_levels_share_an_exponent(model: MultiFidelityGP, tw
     for k, frame in enumerate(frames):
         strange = 4.0 if k % 4 == 0 else 1.0
         error, v = strange * 0.1 * rng.standard_normal(1), np.array([0.01 * strange])
-        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), np.zeros(1, dtype=np.int64)))
+        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
     low, high = fit_calibration(parts, model.levels, model.basis.species, pairs).energy_novelty
     assert low.exponent == high.exponent == pytest.approx(np.log(4) / np.log(4 / 1.75), abs=0.3)
     assert low.reference != high.reference

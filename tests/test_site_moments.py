@@ -21,7 +21,17 @@ from mfgp.datasets import load_lmfp
 from mfgp.frames import to_atoms
 from mfgp.leave_one_out import left_out_moments
 from mfgp.observations import local_features
-from mfgp.site_moments import C_STD, SiteStatistics, fit_sites, predict_sites, site_evidence, site_posterior
+from mfgp.site_moments import (
+    C_STD,
+    SiteStatistics,
+    _learned,
+    fit_sites,
+    predict_sites,
+    site_evidence,
+    site_posterior,
+    with_constant,
+)
+from mfgp.statistics import Moments
 
 
 def moments_of(atoms: Atoms) -> np.ndarray:
@@ -95,6 +105,21 @@ def test_left_out_moments_are_those_of_a_posterior_without_them(model: MultiFide
     assert float((left[0] - moments).abs().max()) > 0.02  # Bohr magnetons: something to get wrong
     for found, wanted in zip(left, expected, strict=True):
         assert_allclose(found, wanted, rtol=0, atol=1e-7)  # Bohr magnetons
+
+
+def test_a_steep_function_with_little_noise_is_not_taken_for_noise(model: MultiFidelityGP) -> None:
+    """Two maxima of the evidence: the higher one is found, whatever the amplitude."""
+    (columns,) = (c for i, c in model.basis.blocks() if model.basis.species[i] == 29)
+    found_features = [features(model, alloy(i, rattle=0.2)) for i in range(12)]
+    phi = torch.cat([local_features(model.basis, q, z)[z == 29][:, columns] for z, q in found_features])
+    for amplitude, seed in ((0.03, 0), (0.3, 0), (8.0, 0), (8.0, 11)):
+        rng = np.random.default_rng(seed)
+        weights, noise = (torch.from_numpy(rng.standard_normal(n)) for n in (phi.shape[1], len(phi)))
+        m = Moments.zeros(phi.shape[1] + 1)
+        m.add(with_constant(phi), amplitude * phi @ weights + 1e-3 * noise)
+        found = site_evidence(m, *_learned(m))
+        grid = [site_evidence(m, s, n) for s in np.geomspace(0.01, 10, 12) for n in np.geomspace(1e-3, 10, 12)]
+        assert found > max(grid) - 0.1
 
 
 def test_coverage_on_draws_from_the_prior(model: MultiFidelityGP) -> None:
