@@ -62,7 +62,7 @@ def calibration(evaluation: Evaluation) -> Figure:
     for name, _, data in _some_kinds(evaluation):
         s = data.scores
         label = f"{name}: {100 * s.coverage95:.1f} % in 95 %, n = {s.n}"
-        ax.plot(expected, coverage(data, expected), color=COLORS[name], linewidth=1.8, label=label)
+        ax.plot(expected, coverage(data.telling, expected), color=COLORS[name], linewidth=1.8, label=label)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"calibration, {evaluation.fidelity}")
     ax.set(xlabel="share of labels expected inside an interval", ylabel="share of labels found inside it")
     ax.annotate("std too wide\n(under-confident)", (0.04, 0.90), color="0.45", fontsize=8)
@@ -81,7 +81,8 @@ def coverage(data: Comparison, expected: Array) -> Array:
 def error_against_std(evaluation: Evaluation) -> Figure:
     """|error| against the predicted std of every kind, and the RMSE in bins of equal counts, which should equal the std."""
     figure, axes = _panels(evaluation)
-    for ax, (name, unit, in_units) in zip(axes, evaluation.kinds(), strict=True):
+    for ax, (name, unit, every) in zip(axes, evaluation.kinds(), strict=True):
+        in_units = every.telling
         data = Comparison(*(1e3 * v for v in (in_units.label, in_units.predicted, in_units.std)))  # milli
         error = np.abs(data.error)
         floor = FLOOR * float(np.median(data.std))

@@ -109,3 +109,18 @@ def test_perfect_crystals_alone_leave_the_forces_to_the_prior() -> None:
     assert p.forces_std is not None
     assert (p.forces_std > 0.01).all()
     assert not [s for s in label_scores(model, frames) if s.kind == "forces"]
+
+
+def test_they_do_not_flatter_the_coverage(mixed: MultiFidelityGP) -> None:
+    """Errors are of all labels, coverage and density of those that say something."""
+    rattled = [copper(900 + i, 0.1) for i in range(6)]
+    perfect = [copper(950 + i, 0.0) for i in range(6)]
+    some, every = (evaluate(mixed, read_frames({"dft": a}), "dft").forces.scores for a in (rattled, rattled + perfect))
+    assert (some.n, every.n) == (72, 144)
+    assert every.mae == pytest.approx(some.mae / 2)
+    assert every.rmse == pytest.approx(some.rmse / 2**0.5)
+    for name in ("coverage50", "coverage80", "coverage95", "z_std", "nll", "crps", "spearman", "sharpness"):
+        assert getattr(every, name) == pytest.approx(getattr(some, name))
+    alone = evaluate(mixed, read_frames({"dft": perfect}), "dft").forces.scores
+    assert alone.n == 72
+    assert alone.coverage95 == 1.0
