@@ -29,7 +29,7 @@ from mfgp.rows import InducingForms, raw_rows
 from mfgp.single_point import SinglePoint
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
-VANISHING = 1e-5  # entries of a row, 1/Å or eV/Å: below, symmetry makes the functional zero whatever the weights
+VANISHING = 1e-5  # length of a row, 1/Å or eV/Å: below, symmetry makes the functional zero whatever the weights
 ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
 WORKSPACE = {
     "cpu": 2**20,
@@ -184,7 +184,7 @@ def telling(a: Tensor) -> Tensor:
     In a perfect crystal, or off the mirror plane of a slab, symmetry makes forces and virials zero: their rows vanish, and
     that their labels do is no sign of small noise.
     """
-    return torch.linalg.vector_norm(a, ord=math.inf, dim=1) > VANISHING
+    return torch.linalg.vector_norm(a, dim=1) > VANISHING
 
 
 def labelled_rows(
