@@ -102,8 +102,8 @@ def predict(potential: Any, frames: Sequence[Frame]) -> Labels:
 
 def left_out_factors(found: Labels) -> dict[int, float]:
     """Factors of the standard deviations of energies and of the forces on each species."""
-    squares = (found.forces.error / found.forces.std) ** 2
-    out = {int(z): trimmed_scale(squares[found.species == z]) for z in np.unique(found.species)}
+    squares, told = (found.forces.error / found.forces.std) ** 2, found.forces.tells
+    out = {int(z): trimmed_scale(squares[told & (found.species == z)]) for z in np.unique(found.species)}
     return {ENERGY: trimmed_scale((found.energy.error / found.energy.std) ** 2), **out}
 
 

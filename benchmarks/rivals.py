@@ -23,6 +23,7 @@ from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
 
 MEMBERS = 8
 ENERGY, STRESS = 0, -1
+ZERO = 1e-6  # eV/Å; smaller labels and predictions are zero by symmetry
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,9 @@ def committee_factors(members: Sequence[Member], frames: Sequence[Frame]) -> dic
         energies, forces = np.array([p.energy for p in found]), np.stack([p.forces for p in found])
         squares.setdefault(ENERGY, []).append((energies.mean() - frame.energy) ** 2 / energies.var(ddof=1))
         ratio = (forces.mean(0) - frame.forces) ** 2 / forces.var(0, ddof=1)
+        told = np.maximum(abs(forces.mean(0)), abs(frame.forces)) > ZERO
         for z in np.unique(frame.atoms.numbers).tolist():
-            squares.setdefault(z, []).extend(ratio[frame.atoms.numbers == z].ravel().tolist())
+            squares.setdefault(z, []).extend(ratio[told & (frame.atoms.numbers == z)[:, None]].tolist())
         if frame.stress is not None:
             stress = np.stack([p.stress for p in found])
             squares.setdefault(STRESS, []).extend((stress.mean(0) - frame.stress) ** 2 / stress.var(0, ddof=1))

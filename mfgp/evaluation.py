@@ -64,14 +64,16 @@ class Comparison:
         return self.predicted - self.label
 
     @property
-    def telling(self) -> Comparison:
-        """Without what symmetry makes zero, in the label and the prediction alike: always inside any interval.
-
-        All of them where nothing else is left.
-        """
+    def tells(self) -> NDArray[np.bool_]:
+        """[n], false for what symmetry makes zero in the label and the prediction alike; all true if that is all there is."""
         zero = SYMMETRY * float(np.sqrt((self.label**2).mean())) if len(self.label) else 0.0
         mask = (np.abs(self.label) > zero) | (np.abs(self.predicted) > zero)
-        return self.subset(mask) if mask.any() else self
+        return mask if mask.any() else ~mask
+
+    @property
+    def telling(self) -> Comparison:
+        """Those labels."""
+        return self.subset(self.tells)
 
     @property
     def scores(self) -> Scores:
