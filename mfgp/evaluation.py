@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def tells(self) -> NDArray[np.bool_]:
-        """[n], false for what symmetry makes zero in the label and the prediction alike; all true if that is all there is."""
+        """[n], false where symmetry makes label and prediction zero; all true if that is all there is."""
         zero = SYMMETRY * float(np.sqrt((self.label**2).mean())) if len(self.label) else 0.0
         mask = (np.abs(self.label) > zero) | (np.abs(self.predicted) > zero)
         return mask if mask.any() else ~mask
