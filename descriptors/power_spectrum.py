@@ -46,7 +46,7 @@ class SpectrumLayout:
     @cached_property
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """K_l [l] and the weights [D], for compiled loops."""
-        return np.array(self.widths), self.weight.double().cpu().numpy()
+        return np.array(self.widths), self.weight.double().cpu().numpy().copy()  # as RadialTable.constants
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SpectrumLayout:
         """The same layout on a device, weights in a dtype."""

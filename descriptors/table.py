@@ -64,13 +64,13 @@ class RadialTable:
 
     @cached_property
     def constants(self) -> Constants:
-        """The same for compiled loops."""
+        """The same for compiled loops. Copies: memory of a tensor that another process is sent moves under its arrays."""
         c, n = self.config, self.folding.matrix.shape[1]
         by_degree = self.knots.view(len(self.knots), 3 * (c.l_max + 1), n)
-        knots = torch.nn.functional.pad(by_degree, (0, -n % WIDTH)).flatten(1).contiguous().numpy()
+        knots = torch.nn.functional.pad(by_degree, (0, -n % WIDTH)).flatten(1).numpy().copy()
         r0, m = (c.radial_scaling.r0, c.radial_scaling.m) if c.radial_scaling else (0.0, 0.0)
         radial = np.array([self.step, c.neighbor_cutoff, c.r_cut, c.cutoff_width, r0, m])
-        return Constants(knots, radial, self.folding.own.double().numpy(), recursion(c.l_max).astype(knots.dtype))
+        return Constants(knots, radial, self.folding.own.double().numpy().copy(), recursion(c.l_max).astype(knots.dtype))
 
 
 @dataclass(frozen=True)

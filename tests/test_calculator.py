@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
@@ -57,6 +59,24 @@ def test_a_calculator_travels_to_another_process(model: MultiFidelityGP) -> None
     atoms.rattle(1e-3, seed=0)
     assert_allclose(there.get_forces(), atoms.get_forces(), rtol=0, atol=1e-12)
     assert_allclose(there.calc.results["energies_std"], atoms.calc.results["energies_std"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("uncertainty", ["none", "local"])
+def test_it_goes_on_here_after_it_was_sent(model: MultiFidelityGP, uncertainty: str) -> None:
+    """multiprocessing moves the memory of the tensors that it sends: what compiled loops read must not move with it."""
+    atoms = alloy(92)
+    atoms.calc = model.calculator(fidelity="high", uncertainty=uncertainty)
+    expected = atoms.get_potential_energy()
+    ForkingPickler.dumps(atoms)
+    moved = [torch.rand(n, dtype=torch.float64) for n in range(1, 3000, 7)]  # takes the place of what was freed
+    for calculator in (atoms.calc, model.calculator(fidelity="high", uncertainty=uncertainty)):
+        there = alloy(92)
+        there.calc = calculator
+        there.rattle(1e-3, seed=0)
+        there.get_potential_energy()
+        there.positions = atoms.positions
+        assert there.get_potential_energy() == pytest.approx(expected, abs=1e-9)
+    assert moved
 
 
 def test_molecule_has_no_stress(model: MultiFidelityGP) -> None:
