@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from mfgp.labels import (
     LabelKeys,
     key_present,
     keys_found,
+    origin,
     resolve_labels,
     total_moment,
     unused_label_keys,
@@ -139,6 +141,7 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
         problems.extend(_levels_without_labels(frames, entries, names, keys))
     raise_problems(problems)
     _warn_of_other_names(frames, names, keys)
+    _warn_of_two_origins(entries, names, keys)
     return FrameSet(names, tuple(frames))
 
 
@@ -262,6 +265,8 @@ def _warn_of_other_names(frames: Sequence[Frame], levels: Sequence[str], keys: L
         for label, word, missing in (
             ("energy", "energy", all(frame.energy is None for frame in own)),
             ("forces", "force", all(frame.forces is None for frame in own)),
+            ("virial", "virial", all(frame.stress is None for frame in own)),
+            ("stress", "stress", all(frame.stress is None for frame in own)),
         ):
             alike = [
                 name for name in names if word in name.lower() and not name.endswith(("_std", "_sigma", "_weight"))
@@ -270,6 +275,25 @@ def _warn_of_other_names(frames: Sequence[Frame], levels: Sequence[str], keys: L
                 warnings.warn(
                     f"fidelity {level!r}: no frame has {label} ({getattr(keys, label)}), but there is {', '.join(alike)}; "
                     f"if that is it, set the key ({label}: {alike[0]})",
+                    stacklevel=3,
+                )
+
+
+def _warn_of_two_origins(entries: Sequence[Entry], levels: Sequence[str], keys: LabelKeys) -> None:
+    """A level whose energies, forces or stresses come from one place in some frames and from another in others."""
+    for level in levels:
+        own = [entry for entry in entries if entry.level == level and len(entry.atoms) > 1]
+        for label in ("energy", "forces", "stress"):
+            found: dict[str, list[Entry]] = defaultdict(list)
+            for entry in own:
+                place = origin(entry.atoms, label, keys)
+                if place is not None:
+                    found[place].append(entry)
+            if len(found) > 1:
+                places = ", ".join(f"{place} in {len(e)} frames ({named(e[0])} first)" for place, e in found.items())
+                warnings.warn(
+                    f"fidelity {level!r}: {label} is {places}. If these are not the same quantity of the same calculation, "
+                    f"write it under one name in all frames, or set the key ({label}: ...)",
                     stacklevel=3,
                 )
 

@@ -136,22 +136,35 @@ def total_moment(atoms: Atoms) -> float | None:
     return None
 
 
+def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
+    """Where a label (energy, forces, ...) is taken from: 'REF_energy', 'free_energy of the calculator'."""
+    key = getattr(keys, label)
+    if key in atoms.info or key in atoms.arrays:
+        return str(key)
+    name = _of_calculator(calculator_results(atoms), label, key)
+    return None if name is None else f"{name} of the calculator"
+
+
+def _of_calculator(results: dict[str, Any], label: str, key: str) -> str | None:
+    """The name of a label among a calculator's results."""
+    return next((name for name in (key, *_CALCULATOR_KEYS[label]) if results.get(name) is not None), None)
+
+
 def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
     """Raw value of a label, or None. A value of a calculator that belongs to another geometry is a problem."""
     for place in (atoms.info, atoms.arrays):
         if key in place:
             return place[key]
     results = calculator_results(atoms)
-    for name in (key, *_CALCULATOR_KEYS[label]):
-        if results.get(name) is not None:
-            if hasattr(atoms.calc, "check_state") and atoms.calc.check_state(atoms):
-                problems.append(
-                    f"{name} on atoms.calc belongs to another geometry than the atoms; recompute it, or detach the "
-                    "calculator"
-                )
-                return None
-            return results[name]
-    return None
+    name = _of_calculator(results, label, key)
+    if name is None:
+        return None
+    if hasattr(atoms.calc, "check_state") and atoms.calc.check_state(atoms):
+        problems.append(
+            f"{name} on atoms.calc belongs to another geometry than the atoms; recompute it, or detach the calculator"
+        )
+        return None
+    return results[name]
 
 
 def _numbers(label: str, raw: Any, problems: list[str]) -> Array | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
@@ -395,3 +396,32 @@ def test_a_box_around_a_molecule_has_no_stress() -> None:
     assert read_frames({"low": [atoms]}).frames[0].stress is None
     atoms.pbc = True
     assert read_frames({"low": [atoms]}).frames[0].stress is not None
+
+
+def test_labels_of_one_level_from_two_places_are_said() -> None:
+    """REF_energy in some frames and a calculator's energy in others: another level, or another zero."""
+    frames = []
+    for k in range(4):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=k)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy + 2.0, forces=forces)
+        if k % 2:
+            atoms.info["REF_energy"] = energy
+        frames.append(atoms)
+    with pytest.warns(
+        UserWarning, match="'a': energy is energy of the calculator in 2 frames .*, REF_energy in 2 frames"
+    ):
+        read = read_frames({"a": frames})
+    assert [f.energy for f in read][1] == frames[1].info["REF_energy"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_frames({"a": frames[::2], "b": frames[1::2]})  # each level from one place
+
+
+def test_virials_under_another_name_are_said() -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.info |= {"REF_energy": -1.0, "virial": np.eye(3)}
+    with pytest.warns(UserWarning, match=r"no frame has virial \(REF_virial\), but there is virial"):
+        read_frames({"a": [atoms]})
