@@ -28,7 +28,7 @@ from mfgp.command_line import (
     training_files,
     write_json,
 )
-from mfgp.errors import ConfigError
+from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -197,6 +197,8 @@ def evaluate(
         from mfgp.training_frames import calculation_key
 
         check_outputs([json_path], [model, data])
+        if plots is not None and plots.exists() and not plots.is_dir():
+            raise DataError(f"{plots} is a file; name a directory for the plots.")
         if split is not None and everything:
             raise ConfigError("--split and --all contradict each other; give one of them.")
         fitted = MultiFidelityGP.load(model)
@@ -261,15 +263,14 @@ def predict(
     Labels of IN under names of their own (REF_energy, ...) are kept; results of a calculator are replaced.
     """
     with friendly() as notices:
-        from ase.io import write
-
         from mfgp.batched import predict_many
-        from mfgp.files import replacing
+        from mfgp.files import check_extxyz, write_extxyz
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
         from mfgp.reading import read_structures
 
         check_outputs([output], [model, structures])
+        check_extxyz(output)
         fitted = MultiFidelityGP.load(model)
         predictor = fitted.predictor(fidelity, calibrated=not raw_std)
         frames = read_structures(structures)
@@ -281,8 +282,7 @@ def predict(
             for i, (atoms, result) in enumerate(zip(frames, results, strict=True)):
                 predicted.append(_with_results(atoms, result))
                 report("prediction", i + 1, len(frames), predictor.fidelity)
-        with replacing(output) as temporary:
-            write(temporary, predicted, format="extxyz")
+        write_extxyz(output, predicted)
         if any("stress" in atoms.calc.results for atoms in predicted):
             _say_stress(fitted, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
@@ -294,13 +294,22 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     from mfgp.labels import FIDELITY_TAGS
+    from mfgp.selection_report import COSTS
 
     out = atoms.copy()
     magmoms = p.magmoms if p.magmoms is not None and np.isfinite(p.magmoms).all() else None  # NaN is no label
     results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
     arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
-    for name in (*results, *info, *arrays, "free_energy", *FIDELITY_TAGS):  # what it says is of this level now
+    for name in (
+        *results,
+        *info,
+        *arrays,
+        "free_energy",
+        "total_magmom",
+        *COSTS,
+        *FIDELITY_TAGS,
+    ):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
     out.info["predicted_fidelity"] = p.fidelity

@@ -12,6 +12,7 @@ import typer
 from mfgp import console
 from mfgp.campaign_schema import CONFIG, DATABASE
 from mfgp.command_line import check_outputs, friendly
+from mfgp.errors import DataError
 
 campaign = typer.Typer(
     no_args_is_help=True, help="Choose, calculate, learn, until the target is sure or the budget spent."
@@ -30,6 +31,17 @@ def _directory(given: Path | None) -> Path:
     if given is not None:
         return given
     return Path() if Path("campaign.sqlite").is_file() else Path("campaign")
+
+
+def _inputs(where: Path) -> list[Path | None]:
+    """The files that a campaign lives on, which no output may replace."""
+    from mfgp.campaign_config import load_campaign_config
+
+    own: list[Path | None] = [where / CONFIG, where / DATABASE]
+    if not (where / CONFIG).is_file():
+        return own
+    config = load_campaign_config(where / CONFIG, sources=False)
+    return [*own, *config.pool, *config.targets, config.model, config.fit]
 
 
 @campaign.command()
@@ -143,16 +155,14 @@ def export(
 ) -> None:
     """Write the labels of a campaign as extxyz: REF_energy, REF_forces, REF_stress, fidelity."""
     with friendly():
-        from ase.io import write
-
         from mfgp.campaign_status import exported
-        from mfgp.files import replacing
+        from mfgp.files import check_extxyz, write_extxyz
 
         where = _directory(directory)
-        check_outputs([output], [where / CONFIG, where / DATABASE])
+        check_outputs([output], _inputs(where))
+        check_extxyz(output)
         frames = exported(where, rejected=rejected, initial=initial)
-        with replacing(output) as temporary:
-            write(temporary, frames, format="extxyz")
+        write_extxyz(output, frames)
         console.say(console.stdout(), f"wrote {len(frames)} labels to {output}")
 
 
@@ -171,6 +181,8 @@ def report(
         where = _directory(directory)
         path = output if output is not None else where / "report.html"
         found = read_status(where)
-        check_outputs([path], [where / CONFIG, where / DATABASE])
+        check_outputs([path], _inputs(where))
+        if path.suffix.lower() not in ("", ".html", ".htm"):
+            raise DataError(f"{path}: the report is a page of HTML; name the file *.html.")
         write_report(found, path)
         console.say(console.stdout(), f"wrote {path}")

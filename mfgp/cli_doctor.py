@@ -45,16 +45,21 @@ def doctor(
         from mfgp.frames import LabelKeys, read_frames
 
         check_outputs([json_path], [*data, model])
-        sources, levels = _levels_of_files(data, fidelity or [])
+        sources, levels = _levels_of_files(data, fidelity or [], notices)
         frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
         report = examine(frames)
-        suspects = None
+        suspects, problem = None, None
         if model is not None:
-            findings, suspects = _contradicted(model, frames, notices)
-            report = report.with_findings(findings)
+            try:
+                findings, suspects = _contradicted(model, frames, notices)
+                report = report.with_findings(findings)
+            except DataError as error:  # what was found without the model is said first
+                problem = error
         _show(report, frames.levels)
         if json_path is not None:
             write_json({**report.to_json(), "labels": suspects}, json_path)
+        if problem is not None:
+            raise problem
         if not report.ok:
             raise typer.Exit(1)
 
@@ -80,13 +85,22 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list
         raise DataError(
             "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
         )
+    fitted = MultiFidelityGP.load(model)
+    if strange := sorted(set(training.levels) - set(fitted.levels)):
+        raise DataError(
+            f"--model: the model has the levels {', '.join(fitted.levels)}, the data {', '.join(strange)}; name the level "
+            "of each file with --fidelity, in order."
+        )
     with bars(console=notices) as report:
-        scores = label_scores(MultiFidelityGP.load(model), training, report)
+        scores = label_scores(fitted, training, report)
     return fit_checks(scores, training), [s.to_json() for s in scores if s.suspect]
 
 
-def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]]:
-    """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order."""
+def _levels_of_files(data: list[Path], names: list[str], notices: Console) -> tuple[Any, list[str]]:
+    """What read_frames takes: {level: files} where a file holds one level, else the files; and the levels in order.
+
+    Says so where files of one name, in several folders, become one level.
+    """
     from mfgp.evaluation import level_tag
     from mfgp.reading import load
     from mfgp.sources import stem_of
@@ -98,6 +112,10 @@ def _levels_of_files(data: list[Path], names: list[str]) -> tuple[Any, list[str]
     tags = [[n] for n in names] or [[t for t in dict.fromkeys(map(level_tag, load(p))) if t is not None] for p in data]
     own = [t or [stem_of(p)] for t, p in zip(tags, data, strict=True)]
     levels = list(dict.fromkeys(name for file in own for name in file))
+    unnamed = [stem_of(path) for t, path in zip(tags, data, strict=True) if not t]
+    for name in (n for n in dict.fromkeys(unnamed) if unnamed.count(n) > 1):
+        text = f"{unnamed.count(name)} files are taken for one level, {name!r}, by their name; name the level of each file "
+        console.say(notices, f"warning: {text}with --fidelity if they are not.", "yellow")
     if any(len(file) > 1 for file in own):
         return list(data), levels
     sources: dict[str, list[Path]] = {name: [] for name in levels}

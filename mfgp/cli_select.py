@@ -44,7 +44,7 @@ Weights = Annotated[
         "--weight", metavar="WHAT=W", help="weights of the variances of forces and energy; forces=1 by default"
     ),
 ]
-Seed = Annotated[int, typer.Option(help="of the random directions")]
+Seed = Annotated[int, typer.Option(help="of the random directions", min=0)]
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,12 @@ def select(
     """
     with friendly() as notices:
         from mfgp import selection
+        from mfgp.files import check_extxyz
         from mfgp.progress import bars
         from mfgp.selection_report import selection_json, selection_table, summary_line, write_selected
 
         check_outputs([output, json_path], [model, pool, targets])
+        check_extxyz(output)
         asked = question(model, pool, targets, costs, weights, notices)
         with bars(console=notices) as report:
             chosen = selection.select(
@@ -146,7 +148,9 @@ def select(
         console.stdout().print(selection_table(chosen, asked.pool, asked.unit))
         console.say(console.stdout(), summary_line(chosen, asked.unit))
         if not chosen.choices:
-            console.say(notices, "warning: nothing fits the budget, or is left to choose; no file written.", "yellow")
+            stays = f", and {output} is an earlier selection" if output.exists() else ""
+            text = f"warning: nothing fits the budget, or is left to choose; no file written{stays}."
+            console.say(notices, text, "yellow")
             return
         write_selected(chosen, asked.pool, asked.model.config.keys, output)
         console.say(notices, f"wrote {len(chosen.choices)} structures to {output}")

@@ -25,7 +25,9 @@ def tune(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="TUNED.yaml", help="configuration to write", show_default=False)
     ],
-    trials: Annotated[int, typer.Option("--trials", "-n", help="settings to try, those of earlier runs included")] = 40,
+    trials: Annotated[
+        int, typer.Option("--trials", "-n", help="settings to try, those of earlier runs included", min=1)
+    ] = 40,
     storage: Annotated[
         Path, typer.Option(help="SQLite file that keeps the trials; a run with the same file goes on")
     ] = Path("tune.db"),

@@ -177,7 +177,7 @@ class FitConfig(Section):
     baselines: tuple[Annotated[BaselineConfig, BeforeValidator(_named)], ...] = ()
     pair: PairConfig | None = None
     training: TrainingConfig = TrainingConfig()
-    seed: Int = Field(default=0, ge=0)
+    seed: Int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="before")

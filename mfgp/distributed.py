@@ -38,8 +38,12 @@ FANOUT = 4  # statistics merged at a time
 def client_of(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
     """A dask client: of `workers` processes on this machine, one thread each, or of a running scheduler at an address.
 
-    Raises ConfigError where no scheduler answers at that address.
+    Raises ConfigError where no scheduler answers at that address, or both are given.
     """
+    if workers is not None and scheduler is not None:
+        raise ConfigError(
+            "--workers starts processes here, --scheduler takes those of a running one; give one of them."
+        )
     from distributed import Client, LocalCluster
 
     if scheduler is None:

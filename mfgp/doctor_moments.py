@@ -86,12 +86,12 @@ def _between_states(level: str, frames: Sequence[Frame]) -> list[Finding]:
 
 
 def _lost_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Atoms of a magnetic element with less than half of its usual moment, where few are."""
+    """Atoms of a magnetic element with less than half of its usual moment."""
     findings = []
     for number, (size, owners) in _moments_by_element(frames).items():
         usual = float(np.median(size))
         lost = np.flatnonzero(size < 0.5 * usual)
-        if usual > _MAGNETIC and 0 < len(lost) < _RARE * len(size):
+        if usual > _MAGNETIC and len(lost):
             out, symbol = list({id(owners[i]): owners[i] for i in lost}.values()), chemical_symbols[number]
             message = (
                 f"fidelity {level!r}: {len(lost)} of {len(size)} {symbol} have less than half of the usual moment "
@@ -100,7 +100,8 @@ def _lost_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:
                 f"({usual:.2f} Bohr magnetons), the least {size[lost].min():.2f}, in {examples(out)}: another spin "
             )
             message += "state, or a calculation that lost its moments; compute these again from high initial moments."
-            findings.append(about("warning", "lost moment", message, out))
+            rare = len(lost) < _RARE * len(size)  # many may be a spin state of their own
+            findings.append(about("warning" if rare else "info", "lost moment", message, out))
     return findings
 
 
@@ -114,7 +115,7 @@ def _mixed_orders(level: str, frames: Sequence[Frame]) -> list[Finding]:
             orders[frame.atoms.get_chemical_formula()][bool(np.all(signs == signs[0]))].append(frame)
     mixed = [order for order in orders.values() if order[True] and order[False]]
     if not mixed:
-        return []
+        return _antiparallel_arrangements(level, [f for order in orders.values() for f in order[False]])
     parallel, not_parallel = ([f for order in mixed for f in order[key]] for key in (True, False))
     message = f"fidelity {level!r}: of the same compositions {len(parallel)} frames have parallel spins and "
     message += f"{len(not_parallel)} have not, {examples(min(parallel, not_parallel, key=len))}: a level is one energy "
@@ -123,6 +124,28 @@ def _mixed_orders(level: str, frames: Sequence[Frame]) -> list[Finding]:
     )
     message += "order, or give the other one a level of its own."
     return [about("warning", "magnetic orders", message, min(parallel, not_parallel, key=len))]
+
+
+def _antiparallel_arrangements(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Cells with the same atoms in the same order whose spins, all turned round or not, are arranged in several ways."""
+    found: dict[bytes, dict[bytes, list[Frame]]] = defaultdict(lambda: defaultdict(list))
+    for frame in frames:
+        assert frame.magmoms is not None
+        signs = np.where(np.abs(frame.magmoms) > _MAGNETIC, np.sign(frame.magmoms), 0.0)
+        signs = signs * signs[np.flatnonzero(signs)[0]] + 0.0  # no -0
+        found[frame.atoms.numbers.tobytes()][signs.tobytes()].append(frame)
+    several = [arrangements for arrangements in found.values() if len(arrangements) > 1]
+    if not several:
+        return []
+    rare = [f for arrangements in several for own in sorted(arrangements.values(), key=len)[:-1] for f in own]
+    message = (
+        f"fidelity {level!r}: antiparallel spins are arranged in up to {max(map(len, several))} ways in cells of the "
+    )
+    message += (
+        f"same atoms, {len(rare)} frames not in the usual one, {examples(rare)}. If they are not the same order by "
+    )
+    message += "symmetry, a level holds several energy surfaces: hold one order, or give each a level of its own."
+    return [about("info", "magnetic orders", message, rare)]
 
 
 def _missing_moments(level: str, frames: Sequence[Frame]) -> list[Finding]:

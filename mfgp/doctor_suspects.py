@@ -6,7 +6,8 @@ direction u would turn e into e + d u, and the score with it; if the variances o
     d = sqrt((e.u)^2 - |e|^2 + (L |e| / s)^2) - e.u
 
 on. Over all labels of a kind and u along both directions of the axes, the 90 % quantile of d is the smallest error that
-would be found in nine of ten places; what else an error does (noises and quantiles that grow with it) is left out.
+would be found in nine of ten places; what else an error does is left out: noises and quantiles grow with it, noticeably
+where labels are few.
 """
 
 from __future__ import annotations
@@ -80,10 +81,8 @@ def _what_would_be_found(level: str, scores: Sequence[LabelScore]) -> list[Findi
         found.append(f"a force on one atom that is off by {forces:.2f} eV/Å")
     if not found:
         return []
-    message = (
-        f"fidelity {level!r}: this model would name {' or '.join(found)} in nine cases of ten; smaller errors may be "
-    )
-    message += "there. A more accurate one (more inducing points, more data, a baseline) sees more."
+    message = f"fidelity {level!r}: this model would name {' or '.join(found)} in about nine cases of ten; smaller "
+    message += "ones may be there. A more accurate one (more inducing points, more data, a baseline) sees more."
     return [about("info", "leave-one-out", message)]
 
 

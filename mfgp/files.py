@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mfgp.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OTHERS = (".traj", ".json", ".db", ".cif", ".vasp", ".pdb", ".h5", ".nc", ".yaml")  # names that would belie an extxyz
 
 
 @contextmanager
@@ -26,3 +38,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_extxyz(path: str | Path) -> None:
+    """DataError for a name that belongs to another format than extxyz."""
+    suffix = Path(path).suffix.lower()
+    if suffix in OTHERS:
+        raise DataError(f"{path}: what is written is extxyz, not {suffix}; name the file *.extxyz (or .extxyz.gz).")
+
+
+def write_extxyz(path: str | Path, frames: Sequence[Atoms]) -> None:
+    """Write structures as extxyz, compressed where the name ends so; a file there is replaced only by a complete one."""
+    from ase.io import write
+
+    check_extxyz(path)
+    with replacing(path) as temporary, OPENERS.get(Path(path).suffix.lower(), open)(temporary, "wt") as file:
+        write(file, frames, format="extxyz")

@@ -23,6 +23,7 @@ from mfgp.labels import (
     LabelKeys,
     key_present,
     keys_found,
+    non_collinear,
     origin,
     resolve_labels,
     total_moment,
@@ -142,6 +143,12 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
     raise_problems(problems)
     _warn_of_other_names(frames, names, keys)
     _warn_of_two_origins(entries, names, keys)
+    if vectors := [entry for entry in entries if non_collinear(entry.atoms, keys)]:
+        warnings.warn(
+            f"magnetic moments of {len(vectors)} frames, first {named(vectors[0])}, are vectors of a non-collinear "
+            "calculation; only collinear ones, a number for each atom, are used",
+            stacklevel=2,
+        )
     return FrameSet(names, tuple(frames))
 
 

@@ -145,6 +145,12 @@ def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     return None if name is None else f"{name} of the calculator"
 
 
+def non_collinear(atoms: Atoms, keys: LabelKeys) -> bool:
+    """Whether its magnetic moments are vectors, which are not used."""
+    raw = _find(atoms, "magmoms", keys.magmoms, [])
+    return raw is not None and np.ndim(raw) == 2
+
+
 def _of_calculator(results: dict[str, Any], label: str, key: str) -> str | None:
     """The name of a label among a calculator's results."""
     return next((name for name in (key, *_CALCULATOR_KEYS[label]) if results.get(name) is not None), None)

@@ -115,9 +115,11 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
-    """Write the model; a file of that name is replaced only by a complete one. ModelFileError for a missing folder."""
+    """Write the model; a file of that name is replaced only by a complete one. ModelFileError for a path that is none."""
     if not Path(path).absolute().parent.is_dir():
         raise ModelFileError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}; make it first.")
+    if Path(path).is_dir():
+        raise ModelFileError(f"cannot write {path}: it is a folder; name a file in it.")
     keys = model.statistics.observed()
     tensors: dict[str, Tensor] = {
         "rank": model.basis.rank,

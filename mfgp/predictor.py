@@ -330,6 +330,8 @@ class Predictor:
 
 def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:
     """n draws of N(0, covariance [M', M']), [n, M'], the same for the same seed on every device."""
+    if n < 0:
+        raise ValueError(f"draws is {n}; give 0 or more")
     if n == 0:
         return covariance.new_zeros(0, len(covariance))
     values, vectors = torch.linalg.eigh(covariance)

@@ -97,7 +97,7 @@ def _read_with_ase(path: Path) -> list[Atoms]:
 def _iread(path: Path) -> Iterator[Atoms]:
     """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump."""
     if not (_is_xyz(path) and path.suffix in _COMPRESSED):
-        yield from iread(path, index=":")
+        yield from iread(path, index=":", do_not_split_by_at_sign=True)
         return
     with open_with_compression(str(path), "rt") as file:
         text = StringIO(file.read())

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from ase.io import write
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from mfgp import console
-from mfgp.files import replacing
+from mfgp.files import write_extxyz
 from mfgp.labels import FIDELITY_TAGS, LabelKeys, without_labels
 from mfgp.plan import Plan
 from mfgp.report import SERIES
@@ -43,8 +42,7 @@ def selected_frames(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys
 
 def write_selected(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys, path: Path) -> None:
     """Write the chosen structures as extxyz; a file of that name is replaced only by a complete one."""
-    with replacing(path) as temporary:
-        write(temporary, selected_frames(selection, pool, keys), format="extxyz")
+    write_extxyz(path, selected_frames(selection, pool, keys))
 
 
 def selection_json(selection: Selection, unit: str) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def check_seen(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) ->
     if other:
         warnings.warn(
             f"{len(other)} frames are of calculations that the model was trained on, but their numbers are not the same to "
-            f"the last digit, first {other[0].source}: files round them. They are taken for the same labels; where one has "
-            "been changed since, fit again, or the scores are wrong",
+            f"the last digit, first {other[0].source}: a file has rounded them, or a label has been changed since, which a "
+            "model cannot tell. If one has, fit again, or the scores are wrong",
             stacklevel=4,
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms
+from conftest import alloy
 from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
@@ -529,3 +530,49 @@ def test_warnings_are_one_line(model_file: Path, folder: Path, monkeypatch: pyte
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert ok("info", model_file).stderr == "warning: something to know\n"
+
+
+def test_outputs_are_what_their_names_say(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    """Compressed where the name ends so; refused where it belongs to another format, before anything is computed."""
+    data = folder / "low.extxyz"
+    for name in ("p.extxyz.gz", "p.extxyz.xz"):
+        ok("predict", model_file, data, "-o", tmp_path / name)
+        assert len(ase.io.read(tmp_path / name, ":", format="extxyz")) == len(ase.io.read(data, ":"))
+    assert (tmp_path / "p.extxyz.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert "extxyz, not .traj" in refused("predict", model_file, data, "-o", tmp_path / "p.traj")
+    assert "extxyz, not .json" in refused("select", model_file, data, "-n", 1, "-o", tmp_path / "p.json")
+    assert not (tmp_path / "p.traj").exists()
+    (tmp_path / "plots").write_text("")
+    assert "plots is a file" in refused("evaluate", model_file, data, "-f", "low", "--plots", tmp_path / "plots")
+
+
+def test_costs_and_moments_of_the_calculation_are_not_those_of_a_prediction(model_file: Path, tmp_path: Path) -> None:
+    atoms = alloy(3)
+    atoms.info |= {"wall_seconds": 60.0, "cpu_seconds": 59.0, "total_magmom": 4.0, "name": "kept"}
+    ase.io.write(tmp_path / "with@sign.extxyz", atoms)
+    ok("predict", model_file, tmp_path / "with@sign.extxyz", "-o", tmp_path / "p.extxyz")
+    info = ase.io.read(tmp_path / "p.extxyz").info
+    assert info["name"] == "kept"
+    assert not {"wall_seconds", "cpu_seconds", "total_magmom"} & set(info)
+
+
+def test_a_doctor_whose_model_has_other_levels_still_says_the_rest(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The level of a file is its name where the frames say none."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    for path, source in (("emt.extxyz", "low"), ("a/run.extxyz", "low"), ("b/run.extxyz", "high")):
+        frames = ase.io.read(folder / f"{source}.extxyz", ":")
+        for atoms in frames:
+            atoms.info.pop("fidelity", None)
+        ase.io.write(tmp_path / path, frames)
+    result = run("doctor", tmp_path / "emt.extxyz", "--model", model_file, "--json", tmp_path / "report.json")
+    assert result.exit_code == 1
+    assert "the model has the levels low, high" in result.stderr.replace("\n", " ")
+    assert "--fidelity" in result.stderr
+    assert "isolated atom" in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["findings"]
+    result = run("doctor", tmp_path / "a" / "run.extxyz", tmp_path / "b" / "run.extxyz")
+    assert "2 files are taken for one level, 'run'" in result.stderr.replace("\n", " ")
+    assert "for one level" not in run("doctor", folder / "low.extxyz", folder / "high.extxyz").stderr

@@ -321,6 +321,11 @@ def test_atoms_between_two_charge_states() -> None:
     says(
         only(report_of(frames), "warning", "lost moment"), "1 of 30 Cu", "4.60 Bohr magnetons", "least 0.02", "frame 6"
     )
+    for k in range(0, 12, 3):
+        frames[k].arrays["REF_magmoms"][frames[k].numbers == 29] = 0.0
+    says(only(report_of(frames), "info", "lost moment"), "of 30 Cu", "frame 0", "frame 9")
+    for k, atoms in enumerate(frames):
+        atoms.arrays["REF_magmoms"][:] = (4.6 if k % 4 < 2 else 3.9) + rng.normal(0, 0.02, n)
     for k in (2, 4, 6):
         frames[k].arrays["REF_magmoms"][3] = 4.25
     assert not has(report_of(frames), "info", "charge state")  # a third state
@@ -337,6 +342,10 @@ def test_spins_of_one_composition_that_are_parallel_here_and_antiparallel_there(
     for k, atoms in enumerate(frames):  # each composition in one order
         atoms.set_array("REF_magmoms", np.array([4.0, -4.0 if k % 4 == 1 else 4.0, 4.0, 0.1]))
     assert not has(report_of(frames), "warning", "magnetic orders")
+    frames[9].arrays["REF_magmoms"] = np.array([-4.0, -4.0, 4.0, 0.1])  # the antiparallel ones in another order
+    says(only(report_of(frames), "info", "magnetic orders"), "up to 2 ways", "1 frames not in the usual one", "frame 9")
+    frames[9].arrays["REF_magmoms"] = np.array([-4.0, 4.0, -4.0, 0.1])  # the same, turned round
+    assert not has(report_of(frames), "info", "magnetic orders")
     frames[6].arrays["REF_magmoms"][1] *= -1
     frames[7].arrays["REF_magmoms"] *= -1  # all of them: the same order
     says(only(report_of(frames), "warning", "magnetic orders"), "2 frames have parallel", "1 have not", "frame 6")

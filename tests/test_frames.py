@@ -420,6 +420,15 @@ def test_labels_of_one_level_from_two_places_are_said() -> None:
         read_frames({"a": frames[::2], "b": frames[1::2]})  # each level from one place
 
 
+def test_vectors_of_moments_are_said_to_be_left_out() -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.info["REF_energy"] = -1.0
+    atoms.set_array("REF_magmoms", np.ones((4, 3)))
+    with pytest.warns(UserWarning, match="of 1 frames, first .*, are vectors"):
+        (frame,) = read_frames({"a": [atoms]})
+    assert frame.magmoms is None
+
+
 def test_virials_under_another_name_are_said() -> None:
     atoms = bulk("Cu", cubic=True)
     atoms.info |= {"REF_energy": -1.0, "virial": np.eye(3)}

@@ -183,3 +183,6 @@ def test_a_budget_for_nothing_writes_nothing(files: tuple[Path, Path], tmp_path:
     assert result.exit_code == 0
     assert "nothing fits the budget" in result.stderr
     assert not (tmp_path / "x.extxyz").exists()
+    (tmp_path / "x.extxyz").write_text("")
+    again = run("select", *files, "--budget-hours", 0.001, *GIVEN, "-o", tmp_path / "x.extxyz")
+    assert "is an earlier selection" in again.stderr.replace("\n", " ")
