@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 import mfgp
-from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
 from mfgp.cli import app
 from mfgp.frames import to_atoms
 from mfgp.model_file import read_header
@@ -576,3 +576,19 @@ def test_a_doctor_whose_model_has_other_levels_still_says_the_rest(
     result = run("doctor", tmp_path / "a" / "run.extxyz", tmp_path / "b" / "run.extxyz")
     assert "2 files are taken for one level, 'run'" in result.stderr.replace("\n", " ")
     assert "for one level" not in run("doctor", folder / "low.extxyz", folder / "high.extxyz").stderr
+
+
+def test_numbers_out_of_range_are_refused(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    data, out = folder / "low.extxyz", tmp_path / "out"
+    assert "--seed" in refused("select", model_file, data, "-n", 1, "--seed", -5, "-o", out, code=2)
+    assert "seed" in refused("fit", folder / "config.yaml", "-o", out, "--set", "seed=99999999999999999999")
+    assert "--trials" in refused("tune", folder / "config.yaml", "-o", out, "--trials", 0, code=2)
+    both = ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    assert "give one of them" in refused("fit", folder / "config.yaml", "-o", out, *both)
+
+
+def test_a_model_is_not_written_over_a_folder(model: MultiFidelityGP, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="it is a folder"):
+        model.save(tmp_path)
+    with pytest.raises(ValueError, match="draws is -2"):
+        model.predictor(draws=-2)

@@ -53,6 +53,11 @@ def test_from_init_to_report(folder: Path) -> None:
     assert "0 new labels" in ok("campaign", "add", "labels.extxyz", "-f", "high").output
     assert "unknown" in refused("campaign", "add", "labels.extxyz", "-f", "best")
     assert "learn" not in ok("campaign", "run").output
+    pool = (folder / "pool<b>.extxyz").read_bytes()
+    assert "is an input" in refused("campaign", "export", "-o", "pool<b>.extxyz")
+    assert "is an input" in refused("campaign", "report", "-o", "model.mfgp")
+    assert "HTML" in refused("campaign", "report", "-o", "campaign.yaml")
+    assert (folder / "pool<b>.extxyz").read_bytes() == pool
     ok("campaign", "export", "-o", "out.extxyz")
     frames = read_frames("out.extxyz", levels=["low", "high"])
     assert {level: len(frames.of(level)) for level in frames.levels} == {"low": 2, "high": 1}
