@@ -35,6 +35,7 @@ from mfgp.model import MultiFidelityGP
 from mfgp.progress import Report, bars, silent
 from mfgp.selection import Selection, select
 from mfgp.sources import Sources
+from mfgp.training_frames import new_calculations
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -114,15 +115,17 @@ class Campaign:
     def add(self, sources: Sources) -> int:
         """Take in labels computed outside; the next step learns them. Returns how many were new.
 
-        sources: {level: files or Atoms}, or files whose frames name their level. Held-out frames (info['split']) are left
-        out. Raises DataError, and adds nothing, for labels that the model cannot learn.
+        sources: {level: files or Atoms}, or files whose frames name their level. Held-out frames (info['split']) and, with a
+        warning, calculations that the model was trained on are left out. Raises DataError, and adds nothing, for labels that
+        the model cannot learn.
         """
         model = self.model()
-        frames = frames_from(sources, model.levels, model.config.keys).training()
-        model.check_elements(frames)
+        given = frames_from(sources, model.levels, model.config.keys).training()
+        model.check_elements(given)
+        frames = new_calculations(given, model.calculated, model.seen)
         with self.store.transaction():
             rows = self.store.add_labels(frames, "added", why="computed outside")
-            self.store.event("add", f"{len(rows)} labels taken in, {len(frames) - len(rows)} known already")
+            self.store.event("add", f"{len(rows)} labels taken in, {len(given) - len(rows)} known already")
         return len(rows)
 
     def propose(self, report: Report = silent) -> Proposal:

@@ -7,8 +7,6 @@ A frame may carry any subset of the labels: energy (eV), forces (eV/Å), stress 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,16 +16,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from mfgp.errors import ConfigError, DataError
+from mfgp.label_warnings import warn_of_labels
 from mfgp.labels import (
     Array,
     LabelKeys,
     key_present,
     keys_found,
-    non_collinear,
-    origin,
     resolve_labels,
     total_moment,
-    unused_label_keys,
     without_labels,
 )
 from mfgp.reading import geometry_problems, raise_problems
@@ -141,14 +137,7 @@ def read_frames(sources: Sources, *, keys: LabelKeys | None = None, levels: Sequ
     if not problems:
         problems.extend(_levels_without_labels(frames, entries, names, keys))
     raise_problems(problems)
-    _warn_of_other_names(frames, names, keys)
-    _warn_of_two_origins(entries, names, keys)
-    if vectors := [entry for entry in entries if non_collinear(entry.atoms, keys)]:
-        warnings.warn(
-            f"magnetic moments of {len(vectors)} frames, first {named(vectors[0])}, are vectors of a non-collinear "
-            "calculation; only collinear ones, a number for each atom, are used",
-            stacklevel=2,
-        )
+    warn_of_labels(frames, entries, names, keys, stacklevel=2)
     return FrameSet(names, tuple(frames))
 
 
@@ -262,47 +251,6 @@ def _keys_of_other_levels(entries: Sequence[Entry], levels: Sequence[str], keys:
                     "one key serves all levels, so rename one of them in the files"
                 )
     return problems
-
-
-def _warn_of_other_names(frames: Sequence[Frame], levels: Sequence[str], keys: LabelKeys) -> None:
-    """A level without energies, or without forces, whose frames hold something of that name."""
-    for level in levels:
-        own = [frame for frame in frames if frame.fidelity == level]
-        names = sorted({name for frame in own for name in unused_label_keys(frame.atoms)})
-        for label, word, missing in (
-            ("energy", "energy", all(frame.energy is None for frame in own)),
-            ("forces", "force", all(frame.forces is None for frame in own)),
-            ("virial", "virial", all(frame.stress is None for frame in own)),
-            ("stress", "stress", all(frame.stress is None for frame in own)),
-        ):
-            alike = [
-                name for name in names if word in name.lower() and not name.endswith(("_std", "_sigma", "_weight"))
-            ]
-            if missing and alike:
-                warnings.warn(
-                    f"fidelity {level!r}: no frame has {label} ({getattr(keys, label)}), but there is {', '.join(alike)}; "
-                    f"if that is it, set the key ({label}: {alike[0]})",
-                    stacklevel=3,
-                )
-
-
-def _warn_of_two_origins(entries: Sequence[Entry], levels: Sequence[str], keys: LabelKeys) -> None:
-    """A level whose energies, forces or stresses come from one place in some frames and from another in others."""
-    for level in levels:
-        own = [entry for entry in entries if entry.level == level and len(entry.atoms) > 1]
-        for label in ("energy", "forces", "stress"):
-            found: dict[str, list[Entry]] = defaultdict(list)
-            for entry in own:
-                place = origin(entry.atoms, label, keys)
-                if place is not None:
-                    found[place].append(entry)
-            if len(found) > 1:
-                places = ", ".join(f"{place} in {len(e)} frames ({named(e[0])} first)" for place, e in found.items())
-                warnings.warn(
-                    f"fidelity {level!r}: {label} is {places}. If these are not the same quantity of the same calculation, "
-                    f"write it under one name in all frames, or set the key ({label}: ...)",
-                    stacklevel=3,
-                )
 
 
 def _levels_without_labels(

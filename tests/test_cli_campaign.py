@@ -32,6 +32,7 @@ def folder(tmp_path: Path, model: MultiFidelityGP, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
+@pytest.mark.filterwarnings("default:1 frames are of calculations that the model has already")
 @pytest.mark.usefixtures("in_process")
 def test_from_init_to_report(folder: Path) -> None:
     assert "no campaign" in refused("campaign", "status")
@@ -53,6 +54,9 @@ def test_from_init_to_report(folder: Path) -> None:
     assert "0 new labels" in ok("campaign", "add", "labels.extxyz", "-f", "high").output
     assert "unknown" in refused("campaign", "add", "labels.extxyz", "-f", "best")
     assert "learn" not in ok("campaign", "run").output
+    again = ok("campaign", "add", "labels.extxyz")  # the model was trained on it by now
+    assert "0 new labels" in again.output
+    assert "the model has already" in again.stderr.replace("\n", " ")
     pool = (folder / "pool<b>.extxyz").read_bytes()
     assert "is an input" in refused("campaign", "export", "-o", "pool<b>.extxyz")
     assert "is an input" in refused("campaign", "report", "-o", "model.mfgp")
