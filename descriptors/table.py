@@ -70,7 +70,9 @@ class RadialTable:
         knots = torch.nn.functional.pad(by_degree, (0, -n % WIDTH)).flatten(1).numpy().copy()
         r0, m = (c.radial_scaling.r0, c.radial_scaling.m) if c.radial_scaling else (0.0, 0.0)
         radial = np.array([self.step, c.neighbor_cutoff, c.r_cut, c.cutoff_width, r0, m])
-        return Constants(knots, radial, self.folding.own.double().numpy().copy(), recursion(c.l_max).astype(knots.dtype))
+        return Constants(
+            knots, radial, self.folding.own.double().numpy().copy(), recursion(c.l_max).astype(knots.dtype)
+        )
 
 
 @dataclass(frozen=True)
