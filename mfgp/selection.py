@@ -96,7 +96,7 @@ def select(
     pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
     """
     if budget_hours is None and n is None:
-        raise ConfigError("no limit: give budget_hours or n.")
+        raise ConfigError("no limit: give budget_hours (--budget-hours) or n (-n).")
     if budget_hours is not None and not 0 <= budget_hours < np.inf:
         raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
     predictor, costs = model.predictor(target), costs or model.costs
