@@ -293,23 +293,15 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     import numpy as np
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from mfgp.labels import FIDELITY_TAGS
-    from mfgp.selection_report import COSTS
+    from mfgp.labels import COSTS, FIDELITY_TAGS
 
     out = atoms.copy()
     magmoms = p.magmoms if p.magmoms is not None and np.isfinite(p.magmoms).all() else None  # NaN is no label
     results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
     arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
-    for name in (
-        *results,
-        *info,
-        *arrays,
-        "free_energy",
-        "total_magmom",
-        *COSTS,
-        *FIDELITY_TAGS,
-    ):  # what it says is of this level now
+    earlier = ("free_energy", "total_magmom", *COSTS, *FIDELITY_TAGS)
+    for name in (*results, *info, *arrays, *earlier):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
     out.info["predicted_fidelity"] = p.fidelity

@@ -52,5 +52,6 @@ def write_extxyz(path: str | Path, frames: Sequence[Atoms]) -> None:
     from ase.io import write
 
     check_extxyz(path)
-    with replacing(path) as temporary, OPENERS.get(Path(path).suffix.lower(), open)(temporary, "wt") as file:
+    opener = OPENERS.get(Path(path).suffix.lower(), open)
+    with replacing(path) as temporary, opener(temporary, "wt", encoding="utf-8") as file:
         write(file, frames, format="extxyz")

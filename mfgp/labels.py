@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
+COSTS = ("wall_seconds", "cpu_seconds")  # of the calculation that gave the labels
 _CALCULATOR_KEYS = {
     "energy": ("free_energy", "energy"),
     "forces": ("forces",),

@@ -12,13 +12,12 @@ from rich.table import Table
 
 from mfgp import console
 from mfgp.files import write_extxyz
-from mfgp.labels import FIDELITY_TAGS, LabelKeys, without_labels
+from mfgp.labels import COSTS, FIDELITY_TAGS, LabelKeys, without_labels
 from mfgp.plan import Plan
 from mfgp.report import SERIES
 from mfgp.selection import Selection
 
 SHOWN = 20  # rows of a table; the file has all
-COSTS = ("wall_seconds", "cpu_seconds")  # of an earlier calculation of the structure: not those of the one to come
 
 
 def selected_frames(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys) -> list[Atoms]:
