@@ -89,7 +89,9 @@ class Case:
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder of acetylacetone; LMFP without.")] = None,
     n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Fits to spoiled data for each kind of fault.")] = 8,
+    rounds: Annotated[
+        int, typer.Option(help="Fits to spoiled data for each kind of fault; 0: only the data as they are.")
+    ] = 8,
     mixed: Annotated[bool, typer.Option("--mixed", help="All kinds of fault in every round.")] = False,
     kind: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(KINDS)}; may be repeated.")] = None,
     baseline: Annotated[str, typer.Option(help="LMFP: a baseline from mag on, a name known to mfgp.")] = "",
@@ -112,9 +114,10 @@ def main(
         result["findable"] = {level: forecast(scores, level) for level in case.frames}
         if data is None and not kind:
             result["metastable"] = metastable(case)
-    result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found), "false_alarms": named_alarms(found)}
-    console.print(table(result["spoiled"]), *result["energy_by_limit"])
-    console.print(result["as_they_are"], result["other_moments"], result["false_alarms"], result["findable"])
+    if found:
+        result |= {"spoiled": summary(found), "energy_by_limit": by_limit(found), "false_alarms": named_alarms(found)}
+        console.print(table(result["spoiled"]), *result["energy_by_limit"], result["false_alarms"])
+    console.print(result["as_they_are"], result["other_moments"], result["findable"])
     console.print({k: v for k, v in result.get("metastable", {}).items() if k != "structures"})
     training = {level: len(f) for level, f in case.frames.items()}
     parameters = {"n_inducing": n_inducing, "rounds": rounds, "mixed": mixed, "each": EACH, "training": training}

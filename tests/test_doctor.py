@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from numpy.typing import NDArray
 
 from mfgp.doctor import examine
 from mfgp.doctor_labels import composition_residual
+from mfgp.doctor_lengths import bond_ratios
 from mfgp.doctor_report import Finding, Report
 from mfgp.frames import FrameSet, read_frames
 
@@ -305,6 +306,30 @@ def test_cross_level_correlation_by_element() -> None:
 
 def test_identical_labels_at_two_levels() -> None:
     says(only(report_of(crystals(), crystals()), "error", "shared structures"), "identical forces", "mislabelled")
+
+
+@pytest.mark.parametrize(("factor", "way"), [(1 / units.Bohr, "multiply"), (units.Bohr, "divide")])
+def test_lengths_in_bohr(factor: float, way: str) -> None:
+    scaled = [atoms.copy() for atoms in crystals()]
+    for atoms in scaled:
+        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
+    good = [*crystals(), molecule("H2O", vacuum=4.0, pbc=True, info={"REF_energy": -14.0})]
+    assert not has(report_of(good), "warning", "units")
+    says(only(report_of(scaled), "warning", "units"), way, "0.529177", "covalent radii", "frame 0")
+
+
+def test_nearest_neighbours_of_usual_structures_are_as_far_as_bonds() -> None:
+    for atoms in (
+        bulk("NaCl", "rocksalt", a=5.64),
+        bulk("Na"),
+        bulk("W"),
+        bulk("Si"),
+        molecule("C6H6"),
+        molecule("SiH4"),
+    ):
+        assert 0.8 < np.median(bond_ratios(atoms)) < 1.3
+    argon = bulk("Ar", "fcc", a=5.3)
+    assert not len(bond_ratios(argon))
 
 
 def test_atoms_between_two_charge_states() -> None:

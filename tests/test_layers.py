@@ -14,7 +14,15 @@ LAYERS = [
     *("errors", "files", "progress", "threads"),
     *("labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
     *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
-    *("doctor_report", "doctor_composition", "doctor_labels", "doctor_moments", "doctor_levels", "doctor"),
+    *(
+        "doctor_report",
+        "doctor_composition",
+        "doctor_lengths",
+        "doctor_labels",
+        "doctor_moments",
+        "doctor_levels",
+        "doctor",
+    ),
     *(
         "kernels",
         "inducing",
