@@ -22,9 +22,10 @@ import yaml
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
-from mfgp.config import Float, Int, _in_file, _read_yaml
+from mfgp.config import Float, Int
 from mfgp.config_errors import Section
 from mfgp.errors import ConfigError
+from mfgp.yaml_files import in_file, read_yaml
 
 PLAIN = (bool, int, float, str, type(None))
 Settings: TypeAlias = dict[str, Any]  # plain YAML values: numbers, text, lists and sections of them
@@ -177,11 +178,11 @@ def load_campaign_config(path: str | os.PathLike[str], *, sources: bool = True) 
     """
     path = Path(path)
     try:
-        config = CampaignConfig(**_read_yaml(path))
+        config = CampaignConfig(**read_yaml(path))
     except ConfigError as error:
         if str(error).startswith(str(path)):  # it could not be read
             raise
-        raise _in_file(path, str(error).splitlines()) from None
+        raise in_file(path, str(error).splitlines()) from None
     folder = path.resolve().parent
 
     def absolute(file: Path | None) -> Path | None:
@@ -196,5 +197,5 @@ def load_campaign_config(path: str | os.PathLike[str], *, sources: bool = True) 
         if file is not None and sources and not file.is_file()
     ]
     if missing:
-        raise _in_file(path, missing)
+        raise in_file(path, missing)
     return config.model_copy(update={**files, **lists})

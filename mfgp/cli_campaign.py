@@ -11,7 +11,7 @@ import typer
 
 from mfgp import console
 from mfgp.campaign_schema import CONFIG, DATABASE
-from mfgp.command_line import check_outputs, friendly
+from mfgp.command_line import check_outputs, friendly, training_files
 from mfgp.errors import DataError
 
 campaign = typer.Typer(
@@ -36,12 +36,15 @@ def _directory(given: Path | None) -> Path:
 def _inputs(where: Path) -> list[Path | None]:
     """The files that a campaign lives on, which no output may replace."""
     from mfgp.campaign_config import load_campaign_config
+    from mfgp.config import load_config
 
     own: list[Path | None] = [where / CONFIG, where / DATABASE]
     if not (where / CONFIG).is_file():
         return own
     config = load_campaign_config(where / CONFIG, sources=False)
-    return [*own, *config.pool, *config.targets, config.model, config.fit]
+    fit = config.fit
+    trained = training_files(load_config(fit, sources=False)) if fit is not None and fit.is_file() else []
+    return [*own, *config.pool, *config.targets, config.model, fit, *trained]
 
 
 @campaign.command()

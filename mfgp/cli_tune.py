@@ -90,5 +90,7 @@ def _space(texts: list[str]) -> dict[str, Range] | None:
             raise ConfigError(f"--range {text!r}: can tune {', '.join(SPACE)}.")
         if not 0 < low < high:
             raise ConfigError(f"--range {text!r}: give 0 < LOW < HIGH.")
+        if SPACE[name].integer and not (low.is_integer() and high.is_integer()):
+            raise ConfigError(f"--range {text!r}: {name} takes whole numbers.")
         out[name] = Range(low, high, SPACE[name].integer, SPACE[name].log)
     return out or None

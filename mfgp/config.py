@@ -9,7 +9,6 @@ What is given overrides the preset, what the preset leaves open has the defaults
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -21,6 +20,7 @@ from descriptors.config import SOAPConfig
 from mfgp.config_errors import Section
 from mfgp.errors import ConfigError
 from mfgp.labels import LabelKeys
+from mfgp.yaml_files import in_file, override_key, read_yaml
 
 Setting: TypeAlias = bool | int | float | str
 
@@ -219,8 +219,8 @@ class FitConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> FitConfig:
-    """Configuration of a YAML file; training files are relative to it.
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, sources: bool = True) -> FitConfig:
+    """Configuration of a YAML file; training files are relative to it, and must exist unless `sources` is False.
 
     overrides: dotted keys with YAML values, 'model.zeta=3', 'baselines.0.coefficient.mean=0'.
 
@@ -228,14 +228,14 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     types or values, training files that do not exist.
     """
     path = Path(path)
-    data = _read_yaml(path)
+    data = read_yaml(path)
     for override in overrides:
-        _override(data, override)
+        override_key(data, override)
     try:
         config = FitConfig(**data)
     except ConfigError as error:
-        raise _in_file(path, str(error).splitlines()) from None
-    return _with_paths(config, path)
+        raise in_file(path, str(error).splitlines()) from None
+    return _with_paths(config, path, sources)
 
 
 def _over(preset: Mapping[str, Any], given: Any) -> Any:
@@ -263,75 +263,8 @@ def _repeated(section: str, entries: Sequence[FidelityConfig] | Sequence[Baselin
     ]
 
 
-class _Loader(yaml.SafeLoader):
-    """safe_load that refuses repeated keys, and reads 1e-3 as a number (YAML 1.1 asks for 1.0e-3)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = _parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; looked in {path.resolve().parent}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give a YAML text file.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" line {mark.line + 1}"
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{line}: not valid YAML: {reason}; correct that line.") from None
-    if data is None:
-        raise ConfigError(f"{path} is empty; it needs at least `fidelities:`.")
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ConfigError(f"{path}: a {type(data).__name__} where `key: value` lines were expected.")
-    return data
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Set one dotted key in place. Raises ConfigError for text that is not key=value, or a path through a value."""
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"override {text!r}: expected key=value with a dotted key, such as model.zeta=3.")
-    try:
-        parsed = _parse(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {text!r}: {value!r} is not a YAML value.") from None
-    node: Any = data
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
-            where = ".".join(parts[:depth])
-            raise ConfigError(f"override {text!r}: {where} has no {part!r}; it is {str(node)[:60]!r}.")
-        if last:
-            node[index] = parsed
-        elif isinstance(node, dict) and node.get(index) is None:
-            node[index] = {}
-        node = node[index]
-
-
-def _with_paths(config: FitConfig, path: Path) -> FitConfig:
-    """Training files relative to the config file, all of which must exist."""
+def _with_paths(config: FitConfig, path: Path, sources: bool) -> FitConfig:
+    """Training files relative to the config file, all of which must exist where `sources` says so."""
     folder = path.resolve().parent
     fidelities = []
     missing = []
@@ -340,15 +273,9 @@ def _with_paths(config: FitConfig, path: Path) -> FitConfig:
         missing += [
             f"fidelities.{i}.train: no file {file.name!r} in {file.parent}; train paths are relative to the config file"
             for file in files
-            if not file.is_file()
+            if sources and not file.is_file()
         ]
         fidelities.append(fidelity.model_copy(update={"train": files}))
     if missing:
-        raise _in_file(path, missing)
+        raise in_file(path, missing)
     return config.model_copy(update={"fidelities": tuple(fidelities)})
-
-
-def _in_file(path: Path, lines: Sequence[str]) -> ConfigError:
-    if len(lines) == 1:
-        return ConfigError(f"{path}: {lines[0].rstrip('.')}.")
-    return ConfigError(f"{path}: {len(lines)} problems:" + "".join(f"\n  {line}" for line in lines))

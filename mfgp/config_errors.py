@@ -40,6 +40,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
             lines.append(f"{path}: {_unknown(loc, model)}")
         elif detail["type"] == "missing":
             lines.append(f"{path}: missing; give it a value")
+        elif detail["type"] in ("tuple_type", "list_type"):
+            lines.append(f"{path}: should be a list, such as [{detail['input']}], found {_short(detail['input'])}")
         else:
             message = detail["msg"].removeprefix("Input should be ")
             lines.append(f"{path}: should be {message}, found {_short(detail['input'])}")

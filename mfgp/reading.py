@@ -136,6 +136,8 @@ def scan_xyz(path: Path) -> int:
 
 
 def _scan_frame(file: IO[str], header: str, path: Path, frame: int) -> None:
+    if header.startswith("\ufeff"):
+        raise DataError(f"{path} begins with a byte order mark; save it as UTF-8 without one.")
     if not header.strip().isdigit():
         raise DataError(
             f"{path} frame {frame}: expected the number of atoms, found {header.strip()[:60]!r}; frame "

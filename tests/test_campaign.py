@@ -18,11 +18,13 @@ from ase.io import read, write
 from campaign_systems import lines, traced
 from conftest import alloy, label
 from distributed import Client, LocalCluster
+from typer.testing import CliRunner
 
 import mfgp.campaign as campaign_module
 from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign
 from mfgp.campaign_store import Store
+from mfgp.cli import app
 
 ROOT = Path(__file__).parent.parent
 N_POOL = 5
@@ -247,6 +249,8 @@ def test_a_refit_learns_hyperparameters_from_all_labels(folder: Path, two_levels
     first, last = (MultiFidelityGP.load(folder / "run" / "models" / f"model_000{i}.mfgp") for i in (0, 1))
     assert len(last.seen) == len(first.seen) + 2
     assert last.hyperparameters()["noise"] != first.hyperparameters()["noise"]
+    command = ["campaign", "export", "-d", str(folder / "run"), "-o", str(folder / "low.extxyz")]
+    assert "low.extxyz is an input" in CliRunner().invoke(app, command).output.replace("\n", "")
 
 
 def test_only_one_process_works_on_a_campaign(folder: Path) -> None:

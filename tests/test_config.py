@@ -206,6 +206,7 @@ def test_missing_training_files_and_where_they_were_looked_for(folder: Path) -> 
     message = error_of(folder, text)
     contains(message, "2 problems", "fidelities.0.train: no file 'no.extxyz' in", str(folder), "relative to the config")
     contains(message, "fidelities.1.train: no file 'none.extxyz' in", str(folder / "data"))
+    assert load_config(folder / "config.yaml", sources=False).levels == ("a", "b")
     contains(error_of(folder, "fidelities: [{name: a, train: []}]"), "fidelities.0.train", "at least 1")
 
 
@@ -215,8 +216,11 @@ def test_files_that_are_no_configuration(folder: Path) -> None:
     contains(error_of(folder, "seed: 1\nmodel: [1\ndevice: cpu\n"), "config.yaml line 3", "not valid YAML")
     contains(error_of(folder, "seed: 1\nseed: 2\n"), "config.yaml line 2", "'seed' is given twice")
     contains(error_of(folder, "- 1\n"), "a list where", "key: value")
-    contains(error_of(folder, "# nothing\n"), "is empty", "fidelities")
+    contains(error_of(folder, "# nothing\n"), "is empty", "key: value")
     contains(error_of(folder, "model: 3\n"), "config.yaml: model: should be", "found 3")
+    contains(error_of(folder, "seed: 1\n", "baselines=zbl"), "baselines: should be a list, such as [zbl]")
+    (folder / "config.yaml").write_bytes(b"\xef\xbb\xbfseed: 7\n")  # what Notepad calls UTF-8
+    assert load_config(folder / "config.yaml").seed == 7
     (folder / "config.yaml").write_bytes(b"\xff\xfe\x00seed")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(folder / "config.yaml")

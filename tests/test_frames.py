@@ -233,6 +233,9 @@ def test_truncated_and_damaged_frames_name_the_frame(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n")
     contains(error_of({"a": path}), "a.extxyz frame 2", "2 atoms announced, 1 found", "truncated")
+    marked = tmp_path / "marked.extxyz"
+    marked.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    contains(error_of({"a": marked}), "begins with a byte order mark")
     path.write_text("\n".join(lines[:5] + lines[6:]) + "\n")
     contains(error_of({"a": path}), "a.extxyz frame 2", "expected the number of atoms", "frame 1 or 2 is truncated")
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]) + "\n")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress", "threads"),
     *("labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
-    *("config_errors", "config", "zbl", "single_point", "baselines", "costs"),
+    *("config_errors", "yaml_files", "config", "zbl", "single_point", "baselines", "costs"),
     *(
         "doctor_report",
         "doctor_composition",

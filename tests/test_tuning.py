@@ -153,7 +153,7 @@ def test_the_command_writes_a_configuration(two_levels: FrameSet, small: FitConf
     assert tuned.levels == two_levels.levels
     with sqlite3.connect(storage) as db:
         assert db.execute("SELECT count(*) FROM trials").fetchone()[0] == 2
-    for bad in ("sigma=1:2", "descriptor.sigma=2:1", "descriptor.sigma"):
+    for bad in ("sigma=1:2", "descriptor.sigma=2:1", "descriptor.sigma", "descriptor.n_max=4.2:8"):
         result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--range", bad]])
         assert result.exit_code == 1
         assert "error: --range" in result.stderr
