@@ -107,3 +107,25 @@ def test_pooled_predictions_are_those_of_all_folds() -> None:
     assert whole.forces.std.tolist() == [*range(24, 36), *range(36, 54)]
     assert whole.species.tolist() == [2] * 12 + [3] * 18
     assert whole.stress is None
+
+
+def test_figures_show_what_the_results_hold(tmp_path: Path) -> None:
+    """Every method with the errors of its runs, every test set of the uncertainties, and files that a browser reads."""
+    import figures
+
+    forces, energies, cost = figures.accuracy().axes
+    runs = [r for r in figures.results("accuracy_lmfp")["runs"] if r["order"] == 0]
+    for ax, key, unit in ((forces, "force_mae", 1e3), (energies, "energy_mae", 1e3)):
+        for line, (method, *_) in zip(ax.lines, figures.ACCURACY, strict=True):
+            drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+            assert len(drawn) >= 3, method
+            for n, value in drawn.items():
+                last = [r for r in runs if (r["method"], r["n"]) == (method, n)][-1]
+                assert value == pytest.approx(unit * last[key]), (method, n)
+    assert all(np.array_equal(a.get_ydata(), b.get_ydata()) for a, b in zip(forces.lines, cost.lines, strict=True))
+    covered = figures.uncertainty().axes[1]
+    assert [len(line.get_xdata()) for line in covered.lines] == [len(figures.UNCERTAINTY)] * len(figures.METHODS)
+    figures.main(tmp_path)
+    for name in ("accuracy.svg", "uncertainty.svg"):
+        assert (tmp_path / name).read_text(encoding="utf-8").endswith("</svg>\n")
+        assert (figures.OUT / name).exists()
