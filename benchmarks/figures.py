@@ -21,32 +21,32 @@ from mfgp.files import replacing
 OUT = Path(__file__).parent.parent / "docs" / "figures"
 OURS, RIVALS = "#0072b2", "#d55e00"  # Okabe & Ito
 ACCURACY = (  # method of accuracy_lmfp.json, its name in the figure, colour, line, marker
-    ("GP, mag", "Gaussian process alone", "#56b4e9", "-", "o"),
-    ("SevenNet-l3i5 + GP, mag", "SevenNet below it", OURS, ":", "s"),
-    ("SevenNet-l3i5 + DPA3 + GP, mag", "SevenNet and DPA-3 below it", OURS, "-", "D"),
-    ("stacked SevenNets + DPA3 + GP, mag", "SevenNet fine-tuned (stacked) and DPA-3 below it", "#000000", "-", "^"),
+    ("GP, mag", "Gaussian process (GP) alone", "#56b4e9", "-", "o"),
+    ("SevenNet-l3i5 + GP, mag", "GP over SevenNet", OURS, ":", "s"),
+    ("SevenNet-l3i5 + DPA3 + GP, mag", "GP over SevenNet and DPA-3", OURS, "-", "D"),
+    ("stacked SevenNets + DPA3 + GP, mag", "GP over fine-tuned SevenNets and DPA-3 (stacked)", "#000000", "-", "^"),
     ("gap_fit, mag", "gap_fit", "0.55", "--", "o"),
-    ("CHGNet, nm then mag", "CHGNet, transfer", "#e69f00", "--", "v"),
+    ("CHGNet, nm then mag", "CHGNet, nm first", "#e69f00", "--", "v"),
     ("CHGNet, fine-tuned", "CHGNet, fine-tuned", RIVALS, "--", "s"),
     ("SevenNet-l3i5, fine-tuned", "SevenNet, fine-tuned", "#cc79a7", "--", "D"),
 )
 SIZES = (10, 20, 40, 80)
 UNCERTAINTY = (  # file, level, test set, its name in the figure
     ("lmfp", "mag", "test", "LMFP mag"),
-    ("lmfp", "mag", "test_second", "LMFP mag, second"),
+    ("lmfp", "mag", "test_second", "LMFP mag, second set"),
     ("lmfp", "mag", "test_ood", "LMFP mag, out of range"),
     ("lmfp", "nm", "test", "LMFP nm"),
-    ("lmfp", "nm", "test_second", "LMFP nm, second"),
+    ("lmfp", "nm", "test_second", "LMFP nm, second set"),
     ("lmfp", "nm", "test_ood", "LMFP nm, out of range"),
-    ("acac", "pbe", "300 K", "acac, 25 PBE"),
-    ("acac", "pbe", "600 K", "acac, 25 PBE, at 600 K"),
-    ("acac_100", "pbe", "300 K", "acac, 100 PBE"),
-    ("acac_100", "pbe", "600 K", "acac, 100 PBE, at 600 K"),
+    ("acac", "pbe", "300 K", "acetylacetone, 25 PBE"),
+    ("acac", "pbe", "600 K", "acetylacetone, 25 PBE, at 600 K"),
+    ("acac_100", "pbe", "300 K", "acetylacetone, 100 PBE"),
+    ("acac_100", "pbe", "600 K", "acetylacetone, 100 PBE, at 600 K"),
     ("mlearn_si", "pbe", "test", "silicon"),
 )
 METHODS = (  # method of uncertainty_*.json, its name in the figure, colour, marker
     ("calibrated", "mfgp", OURS, "D"),
-    ("constant (left-out error)", "one constant, the left-out error", "0.45", "|"),
+    ("constant (left-out error)", "one standard deviation for all", "0.45", "|"),
     ("committee", "committee of eight", RIVALS, "x"),
 )
 STYLE = {"svg.hashsalt": "mfgp", "font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
@@ -77,9 +77,10 @@ def accuracy() -> Figure:
         forces.plot([r["n"] for r in rows], force, label=label, **style)
         energies.plot([r["n"] for r in rows], energy, **style)
         cost.plot([r["cpu_seconds"] for r in rows], force, **style)
-    for ax, title in ((forces, "force MAE (meV/Å)"), (energies, "energy MAE (meV/atom)"), (cost, "force MAE (meV/Å)")):
+    titles = ("force MAE (meV/Å)", "energy MAE (meV/atom)", "force MAE (meV/Å) against time of training")
+    for ax, title in zip((forces, energies, cost), titles, strict=True):
         ax.set_title(title, fontsize=9, loc="left")
-        ax.set_xlabel("CPU-seconds of training" if ax is cost else "magnetic structures trained on")
+        ax.set_xlabel("CPU-seconds, for n from left to right" if ax is cost else "magnetic structures trained on")
         plain_logarithmic(ax, SIZES if ax is not cost else (10, 100, 1000, 10000))
     for ax in (forces, cost):
         ax.set_yticks([40, 60, 100, 200, 400])
@@ -111,8 +112,8 @@ def uncertainty() -> Figure:
         ax.set_xlabel("% in the 95 % interval")
         ax.set_title("energies" if kind == "energy" else "force components", fontsize=9, loc="left")
     likelihood.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    likelihood.set_xlabel("nats a component more than mfgp (right: worse)")
-    likelihood.set_title("negative log likelihood of forces", fontsize=9, loc="left")
+    likelihood.set_xlabel("nats a component; right is worse")
+    likelihood.set_title("negative log likelihood of forces, over mfgp's", fontsize=9, loc="left")
     names = [
         f"{label} ({rows[name, level, test, METHODS[0][0]]['energy']['n']})" for name, level, test, label in UNCERTAINTY
     ]

@@ -199,7 +199,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ConfigError("tune needs Optuna: pip install 'mfgp[tune]'.") from None
+        raise ConfigError("tune needs Optuna: pip install -e '.[tune]'.") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

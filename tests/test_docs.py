@@ -40,7 +40,7 @@ def test_readme_python_runs(small_lmfp: Path, capsys: pytest.CaptureFixture[str]
     )
     assert "n_inducing" in code
     exec(compile(code, "README.md", "exec"), {})
-    assert re.search(r"-?\d+\.\d\d \+- \d+\.\d\d eV; largest force deviation \d+\.\d\d eV/Å", capsys.readouterr().out)
+    assert re.search(r"-?\d+\.\d\d \+- \d+\.\d\d eV; largest std of a force \d+\.\d\d eV/Å", capsys.readouterr().out)
     assert (small_lmfp / "lmfp.mfgp").stat().st_size > 0
 
 
