@@ -132,8 +132,7 @@ def fit_times(frames: FrameSet, config: FitConfig, gemm: float, processors: bool
     features = Features.build(frames, config)
     columns, _ = build_columns(frames, features.basis.species, config, [])
     columns = columns.to(features.device)
-    sigmas = (config.training.noise_energy, config.training.noise_force)
-    seconds = wall(lambda: accumulate(frames, features, columns, [], sigmas))
+    seconds = wall(lambda: accumulate(frames, features, columns, [], config.training.noise_energy))
     on_cpu = features.to(torch.device("cpu"))
     flops = sum(timed_pass(frames, on_cpu, config)[2].values())
     out |= {"pass_seconds": seconds, "pass_flops": flops, "pass_share_of_gemm": flops / gemm / seconds}

@@ -31,7 +31,7 @@ from mfgp.autoregressive import block_scales, posterior
 from mfgp.config import load_config
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
 from mfgp.fitting import learn, make_prior
-from mfgp.hyperparameters import LevelNoise
+from mfgp.hyperparameters import LevelNoise, inverse_variances
 from mfgp.inducing import select_inducing
 from mfgp.objectives import TrainingData
 from mfgp.statistics import Statistics
@@ -213,7 +213,7 @@ def profile_learning(
         learn(prior, noise, TrainingData(statistics), basis, column_std, config)
     with timed() as solving, torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
-        joint = posterior(statistics, d, noise.inverse_variances(statistics.observed()))
+        joint = posterior(statistics, d, inverse_variances(noise, statistics, d))
         joint.level_mean(0), joint.level_covariances()
     return {"evidence": learning.cpu, "posterior": solving.cpu}
 

@@ -11,7 +11,6 @@ species less is possible: rows are made from E < D products a pair, see mfgp/row
 
 from __future__ import annotations
 
-import torch
 from common import gemm_rate, timed
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from mfgp import FitConfig, FrameSet
 from mfgp.accumulation import RowBlocks, batches, needs
 from mfgp.features import Features
 from mfgp.fitting import build_columns
-from mfgp.observations import Columns, labelled_rows
+from mfgp.observations import Columns, frame_rows
 from mfgp.rates import row_products
 from mfgp.statistics import Key, Statistics
 
@@ -52,7 +51,6 @@ def timed_pass(
     """Statistics, CPU seconds and floating-point operations of each stage, and the columns with their prior widths."""
     columns, column_std = build_columns(frames, features.basis.species, config, [])
     blocks = TimedBlocks(features, columns.size)
-    sigmas = (config.training.noise_energy, config.training.noise_force)
     pairs = 0.0
     for batch in batches(frames):
         structures = [group[0].atoms for group in batch]
@@ -62,10 +60,9 @@ def timed_pass(
         pairs += row_products([group[0] for group in batch], features)
         for group, phi in zip(batch, raw, strict=True):
             extra = columns.rows_of(group[0].atoms, [])
-            design = torch.cat([phi, extra], dim=1)
             for frame in group:
                 level = frames.levels.index(frame.fidelity)
-                blocks.add(level, labelled_rows(frame, design, columns.mean(extra, level), sigmas))
+                blocks.add(level, frame_rows(frame, phi, columns, extra, level, config.training.noise_energy))
     statistics = blocks.finish()
     squares = sum(len(points) ** 2 for points in features.basis.points)
     flops = {

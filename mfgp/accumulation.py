@@ -19,7 +19,7 @@ from torch import Tensor
 from mfgp.baselines import Baseline
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
-from mfgp.observations import Columns, labelled_rows, telling, whitened_blocks
+from mfgp.observations import Columns, frame_rows, telling, whitened_blocks
 from mfgp.progress import Report, silent
 from mfgp.statistics import Key, Statistics
 from mfgp.threads import ordered_map
@@ -33,20 +33,18 @@ def accumulate(
     features: Features,
     columns: Columns,
     baselines: list[Baseline],
-    default_sigmas: tuple[float, float],
+    default_sigma: float,
     report: Report = silent,
 ) -> Statistics:
-    """One pass over the labelled frames: their sufficient statistics."""
+    """One pass over the labelled frames: their sufficient statistics. default_sigma: initial noise of energies, eV."""
     blocks, done = RowBlocks(features, columns.size), 0
     for batch, rows in ordered_map(lambda batch: (batch, _rows(features, batch)), batches(frames), features.device):
         for group, phi in zip(batch, rows, strict=True):
-            atoms = group[0].atoms
-            labels = [b.labels(atoms) for b in baselines]
-            extra = columns.rows_of(atoms, labels).to(phi.device)
-            design = torch.cat([phi, extra], dim=1)
             for frame in group:
                 level = frames.levels.index(frame.fidelity)
-                blocks.add(level, labelled_rows(frame, design, columns.mean(extra, level), default_sigmas))
+                labels = columns.labels(baselines, frame.atoms, level)
+                extra = columns.rows_of(frame.atoms, labels).to(phi.device)
+                blocks.add(level, frame_rows(frame, phi, columns, extra, level, default_sigma))
         done += sum(len(group) for group in batch)
         report("labels", done, len(frames), batch[-1][-1].fidelity)
     return blocks.finish()

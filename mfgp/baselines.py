@@ -15,6 +15,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -62,6 +63,7 @@ class Baseline:
         self.vacuum = vacuum
         self._cache: OrderedDict[str, SinglePoint] = OrderedDict()
         self._cache_size = cache_size
+        self._lock = threading.Lock()  # an ASE calculator is no place for two threads
         self._directory = None if cache_dir is None else Path(cache_dir) / f"{name}-{_settings_hash(self.settings)}"
 
     def make_room(self, structures: int) -> None:
@@ -71,8 +73,19 @@ class Baseline:
     def labels(self, atoms: Atoms) -> SinglePoint:
         """Labels of `atoms`, computed once for each geometry; info, constraints, charges and moments play no part.
 
-        Raises DataError when the calculator fails on the structure or returns something that is not finite.
+        One thread at a time. Raises DataError when the calculator fails on the structure, or returns something that is not
+        finite.
         """
+        with self._lock:
+            return self._labels(atoms)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def _labels(self, atoms: Atoms) -> SinglePoint:
         key = structure_hash(atoms)
         labels = self._cache.pop(key, None)
         path = None if self._directory is None else self._directory / f"{key}.npz"
@@ -169,6 +182,11 @@ def _baseline(
         return given
     calculator = make_calculator(config.name, config.settings) if given is None else given
     return Baseline(config.name, calculator, config.settings, vacuum=_VACUUM.get(config.name), cache_dir=cache_dir)
+
+
+def first_levels(configs: Iterable[BaselineConfig], levels: Sequence[str]) -> tuple[int, ...]:
+    """The lowest level that uses each baseline."""
+    return tuple(levels.index(c.from_level) if c.from_level else 0 for c in configs)
 
 
 def known_baselines() -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def question(
     from mfgp.model import MultiFidelityGP
     from mfgp.reading import read_structures
     from mfgp.selection import known_calculations
+    from mfgp.single_point import structure_hash
 
     given = _numbers("--cost", costs or [], "F=HOURS, such as --cost mag=0.03")
     wanted = _numbers("--weight", weights or ["forces=1"], "WHAT=W, such as --weight forces=1 --weight energy=100")
@@ -89,6 +90,8 @@ def question(
     if done := known_calculations(fitted, structures, fitted.levels):
         counts = ", ".join(f"{sum(name == level for _, name in done)} at {level}" for level in fitted.levels)
         console.say(notices, f"not offered, since the model was trained on them: {counts}")
+    if repeated := len(structures) - len({structure_hash(a) for a in structures}):
+        console.say(notices, f"{repeated} structures of the pool repeat another one: each is offered once")
     known = fitted.costs.with_given(given)
     for level in fitted.levels:
         if not known.missing([level]):

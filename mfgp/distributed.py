@@ -77,7 +77,7 @@ class DistributedPass:
         features: Features,
         columns: Columns,
         baselines: list[Baseline],
-        default_sigmas: tuple[float, float],
+        default_sigma: float,
         report: Report = silent,
     ) -> Statistics:
         if baselines:
@@ -91,7 +91,7 @@ class DistributedPass:
         workers = max(1, len(client.scheduler_info()["workers"]))
         parts = chunks(frames, TASKS_PER_WORKER * workers)
         kind = features.device.type
-        futures = [client.submit(_part, part, shared, default_sigmas, size, kind, pure=False) for part in parts]
+        futures = [client.submit(_part, part, shared, default_sigma, size, kind, pure=False) for part in parts]
         root = _tree(client, futures)
         done = 0
         for future in as_completed(futures):
@@ -111,9 +111,7 @@ def _held(shared: tuple[Features, Columns]) -> tuple[Features, Columns]:
     return shared
 
 
-def _part(
-    frames: FrameSet, shared: tuple[Features, Columns], default_sigmas: tuple[float, float], size: int, kind: str
-) -> Statistics:
+def _part(frames: FrameSet, shared: tuple[Features, Columns], default_sigma: float, size: int, kind: str) -> Statistics:
     """Statistics of some frames, on the CPU, computed on the worker's device of this kind."""
     if not len(frames):
         return Statistics(size)
@@ -123,7 +121,7 @@ def _part(
 
         device = torch.device("cuda", device_index(get_worker().name, torch.cuda.device_count()))
         features, columns = features.to(device), columns.to(device)
-    return accumulate(frames, features, columns, [], default_sigmas).to("cpu")
+    return accumulate(frames, features, columns, [], default_sigma).to("cpu")
 
 
 def device_index(name: object, n_devices: int) -> int:

@@ -113,7 +113,7 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     Raises DataError for frames that it was not trained on.
     """
     model.check_seen(frames)
-    smoother = Smoother.of(model.posterior())
+    smoother = Smoother.of(model)
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
         functionals = model.features.functionals(frame.atoms)

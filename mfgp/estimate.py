@@ -33,6 +33,7 @@ from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
 from mfgp.devices import resolve_device
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, structure_key
+from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
@@ -122,7 +123,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     candidates = _shares(atoms, n_candidates)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
-    pair = pair_term(config.pair, soap.species)
+    pair, lonely = pair_term(config.pair, soap.species), len(isolated_elements(training))
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     keys = {(training.levels.index(f.fidelity), kind) for f in training for kind in _labels(f)}
     return Counts(
@@ -136,7 +137,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_rows=sum(sum(_labels(f).values()) for f in training),
         largest_rows=3 * len(largest.atoms) + 7,
         largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
-        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size),
+        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size) + lonely,
         keys=tuple(sorted(keys)),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
@@ -149,8 +150,10 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
 
 def _labels(frame: Frame) -> dict[str, int]:
     """Number of labels of a frame by kind."""
-    out = {} if frame.energy is None else {"given" if frame.isolated_atom else "energy": 1}
-    if frame.forces is not None and not frame.isolated_atom:
+    if frame.isolated_atom:
+        return {} if frame.energy is None else {"given": 2}
+    out = {} if frame.energy is None else {"energy": 1}
+    if frame.forces is not None:
         out["forces"] = 3 * int(frame.force_mask.sum())
     return out if frame.stress is None else {**out, "virial": 6}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mfgp.accumulation import accumulate
-from mfgp.baselines import Baseline
+from mfgp.baselines import Baseline, first_levels
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError
 from mfgp.features import Features, structure_key
@@ -22,16 +22,15 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import FOLDS, TrainingData
-from mfgp.observations import Columns, labelled_rows
+from mfgp.observations import Columns, frame_rows
 from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
+from mfgp.vacuum_term import vacuum_term
 
-DataPass = Callable[
-    [FrameSet, Features, Columns, list[Baseline], tuple[float, float], Report], Statistics
-]  # `accumulate`
+DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`
 E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
 E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
 
@@ -40,8 +39,7 @@ def baseline_coefficients(configs: tuple[BaselineConfig, ...], levels: tuple[str
     """Prior mean of each coefficient at each level, and prior standard deviation of its shift: [T, baseline] each."""
     mean = torch.zeros(len(levels), len(configs), dtype=torch.float64)
     std = torch.zeros_like(mean)
-    for k, config in enumerate(configs):
-        first = levels.index(config.from_level) if config.from_level else 0
+    for k, (config, first) in enumerate(zip(configs, first_levels(configs, levels), strict=True)):
         mean[first:, k] = config.coefficient.mean
         std[first:, k] = config.coefficient.std
     return mean, std
@@ -84,16 +82,22 @@ def reference_energies(
 def build_columns(
     frames: FrameSet, species: tuple[int, ...], config: FitConfig, baselines: list[Baseline]
 ) -> tuple[Columns, Tensor]:
-    """The e0, baseline and pair columns, and the prior standard deviations of their shifts [T, column]."""
+    """The e0 and baseline columns, those of the terms, and the prior standard deviations of their shifts [T, column]."""
     mean, std = baseline_coefficients(config.baselines, frames.levels)
     reference = reference_energies(frames, species, baselines, mean)
     e0_std = torch.full((len(frames.levels), len(species)), E0_SHIFT_STD, dtype=torch.float64)
     e0_std[0] = E0_STD
-    columns = Columns(species, reference, tuple(b.name for b in baselines), mean, pair_term(config.pair, species))
-    stds = [e0_std, std]
-    if columns.pair is not None:
-        stds.append(torch.full((len(frames.levels), columns.pair.size), config.pair.std, dtype=torch.float64))  # type: ignore[union-attr]
+    pair, vacuum = pair_term(config.pair, species), vacuum_term(isolated_elements(frames), config.descriptor)
+    names, first = tuple(b.name for b in baselines), first_levels(config.baselines, frames.levels)
+    columns = Columns(species, reference, names, first, mean, pair, vacuum)
+    stds = [e0_std, std, *(e0_std.new_full((len(e0_std), term.size), term.std) for term in columns.terms)]
     return columns, torch.cat(stds, dim=1)
+
+
+def isolated_elements(frames: FrameSet) -> tuple[int, ...]:
+    """Elements with an isolated atom that has an energy, ascending."""
+    chosen = (f for f in frames if f.isolated_atom and f.energy is not None)
+    return tuple(sorted({int(f.atoms.numbers[0]) for f in chosen}))
 
 
 def accumulate_sites(frames: FrameSet, features: Features, report: Report = silent) -> SiteStatistics:
@@ -122,16 +126,16 @@ def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
 
 
 def prior_traces(
-    frames: FrameSet, features: Features, default_sigmas: tuple[float, float], report: Report = silent
+    frames: FrameSet, features: Features, columns: Columns, default_sigma: float, report: Report = silent
 ) -> dict[Key, Tensor]:
     """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind)."""
     out: dict[Key, Tensor] = {}
     for i, frame in enumerate(frames):
         deviation = features.functionals(frame.atoms).prior.clamp(min=0.0).sqrt()  # [row, S]; symmetry: some are -0
-        rows = labelled_rows(frame, deviation, deviation.new_zeros(len(deviation)), default_sigmas)
-        for kind, (a, _) in rows.items():
-            key = (frames.levels.index(frame.fidelity), kind)
-            out[key] = out.get(key, torch.zeros_like(deviation[0])) + (a**2).sum(0)
+        level, nothing = frames.levels.index(frame.fidelity), deviation.new_zeros(len(deviation), columns.size)
+        for kind, (a, _) in frame_rows(frame, deviation, columns, nothing, level, default_sigma).items():
+            scaled = a[:, : deviation.shape[1]]
+            out[level, kind] = out.get((level, kind), torch.zeros_like(deviation[0])) + (scaled**2).sum(0)
         report("prior variances", i + 1, len(frames), frame.fidelity)
     return out
 
@@ -146,17 +150,17 @@ def training_data(
     data_pass: DataPass = accumulate,
 ) -> TrainingData:
     """Statistics of the frames, and what the objective of the configuration needs beside them."""
-    sigmas = (config.training.noise_energy, config.training.noise_force)
+    sigma = config.training.noise_energy
     if config.training.objective == "cv":
         parts = in_folds(frames, FOLDS, config.seed)
         if len(parts) < 2:
             raise ConfigError("training.objective: cv needs at least two structures; set objective: evidence.")
         atoms = FrameSet(frames.levels, tuple(f for f in frames if f.isolated_atom))
-        fixed, *folds = (data_pass(p, features, columns, baselines, sigmas, report) for p in (atoms, *parts))
+        fixed, *folds = (data_pass(p, features, columns, baselines, sigma, report) for p in (atoms, *parts))
         return TrainingData(merge([fixed, *folds]), tuple(folds))
-    statistics = data_pass(frames, features, columns, baselines, sigmas, report)
+    statistics = data_pass(frames, features, columns, baselines, sigma, report)
     if config.training.objective == "vfe":
-        return TrainingData(statistics, traces=prior_traces(frames, features, sigmas, report))
+        return TrainingData(statistics, traces=prior_traces(frames, features, columns, sigma, report))
     return TrainingData(statistics)
 
 
@@ -164,6 +168,12 @@ def make_prior(levels: tuple[str, ...], basis: InducingBasis, rho: str | FixedRh
     """The autoregressive prior that a configuration asks for."""
     fixed: str | list[float] = rho if isinstance(rho, str) else rho.values(len(levels) - 1)
     return AutoregressiveGP(len(levels), basis.species, basis.zeta, fixed)
+
+
+def make_noise(levels: tuple[str, ...], config: FitConfig) -> LevelNoise:
+    """The noises that a configuration starts from."""
+    training = config.training
+    return LevelNoise(len(levels), (training.noise_energy, training.noise_force, training.noise_virial))
 
 
 def learn(

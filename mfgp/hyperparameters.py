@@ -24,6 +24,7 @@ LEARNED_KINDS = ("energy", "forces", "virial")
 FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial value, and from a level to the next
 ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
 LARGEST = 1e14  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
+LARGEST_GIVEN = 1e12  # the same of labels with a sigma of their own, which nothing bounds from below
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -138,10 +139,6 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
             return self.raw_noise.new_ones(())
         return self.noise[level, LEARNED_KINDS.index(kind)]
 
-    def inverse_variances(self, keys: list[Key]) -> dict[Key, Tensor]:
-        """sigma^-2 of each (level, kind)."""
-        return {key: self.of(key) ** -2 for key in keys}
-
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Normal:
         """Distribution of labels around function values; keyword `key` = (level, kind)."""
         return Normal(function_samples, self.of(kwargs["key"]))
@@ -150,15 +147,32 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 def definite_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
     """sigma^2 + tr(D_t G D_t) / LARGEST of each (level, kind), D_t^2 = sum_u d_tu^2 the prior variances that level t sees.
 
-    Labels without noise would leave nothing of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the
-    evidence. d [T, T, M'] from `block_scales`.
+    Of rows that were divided by their own sigma: 1 + tr(D_t G D_t) / LARGEST_GIVEN. Labels without noise would leave nothing
+    of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the evidence. d [T, T, M'] from `block_scales`.
     """
-    prior = (d**2).sum(1)  # [T, M']
-    out = {}
-    for key in statistics.observed():
-        signal = (prior[key[0]] * statistics.moments[key].gram.diagonal()).sum()
-        out[key] = noise.of(key) ** 2 + (signal / LARGEST if key[1] in LEARNED_KINDS else 0.0)
-    return out
+    out = {key: noise.of(key) ** 2 + _signal(statistics, key, d) / LARGEST for key in _learned(statistics)}
+    return out | given_variances(statistics, d)
+
+
+def given_variances(statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
+    """What `definite_variances` has of labels with a sigma of their own: how much more than its square each counts with."""
+    keys = [key for key in statistics.observed() if key[1] == "given"]
+    return {key: 1.0 + _signal(statistics, key, d) / LARGEST_GIVEN for key in keys}
+
+
+def inverse_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
+    """sigma^-2 of each (level, kind) in a model whose learned noises are definite already (training.keep_definite)."""
+    learned = {key: noise.of(key) ** -2 for key in _learned(statistics)}
+    return learned | {key: 1.0 / variance for key, variance in given_variances(statistics, d).items()}
+
+
+def _learned(statistics: Statistics) -> list[Key]:
+    return [key for key in statistics.observed() if key[1] in LEARNED_KINDS]
+
+
+def _signal(statistics: Statistics, key: Key, d: Tensor) -> Tensor:
+    """tr(D_t G D_t)."""
+    return ((d[key[0]] ** 2).sum(0) * statistics.moments[key].gram.diagonal()).sum()
 
 
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):

@@ -20,7 +20,7 @@ those of the fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 ROUNDING = (
-    0.3  # times epsilon times prior over noise variance: 12 times the error of H_SS on nearly exact labels (H2O, CH4)
+    0.6  # times epsilon times prior over noise variance: 4 - 40 times the error of H_SS on nearly exact labels (H2O)
 )
 ALONE = 1e-5  # what is left of 1 - H where one structure alone says what the prior does not
 
@@ -77,7 +77,7 @@ def leave_one_out(
     Frames of one geometry are left out together, so `frames` should hold all of them that the model was trained on. Isolated
     atoms, and structures whose left-out prediction rounding would decide, are passed over.
     """
-    smoother = Smoother.of(model.posterior())
+    smoother = Smoother.of(model)
     groups: dict[bytes, list[Frame]] = {}
     for frame in frames:
         if not frame.isolated_atom:
@@ -102,11 +102,13 @@ class Smoother:
     posterior: Posterior
     mean: Tensor  # [T, M'] of the weights that each level sees
     prior: Tensor  # [T, M'] their variances before any data
+    noise: Mapping[Key, float]  # standard deviation of the labels of each (level, kind)
 
     @staticmethod
-    def of(posterior: Posterior) -> Smoother:
+    def of(model: MultiFidelityGP) -> Smoother:
+        posterior = model.posterior()
         mean = torch.stack([posterior.level_mean(t) for t in range(len(posterior.mean))])
-        return Smoother(posterior, mean, (posterior.d**2).sum(1))
+        return Smoother(posterior, mean, (posterior.d**2).sum(1), model.noises())
 
     def turned(self, rows: Tensor, level: int) -> Tensor:
         """V [row, T M'] of rows [row, M'] of a level."""
@@ -191,15 +193,14 @@ def labelled_parts(
 ) -> Iterator[LabelledRows]:
     """The rows of a frame by kind, in units of their noise; `functionals` of its structure."""
     level = model.level(frame.fidelity)
-    labels = [b.labels(frame.atoms) for b in model.baselines]
+    labels = model.columns.labels(model.baselines, frame.atoms, level)
     extra = model.columns.rows_of(frame.atoms, labels).to(functionals.phi)
     residual_std = residual_variance(model, level, functionals.phi, functionals.prior).sqrt()
     design = torch.cat([functionals.phi, extra, residual_std[:, None]], dim=1)  # one more column: scaled like the rows
-    sigmas = (model.config.training.noise_energy, model.config.training.noise_force)
     axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
-    for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level), sigmas).items():
+    for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
         key: Key = (level, kind)
-        noise = float(model.noise.of(key))
+        noise = smoother.noise[key]
         a = rows[:, :-1] / noise
         component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
         species = frame.atoms.numbers[component // 3] * int(kind == "forces")

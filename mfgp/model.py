@@ -35,14 +35,14 @@ from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
 from mfgp.features import Features
 from mfgp.frames import FrameSet, frames_from
-from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise
+from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
 from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction
 from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
-from mfgp.statistics import Statistics, merge
+from mfgp.statistics import Key, Statistics, merge
 from mfgp.surprises import warn_of_surprises
 from mfgp.training import TrainingResult
 from mfgp.training_frames import (
@@ -123,7 +123,6 @@ class MultiFidelityGP:
             )
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
-        sigmas = (config.training.noise_energy, config.training.noise_force)
         with bars(progress) as report:
             features = features or Features.build(training, config, report)
             features.check(training, config)
@@ -132,7 +131,7 @@ class MultiFidelityGP:
             columns, column_std = columns.to(device), column_std.to(device)
             learning = fitting.training_data(training, features, columns, calculators, config, report, data_pass)
             prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(device)
-            noise = LevelNoise(len(frames.levels), (*sigmas, config.training.noise_virial)).to(device)
+            noise = fitting.make_noise(frames.levels, config).to(device)
             result = fitting.learn(prior, noise, learning, basis, column_std, config, report)
             moments = fitting.accumulate_sites(training, features, report)
         learned = (columns, column_std, prior, noise, learning.statistics)
@@ -169,6 +168,13 @@ class MultiFidelityGP:
         seen = [(level, kind) in self.statistics.moments for kind in LEARNED_KINDS]
         return self.noise.noise[level].detach() * self.weights.new_tensor(seen)
 
+    def noises(self) -> dict[Key, float]:
+        """Standard deviation of the labels of each (level, kind) in the posterior, in the unit of their rows."""
+        kinds = [(t, kind) for t in range(len(self.levels)) for kind in LEARNED_KINDS]
+        with torch.no_grad():
+            given = given_variances(self.statistics, self._scales())
+        return {key: float(self.noise.of(key)) for key in kinds} | {key: float(v) ** 0.5 for key, v in given.items()}
+
     def leave_one_out(self, frames: FrameSet, report: Report = silent) -> Iterator[LeftOut]:
         """What the model would say of each structure of `frames`, had that structure not been in the training data.
 
@@ -186,8 +192,12 @@ class MultiFidelityGP:
         """The joint posterior over all levels' weights at the present hyperparameters."""
         statistics = statistics or self.statistics
         with torch.no_grad():
-            d = block_scales(self.prior.rho, self.prior.scale, self.basis.species_index(), self.column_std)
-            return posterior(statistics, d, self.noise.inverse_variances(statistics.observed()))
+            d = self._scales()
+            return posterior(statistics, d, inverse_variances(self.noise, statistics, d))
+
+    def _scales(self) -> Tensor:
+        """d [T, T, M'] of autoregressive.block_scales."""
+        return block_scales(self.prior.rho, self.prior.scale, self.basis.species_index(), self.column_std)
 
     def _solution(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """Weights and covariances of every level."""
@@ -284,9 +294,9 @@ class MultiFidelityGP:
         if not chosen:
             return self
         warn_of_surprises(self, chosen)
-        sigmas = (self.config.training.noise_energy, self.config.training.noise_force)
+        sigma = self.config.training.noise_energy
         with bars(progress) as report:
-            added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigmas, report)
+            added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigma, report)
             moments = self.site_statistics.merged(fitting.accumulate_sites(chosen, self.features, report))
         statistics = merge([self.statistics, added])
         summary, seen = chosen.summary(), self.seen | set(chosen.frame_hashes())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from descriptors import SOAP, Contraction
 from mfgp import __version__
-from mfgp.baselines import make_baselines
+from mfgp.baselines import first_levels, make_baselines
 from mfgp.calibration import Calibration
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
@@ -31,17 +31,17 @@ from mfgp.devices import resolve_device
 from mfgp.errors import ModelFileError
 from mfgp.features import Features
 from mfgp.files import replacing
-from mfgp.fitting import make_prior
-from mfgp.hyperparameters import LevelNoise
-from mfgp.inducing import build_basis
+from mfgp.fitting import make_noise, make_prior
+from mfgp.inducing import InducingBasis, build_basis
 from mfgp.model import MultiFidelityGP
 from mfgp.observations import Columns
 from mfgp.pair_term import pair_term
 from mfgp.site_moments import site_posterior
 from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
+from mfgp.vacuum_term import vacuum_term
 
-SCHEMA = 9
+SCHEMA = 10
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
@@ -101,6 +101,11 @@ def _without_scatter_of_forces(header: Header) -> Header:
     return {**header, "calibration": {**kept, "energy_scatter": energies, "force_scatter": []}}
 
 
+def _without_vacuum(header: Header) -> Header:
+    """Schema 9 knew no difference between an isolated atom and others, and made the factors of K_MM again."""
+    return {**header, "vacuum": [], "jitter": None}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
@@ -111,6 +116,7 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
     6: _without_calculations,
     7: _without_scatter,
     8: _without_scatter_of_forces,
+    9: _without_vacuum,
 }
 
 
@@ -133,8 +139,9 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
     }
     if model.columns.coefficients is not None:
         tensors["coefficients"] = model.columns.coefficients
-    for z, points in zip(model.basis.species, model.basis.points, strict=True):
+    for z, points, factor in zip(model.basis.species, model.basis.points, model.basis.factors, strict=True):
         tensors[f"points.{z}"] = points
+        tensors[f"factor.{z}"] = _pack(factor)  # not made again: rounding would differ, and weights are in its basis
     if model.soap.contraction is not None:
         for degree, matrix in enumerate(model.soap.contraction.matrices):
             tensors[f"contraction.{degree}"] = matrix
@@ -165,6 +172,8 @@ def _header(model: MultiFidelityGP) -> Header:
         "species": list(model.basis.species),
         "config": model.config.model_dump(mode="json"),
         "baselines": list(model.columns.baselines),
+        "jitter": model.basis.jitter,
+        "vacuum": [] if model.columns.vacuum is None else list(model.columns.vacuum.species),
         "retained": None if model.soap.contraction is None else list(model.soap.contraction.retained),
         "data": model.data,
         "data_hash": model.data_hash(),
@@ -256,15 +265,15 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
         config = config.model_copy(update={"device": "auto"})
     tensors = {name: t.to(device) for name, t in tensors.items()}
     levels, species = tuple(header["levels"]), tuple(header["species"])
-    points = tuple(tensors[f"points.{z}"] for z in species)
-    basis = build_basis(species, points, tensors["rank"], config.model.zeta)
-    baseline_names, pair = tuple(header["baselines"]), pair_term(config.pair, species)
-    columns = Columns(species, tensors["reference"], baseline_names, tensors.get("coefficients"), pair)
+    basis = _basis(config, species, header, tensors)
+    baseline_names, first = tuple(header["baselines"]), first_levels(config.baselines, levels)
+    pair = pair_term(config.pair, species)
+    vacuum = vacuum_term(tuple(header["vacuum"]), config.descriptor)
+    columns = Columns(species, tensors["reference"], baseline_names, first, tensors.get("coefficients"), pair, vacuum)
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])
-    initial = (config.training.noise_energy, config.training.noise_force, config.training.noise_virial)
-    noise = LevelNoise(len(levels), initial).to(device)
+    noise = make_noise(levels, config).to(device)
     noise.set_noise(tensors["noise"])
     size = basis.size + columns.size
     features = Features(_soap(config, species, header, tensors), basis, device)
@@ -283,6 +292,14 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
+
+
+def _basis(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> InducingBasis:
+    points, zeta = tuple(tensors[f"points.{z}"] for z in species), config.model.zeta
+    if header["jitter"] is None:  # no factors in this file
+        return build_basis(species, points, tensors["rank"], zeta)
+    factors = tuple(_unpack(tensors[f"factor.{z}"], len(p)).tril() for z, p in zip(species, points, strict=True))
+    return InducingBasis(species, points, factors, tensors["rank"], zeta, header["jitter"])
 
 
 def _statistics(header: Header, tensors: Mapping[str, Tensor], size: int) -> Statistics:

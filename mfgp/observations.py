@@ -12,6 +12,7 @@ and its baseline columns. Rows are ordered: energy, forces (atom-major, x y z), 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from ase import Atoms
 from torch import Tensor
 
 from descriptors import SOAP, Jacobian, Neighborhoods
+from mfgp.baselines import Baseline
 from mfgp.errors import DataError
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
@@ -27,6 +29,7 @@ from mfgp.kernels import kernel_slope, n_functionals
 from mfgp.pair_term import PairTerm
 from mfgp.rows import InducingForms, raw_rows
 from mfgp.single_point import SinglePoint
+from mfgp.vacuum_term import VacuumTerm
 
 KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
 VANISHING = 1e-5  # length of a row, 1/Å or eV/Å: below, symmetry makes the functional zero whatever the weights
@@ -120,13 +123,20 @@ def cell_volume(atoms: Atoms) -> float:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the design matrix beside Phi: one for each element, one for each baseline, those of the pair term."""
+    """The columns of the design matrix beside Phi: one for each element, one for each baseline, those of the terms."""
 
     species: tuple[int, ...]
     reference: Tensor  # [level, species] eV: prior mean of e0, subtracted from the labels
     baselines: tuple[str, ...] = ()
+    first: tuple[int, ...] = ()  # the lowest level that uses each baseline
     coefficients: Tensor | None = None  # [level, baseline] prior mean of each coefficient at each level
-    pair: PairTerm | None = None  # its coefficients have a prior mean of zero
+    pair: PairTerm | None = None
+    vacuum: VacuumTerm | None = None
+
+    @property
+    def terms(self) -> list[PairTerm | VacuumTerm]:
+        """What depends on positions, in the order of its columns; coefficients have a prior mean of zero."""
+        return [term for term in (self.pair, self.vacuum) if term is not None]
 
     def to(self, device: torch.device) -> Columns:
         """The same columns on a device."""
@@ -136,7 +146,7 @@ class Columns:
     @property
     def size(self) -> int:
         """Number of columns."""
-        return len(self.species) + len(self.baselines) + (0 if self.pair is None else self.pair.size)
+        return self.of_baselines.stop + sum(term.size for term in self.terms)
 
     @property
     def of_baselines(self) -> slice:
@@ -147,19 +157,29 @@ class Columns:
         """Number of atoms of each species, [species]."""
         return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
 
-    def rows_of(self, atoms: Atoms, labels: list[SinglePoint]) -> Tensor:
-        """[1+3N+6, column] of a structure and the baselines' labels of it: `rows`, then those of the pair term."""
-        out = self.rows(atoms.numbers, labels, cell_volume(atoms))
-        return out if self.pair is None else torch.cat([out, self.pair.rows(atoms)], dim=1)
+    def labels(self, baselines: Sequence[Baseline], atoms: Atoms, level: int) -> list[SinglePoint | None]:
+        """What the baselines say of a structure; None of those that the level does not use."""
+        return [b.labels(atoms) if first <= level else None for b, first in zip(baselines, self.first, strict=True)]
 
-    def rows(self, numbers: np.ndarray, labels: list[SinglePoint], volume: float) -> Tensor:
-        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional. No pair term.
+    def rows_of(self, atoms: Atoms, labels: Sequence[SinglePoint | None]) -> Tensor:
+        """[1+3N+6, column] of a structure and the baselines' labels of it: `rows`, then those of the terms."""
+        out = self.rows(atoms.numbers, labels, cell_volume(atoms))
+        return torch.cat([out, *(term.rows(atoms) for term in self.terms)], dim=1) if self.terms else out
+
+    def fixed(self, atoms: Atoms) -> bool:
+        """Whether no column depends on where the atoms are."""
+        return not self.baselines and self.pair is None and not (self.vacuum and self.vacuum.acts_on(atoms))
+
+    def rows(self, numbers: np.ndarray, labels: Sequence[SinglePoint | None], volume: float) -> Tensor:
+        """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional. No terms.
 
         Virials of a baseline without stress are NaN where there is a volume: unknown, not zero.
         """
         out = torch.zeros(n_functionals(len(numbers)), self.of_baselines.stop, dtype=torch.float64)
         out[0, : len(self.species)] = self.composition(numbers)
         for k, label in enumerate(labels):
+            if label is None:
+                continue
             column = len(self.species) + k
             out[0, column] = label.energy
             out[1:-6, column] = torch.from_numpy(np.asarray(label.forces, dtype=np.float64).reshape(-1))
@@ -187,16 +207,13 @@ def telling(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=1) > VANISHING
 
 
-def labelled_rows(
-    frame: Frame, design: Tensor, mean: Tensor, default_sigmas: tuple[float, float]
-) -> dict[str, tuple[Tensor, Tensor]]:
+def labelled_rows(frame: Frame, design: Tensor, mean: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """The rows that a frame has labels for, by kind: {kind: (A [row, M + column], y [row])}.
 
     design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
     by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV, of the total) or
-    `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Frames marked as isolated atoms fix
-    their e0: their energy is `given` too, with a hundredth of the default noise `default_sigmas` = (energy, force). Rows may
-    share the memory of `design`. Raises DataError for a stress label where a baseline gives no stress.
+    `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Isolated atoms have `isolated_rows`.
+    Rows may share the memory of `design`. Raises DataError for a stress label where a baseline gives no stress.
     """
     n = len(frame.atoms)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -206,12 +223,9 @@ def labelled_rows(
         rows.setdefault(kind, []).append((a, target) if scale == 1 else (a * scale, target * scale))
 
     if frame.energy is not None:
-        sigma = frame.energy_sigma
-        if sigma is None and frame.isolated_atom:
-            sigma = ISOLATED_NOISE * default_sigmas[0]
-        kind, scale = ("energy", n**-0.5) if sigma is None else ("given", 1.0 / sigma)
+        kind, scale = ("energy", n**-0.5) if frame.energy_sigma is None else ("given", 1.0 / frame.energy_sigma)
         add(kind, design[:1], np.array([frame.energy]), mean[:1], scale)
-    if frame.forces is not None and not frame.isolated_atom:
+    if frame.forces is not None:
         a, m, y = design[1:-6], mean[1:-6], frame.forces.reshape(-1)
         if not frame.force_mask.all():
             mask = np.repeat(frame.force_mask, 3)
@@ -232,3 +246,36 @@ def labelled_rows(
         k: v[0] if len(v) == 1 else (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v]))
         for k, v in rows.items()
     }
+
+
+def frame_rows(
+    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """`isolated_rows` of isolated atoms, `labelled_rows` of other frames; phi [1+3N+6, M], extra [1+3N+6, column]."""
+    if frame.isolated_atom:
+        return isolated_rows(frame, phi[0], columns, extra[0], level, default_sigma)
+    return labelled_rows(frame, torch.cat([phi, extra], dim=1), columns.mean(extra, level))
+
+
+def isolated_rows(
+    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The rows of an isolated atom with an energy, both of kind `given`; none without.
+
+    phi [M] of its local energy, extra [column] of its energy, default_sigma: of energies, eV. Its energy is that of e0 and
+    the baselines, with its `energy_sigma` or ISOLATED_NOISE of the default; and, where its element has a column in the
+    vacuum term, that of everything, with the default: the term takes up what the Gaussian process says.
+    """
+    if frame.energy is None:
+        return {}
+    sigma = frame.energy_sigma or ISOLATED_NOISE * default_sigma
+    y = frame.energy - columns.mean(extra[None], level)  # [1]
+    reference = torch.zeros_like(extra)
+    reference[: columns.of_baselines.stop] = extra[: columns.of_baselines.stop]
+    rows = [torch.cat([torch.zeros_like(phi), reference]) / sigma]
+    labels = [y / sigma]
+    if columns.vacuum is not None and int(frame.atoms.numbers[0]) in columns.vacuum.species:
+        other = max(sigma, default_sigma)
+        rows.append(torch.cat([phi, extra]) / other)
+        labels.append(y / other)
+    return {"given": (torch.stack(rows), torch.cat(labels))}

@@ -1,9 +1,9 @@
 """What composition and baselines add to the Gaussian process's part of a prediction at one level.
 
-With the columns c of a functional (observations.Columns: numbers of atoms, baselines, pair functions) and the weights w_c
-that the level sees of them,
+With the columns c of a functional (observations.Columns: numbers of atoms, baselines, pair and vacuum terms) and the
+weights w_c that the level sees of them,
 
-    functional = Phi w + c w_c + mean,        local energy of atom i = e_i + e0[z_i] + baselines / N + half of its pairs
+    functional = Phi w + c w_c + mean,     local energy of atom i = e_i + e0[z_i] + baselines / N + half of its pairs + c h_i
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ class LevelOffsets:
 
     def rows_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
-        return self.columns.rows_of(atoms, [b.labels(atoms) for b in self.baselines]).to(self.weights)
+        return self.columns.rows_of(atoms, self.columns.labels(self.baselines, atoms, self.level)).to(self.weights)
 
     def __call__(self, atoms: Atoms) -> Offsets:
         """Of a structure; those of the last composition are kept where nothing in them depends on positions."""
         numbers = atoms.numbers.tobytes()
-        if self._last is not None and self._last[0] == numbers:
+        fixed = self.columns.fixed(atoms)
+        if fixed and self._last is not None and self._last[0] == numbers:
             return self._last[1]
         rows = self.rows_of(atoms)
         added = rows @ self.weights + self.columns.mean(rows, self.level)
         local = self._local(atoms, rows)
         found = Offsets(rows, added.cpu().numpy(), local.cpu().numpy(), bool(torch.isfinite(rows).all()))
-        if not self.baselines and self.columns.pair is None:
+        if fixed:
             self._last = (numbers, found)
         return found
 
@@ -68,6 +69,8 @@ class LevelOffsets:
             own = columns.of_baselines
             coefficients = self.weights[own] + columns.coefficients[self.level]  # type: ignore[index]
             out = out + (rows[0, own] @ coefficients) / len(atoms)
-        if columns.pair is not None:
-            out = out + columns.pair.energies(atoms, self.weights[-columns.pair.size :]).to(out)
+        start = columns.of_baselines.stop
+        for term in columns.terms:
+            out = out + term.energies(atoms, self.weights[start : start + term.size]).to(out)
+            start += term.size
         return out

@@ -40,6 +40,11 @@ class PairTerm:
         """Number of columns."""
         return self.config.n * len(self.species) * (len(self.species) + 1) // 2
 
+    @property
+    def std(self) -> float:
+        """Prior standard deviation of a coefficient, and of its changes, eV."""
+        return self.config.std
+
     def neighborhoods(self, atoms: Atoms) -> Neighborhoods:
         """Pairs within the term's cutoff."""
         return neighborhoods([atoms], self.config.r_cut)

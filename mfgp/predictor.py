@@ -76,6 +76,7 @@ class Predictor:
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None
         self.offsets = LevelOffsets(model, level)
+        self.sites = model.sites  # an update of the model makes others
 
     @cached_property
     def mean_terms(self) -> tuple[InducingBasis, list[Tensor]]:
@@ -121,7 +122,7 @@ class Predictor:
     @property
     def has_moments(self) -> bool:
         """Whether the training data have magnetic moments at this level."""
-        return any(level == self.level for level, _ in self.model.sites)
+        return any(level == self.level for level, _ in self.sites)
 
     def magnetic_moments(self, atoms: Atoms) -> tuple[Array, Array]:
         """Moments and their standard deviations [N] in Bohr magnetons; NaN for elements without labels at this level."""
@@ -131,7 +132,7 @@ class Predictor:
 
     def _moments(self, numbers: NDArray[np.int64], phi: Tensor) -> tuple[Array, Array]:
         of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
-        mean, std = predict_sites(self.model.basis, self.model.sites, self.level, of_atom, phi)
+        mean, std = predict_sites(self.model.basis, self.sites, self.level, of_atom, phi)
         return _numpy(mean), _numpy(std)
 
     def columns_of(self, atoms: Atoms) -> Tensor:

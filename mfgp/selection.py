@@ -92,8 +92,8 @@ def select(
     level and structure (by default what the model learned from its training frames). levels: that may be calculated (all
     by default). targets: structures to become certain about (the pool by default). weights: of mean variances,
     {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was
-    trained on (`known_calculations`). Raises DataError for an empty
-    pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
+    trained on (`known_calculations`); a structure that the pool holds more than once is offered once. Raises DataError for
+    an empty pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
     """
     if budget_hours is None and n is None:
         raise ConfigError("no limit: give budget_hours (--budget-hours) or n (-n).")
@@ -106,9 +106,7 @@ def select(
         predictor.check_elements(atoms, f"structure {number} of the targets")
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
     hours = np.column_stack([costs.hours(name, pool) for name in names])
-    for index, name in {*taken, *known_calculations(model, pool, names)}:
-        if name in names:
-            hours[index, names.index(name)] = np.inf
+    hours[_not_offered(model, pool, names, taken)] = np.inf
     search = Search(predictor, pool, names, aim, hours, seed, report)
     limit = int(np.isfinite(hours).sum()) if n is None else n
     std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
@@ -119,6 +117,19 @@ def select(
         done = (len(choices), limit) if not budget_hours else (round(100 * (1 - left / budget_hours)), 100)
         report("selection", *done, f"std {choices[-1].std_after:.4g}")
     return Selection(tuple(choices), std_before, predictor.fidelity)
+
+
+def _not_offered(
+    model: MultiFidelityGP, pool: Sequence[Atoms], names: Sequence[str], taken: Collection[tuple[int, str]]
+) -> np.ndarray:
+    """Calculations that are taken or known, their copies, and those of an earlier copy in the pool, [structure, level]."""
+    keys = [[calculation_key(name, atoms) for name in names] for atoms in pool]
+    closed = {*model.calculated, *(keys[i][names.index(name)] for i, name in taken if name in names)}
+    out = np.zeros((len(pool), len(names)), dtype=bool)
+    for i, row in enumerate(keys):
+        out[i] = [key in closed for key in row]
+        closed |= set(row)
+    return out
 
 
 def known_calculations(model: MultiFidelityGP, pool: Sequence[Atoms], levels: Sequence[str]) -> list[tuple[int, str]]:

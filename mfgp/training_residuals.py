@@ -34,12 +34,12 @@ class Residual:
 
 def training_residuals(model: MultiFidelityGP) -> list[Residual]:
     """By level and kind of label."""
-    out = []
+    out, noises = [], model.noises()
     for t, kind in model.statistics.observed():
         m, w = model.statistics.moments[t, kind], model.weights[t]
         left = m.square - 2.0 * float(w @ m.projection) + float(w @ m.gram @ w)
         rms = [math.sqrt(max(v, 0.0) / m.count) for v in (m.square, left)]
-        out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], float(model.noise.of((t, kind)))))
+        out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], noises[t, kind]))
     return out
 
 

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mfgp import fitting
-from mfgp.baselines import Baseline, make_baselines
+from mfgp.baselines import Baseline, first_levels, make_baselines
 from mfgp.config import FitConfig
 from mfgp.errors import ConfigError, NumericalError
 from mfgp.features import Features
-from mfgp.frames import FrameSet
-from mfgp.hyperparameters import LevelNoise
+from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import CrossValidation
 from mfgp.progress import Report, silent
 from mfgp.training_frames import distinct, trainable
@@ -129,8 +128,7 @@ def cross_validated_score(
     data = fitting.training_data(frames, features, columns, list(baselines), folds, report)
     training = config.training
     prior = fitting.make_prior(frames.levels, basis, config.model.rho).to(features.device)
-    sigmas = (training.noise_energy, training.noise_force, training.noise_virial)
-    noise = LevelNoise(len(frames.levels), sigmas).to(features.device)
+    noise = fitting.make_noise(frames.levels, config).to(features.device)
     evidence = config.model_copy(update={"training": training.model_copy(update={"objective": "evidence"})})
     fitting.learn(prior, noise, fitting.TrainingData(data.statistics), basis, column_std, evidence, report)
     objective = CrossValidation(noise, prior, data.folds)
@@ -163,7 +161,8 @@ def tune(
     training = distinct(trainable(frames))
     study = _study(optuna, storage, training.data_hash(), space, start, config)
     limit = FEATURE_LIMIT * _n_features(config, training)
-    calculators = [_remembering(b, training, report) for b in calculators]
+    for baseline, first in zip(calculators, first_levels(config.baselines, frames.levels), strict=True):
+        _remember(baseline, [f for f in training if frames.levels.index(f.fidelity) >= first], report)
     done = len(study.get_trials(states=_ended(optuna)))
 
     def objective(trial: Any) -> float:
@@ -186,13 +185,12 @@ def tune(
     return _sorted(study, optuna)
 
 
-def _remembering(baseline: Baseline, frames: FrameSet, report: Report) -> Baseline:
-    """The baseline with room for the labels of all frames, which it has computed."""
+def _remember(baseline: Baseline, frames: Sequence[Frame], report: Report) -> None:
+    """Let the baseline compute the labels of all frames, with room for them."""
     baseline.make_room(len(frames))
     for i, frame in enumerate(frames):
         baseline.labels(frame.atoms)
         report(f"labels of {baseline.name}", i + 1, len(frames), "")
-    return baseline
 
 
 def _optuna() -> Any:

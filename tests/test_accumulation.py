@@ -11,10 +11,10 @@ from numpy.testing import assert_allclose
 from mfgp import FrameSet, MultiFidelityGP, accumulation
 from mfgp.accumulation import accumulate, batches, needs
 from mfgp.features import RowStore
-from mfgp.observations import cell_volume, labelled_rows
+from mfgp.observations import cell_volume, frame_rows
 from mfgp.statistics import Statistics
 
-SIGMAS = (0.005, 0.05)
+SIGMA = 0.005  # eV
 
 
 def one_by_one(model: MultiFidelityGP, frames: FrameSet) -> Statistics:
@@ -24,8 +24,8 @@ def one_by_one(model: MultiFidelityGP, frames: FrameSet) -> Statistics:
     for frame in frames:
         level = frames.levels.index(frame.fidelity)
         extra = model.columns.rows(frame.atoms.numbers, [], cell_volume(frame.atoms))
-        design = torch.cat([model.features.rows(frame.atoms), extra], dim=1)
-        for kind, part in labelled_rows(frame, design, model.columns.mean(extra, level), SIGMAS).items():
+        phi = model.features.rows(frame.atoms)
+        for kind, part in frame_rows(frame, phi, model.columns, extra, level, SIGMA).items():
             rows.setdefault((level, kind), []).append(part)
     out = Statistics(size)
     for (level, kind), parts in rows.items():
@@ -54,14 +54,14 @@ def test_any_batches_and_blocks_give_the_same(
     monkeypatch.setattr(accumulation, "BLOCK_ENTRIES", entries)
     monkeypatch.setattr(accumulation, "BLOCK_ROWS", rows)
     frames = two_levels.training()
-    agree(accumulate(frames, model.features, model.columns, [], SIGMAS), one_by_one(model, frames))
+    agree(accumulate(frames, model.features, model.columns, [], SIGMA), one_by_one(model, frames))
 
 
 def test_rows_that_are_kept_are_whitened_once(model: MultiFidelityGP, two_levels: FrameSet) -> None:
     frames = two_levels.training()
     kept = replace(model.features, store=RowStore())
     for _ in range(2):
-        agree(accumulate(frames, kept, model.columns, [], SIGMAS), one_by_one(model, frames))
+        agree(accumulate(frames, kept, model.columns, [], SIGMA), one_by_one(model, frames))
 
 
 def test_labels_of_any_kind_missing(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -71,7 +71,7 @@ def test_labels_of_any_kind_missing(model: MultiFidelityGP, two_levels: FrameSet
     ]
     some = FrameSet(two_levels.levels, tuple(frames))
     assert {needs([f]) for f in frames} == {(False, False), (True, False), (True, True)}
-    agree(accumulate(some, model.features, model.columns, [], SIGMAS), one_by_one(model, some))
+    agree(accumulate(some, model.features, model.columns, [], SIGMA), one_by_one(model, some))
 
 
 def test_a_geometry_at_two_levels_is_expanded_once(two_levels: FrameSet) -> None:

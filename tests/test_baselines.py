@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +187,20 @@ def test_the_cache_computes_once_and_is_bounded() -> None:
     assert calculator.count == 3
     baseline.labels(b)
     assert calculator.count == 4
+
+
+def test_threads_do_not_mix_their_labels() -> None:
+    """An ASE calculator keeps what it computes in itself; a pickled baseline can be used again."""
+    baseline = pickle.loads(pickle.dumps(Baseline("emt", EMT())))
+    structures = [bulk("Cu", "fcc", a=3.4 + 0.01 * i, cubic=True) for i in range(48)]
+    for i, atoms in enumerate(structures):
+        atoms.rattle(0.05, seed=i)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(baseline.labels, structures))
+    for atoms, labels in zip(structures, found, strict=True):
+        atoms.calc = EMT()
+        assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert_allclose(labels.forces, atoms.get_forces(), atol=1e-9)
 
 
 def test_every_part_of_the_geometry_is_in_the_hash() -> None:

@@ -97,7 +97,7 @@ def test_labels_with_their_own_sigma_have_that_noise(model: MultiFidelityGP, hel
     p = model.predict(frame.atoms, "high")
     std = label_std(model, frame, p)
     n = len(frame.atoms)
-    rows = labelled_rows(replace(frame, stress=None), torch.eye(3 * n + 7), torch.zeros(3 * n + 7), (0.1, 0.1))
+    rows = labelled_rows(replace(frame, stress=None), torch.eye(3 * n + 7), torch.zeros(3 * n + 7))
     scale = rows["given"][0].diagonal()  # of rows whose noise is 1
     assert_allclose(std.energy**2 - p.energy_std**2, float(scale[0]) ** -2, rtol=0, atol=1e-6)
     assert_allclose(std.forces**2 - p.forces_std**2, float(scale[1]) ** -2, rtol=0, atol=1e-6)

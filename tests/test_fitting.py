@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
@@ -31,7 +34,7 @@ def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> Non
     """A frame's own energy_sigma is that of its total energy, as gap_fit has it."""
     frame = two_levels.frames[0]
     design = torch.arange(19 * 3, dtype=torch.float64).reshape(19, 3)
-    rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64), (0.005, 0.05))
+    rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64))
     assert set(rows) == {"energy", "forces", "virial"}
     assert_allclose(rows["energy"][0].numpy(), design[:1].numpy() / 2, rtol=0, atol=1e-12)  # 4 atoms
     assert frame.energy is not None
@@ -41,7 +44,7 @@ def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> Non
     assert_allclose(rows["virial"][1].numpy(), (virial - 1) / 2, rtol=0, atol=1e-12)
     atoms = label(frame.atoms, "low")
     atoms.info |= {"energy_sigma": 0.01, "force_sigma": 0.2}
-    given = labelled_rows(read_frames({"low": [atoms]}).frames[0], design, torch.zeros(19, dtype=torch.float64), (1, 1))
+    given = labelled_rows(read_frames({"low": [atoms]}).frames[0], design, torch.zeros(19, dtype=torch.float64))
     assert set(given) == {"given", "virial"}
     assert_allclose(given["given"][0][0].numpy(), design[0].numpy() / 0.01, rtol=0, atol=1e-9)
     assert_allclose(given["given"][0][1].numpy(), design[1].numpy() / 0.2, rtol=0, atol=1e-9)
@@ -139,6 +142,28 @@ def test_baseline_forces_are_the_gradient_and_calculators_can_be_handed_over(two
     up, down = (model.predict(a, "high", uncertainty="none").energy for a in moved)
     assert_allclose(forces[1, 2], -(up - down) / (2 * step), rtol=0, atol=1e-6)
     assert model.hyperparameters()["baselines"]["low"]["mine"] == 0.0  # not used below `high`
+
+
+def test_levels_below_a_baseline_know_nothing_of_it(two_levels: FrameSet) -> None:
+    """Stress labels there, and elements that it does not cover."""
+
+    class WithoutStress(Calculator):
+        implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+        def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+            super().calculate(atoms, *args, **kwargs)
+            asked.append(len(atoms))
+            self.results = {"energy": 1.0, "forces": np.zeros((len(atoms), 3))}
+
+    asked: list[int] = []
+    frames = FrameSet(
+        two_levels.levels, (*two_levels.of("low"), *(replace(f, stress=None) for f in two_levels.of("high")))
+    )
+    config = settings(baselines=[{"name": "mine", "from_level": "high"}], training=QUICK)
+    model = MultiFidelityGP.fit(frames, config, baselines={"mine": WithoutStress()}, progress=False)
+    assert len(asked) == len(frames.training().of("high"))
+    assert model.predict(alloy(302), "low").stress is not None
+    assert model.predict(alloy(302), "high").stress is None
 
 
 def test_evidence_is_at_a_maximum_and_the_energy_ratio_is_bounded(two_levels: FrameSet, config: FitConfig) -> None:

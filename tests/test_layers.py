@@ -27,6 +27,7 @@ LAYERS = [
         "kernels",
         "inducing",
         "pair_term",
+        "vacuum_term",
         "row_sums",
         "rows",
         "observations",

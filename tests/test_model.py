@@ -254,8 +254,7 @@ def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet,
 def _restricted(model: MultiFidelityGP, frames: FrameSet):  # type: ignore[no-untyped-def]
     from mfgp.fitting import accumulate
 
-    sigmas = (model.config.training.noise_energy, model.config.training.noise_force)
-    return accumulate(frames, model.features, model.columns, [], sigmas)
+    return accumulate(frames, model.features, model.columns, [], model.config.training.noise_energy)
 
 
 def test_update_takes_tagged_atoms_and_refuses_what_it_cannot_use(model: MultiFidelityGP) -> None:

@@ -17,7 +17,7 @@ from mfgp.autoregressive import block_scales
 from mfgp.features import Features, structure_key
 from mfgp.hyperparameters import LARGEST, AutoregressiveGP, Evidence, LevelNoise
 from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
-from mfgp.observations import labelled_rows
+from mfgp.observations import frame_rows
 from mfgp.residual import residual_variance
 from mfgp.statistics import Statistics
 
@@ -46,7 +46,7 @@ class Problem:
         self.index = basis.species_index()
 
     def statistics(self, frames: FrameSet) -> Statistics:
-        return fitting.accumulate(frames, self.features, self.columns, [], SIGMAS)
+        return fitting.accumulate(frames, self.features, self.columns, [], SIGMAS[0])
 
     def dense(self, frames: FrameSet) -> tuple[np.ndarray, np.ndarray]:
         """y [row], and rows of all weights [row, 2 M'] divided, like y, by nothing; noise variances are in `noises`."""
@@ -64,8 +64,7 @@ class Problem:
         level = self.frames.levels.index(frame.fidelity)  # type: ignore[attr-defined]
         phi = self.features.rows(frame.atoms)  # type: ignore[attr-defined]
         extra = self.columns.rows(frame.atoms.numbers, [], frame.atoms.get_volume())  # type: ignore[attr-defined]
-        design = torch.cat([phi, extra], dim=1)
-        found = labelled_rows(frame, design, self.columns.mean(extra, level), SIGMAS)  # type: ignore[arg-type]
+        found = frame_rows(frame, phi, self.columns, extra, level, SIGMAS[0])  # type: ignore[arg-type]
         return [(level, kind, a, y) for kind, (a, y) in found.items()]
 
 
@@ -96,7 +95,7 @@ def test_cross_validation_is_the_density_of_folds_given_the_others(problem: Prob
 
 
 def test_the_bound_is_the_evidence_less_what_the_inducing_points_do_not_carry(problem: Problem) -> None:
-    traces = fitting.prior_traces(problem.frames, problem.features, SIGMAS)
+    traces = fitting.prior_traces(problem.frames, problem.features, problem.columns, SIGMAS[0])
     statistics = problem.statistics(problem.frames)
     bound = CollapsedBound(problem.noise, problem.prior, traces)(statistics, problem.index, problem.std)
     evidence = Evidence(problem.noise, problem.prior)(statistics, problem.index, problem.std)
@@ -128,7 +127,9 @@ def test_gradients(problem: Problem, kind: str, largest: float, monkeypatch: pyt
     if kind == "evidence":
         data = TrainingData(statistics)
     elif kind == "vfe":
-        data = TrainingData(statistics, traces=fitting.prior_traces(problem.frames, problem.features, SIGMAS))
+        data = TrainingData(
+            statistics, traces=fitting.prior_traces(problem.frames, problem.features, problem.columns, SIGMAS[0])
+        )
     else:
         folds = tuple(problem.statistics(p) for p in fitting.in_folds(problem.frames, 3, seed=0))
         data = TrainingData(statistics, folds)

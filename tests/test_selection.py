@@ -206,10 +206,12 @@ def test_a_batch_beats_chance(model: MultiFidelityGP, pool: list[Atoms]) -> None
     assert after([c.index for c in batch.choices]) < min(random)
 
 
-def test_copies_are_not_chosen_twice_while_others_teach_more(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+def test_copies_of_a_structure_are_offered_once(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     several = [pool[7].copy() for _ in range(5)] + [pool[6], pool[5]]
-    chosen = [c.index for c in select(model, several, "high", COSTS, n=3, levels=["high"], targets=pool).choices]
-    assert len([i for i in chosen if i < 5]) == 1
+    chosen = [(c.index, c.level) for c in select(model, several, "high", COSTS, n=9, targets=pool).choices]
+    assert sorted(chosen) == [(i, level) for i in (0, 5, 6) for level in ("high", "low")]
+    chosen = [(c.index, c.level) for c in select(model, several, "high", COSTS, n=9, taken=[(3, "high")]).choices]
+    assert sorted(chosen) == [(0, "low"), *((i, level) for i in (5, 6) for level in ("high", "low"))]
 
 
 def test_costs_decide_the_level(model: MultiFidelityGP, pool: list[Atoms]) -> None:

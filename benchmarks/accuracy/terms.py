@@ -35,7 +35,7 @@ from mfgp.datasets import load_lmfp
 from mfgp.features import Features
 from mfgp.fitting import build_columns, learn, make_prior, training_data
 from mfgp.frames import Frame
-from mfgp.hyperparameters import LevelNoise
+from mfgp.hyperparameters import LevelNoise, inverse_variances
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import TrainingData
 from mfgp.observations import Columns
@@ -206,7 +206,7 @@ def solve(
     learn(prior, noise, data, basis, column_std, config)
     with torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
-        joint = posterior(data.statistics, d, noise.inverse_variances(data.statistics.observed()))
+        joint = posterior(data.statistics, d, inverse_variances(noise, data.statistics, d))
     rho = ", ".join(f"{x:.2f}" for x in prior.rho_parameter.flatten().tolist())
     return joint.level_mean(len(training.levels) - 1), {"noise": 1e3 * float(noise.noise[-1, 1].detach()), "rho": rho}
 

@@ -1,0 +1,95 @@
+"""What an atom without neighbours has beside its reference energy, as columns beside the inducing points.
+
+    E_vacuum(S) = sum_i c_{z_i} h_i,        h_i = prod_j [1 - f_c(r_ij)] over the neighbours j of i
+
+with f_c the quintic cutoff of the descriptor (radial.py): h is 1 for an isolated atom, exactly 0 with the first neighbour
+nearer than r_cut - width, and smooth between. Elements that have an isolated atom among the training frames have a column,
+with a broad prior for c at the lowest level and for its change from one level to the next.
+
+Such a frame is two labels (observations.isolated_rows): e0 alone is its energy, and so is e0 + f(x) + c. Without c the
+second would ask of the Gaussian process that its local energies go from 0 at the isolated atom to the cohesive energy of a
+solid, along a kernel for which the two are much alike: a large amplitude, and several times the error of forces in metals
+(docs/theory.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from descriptors import Neighborhoods, SOAPConfig, neighborhoods
+from descriptors.radial import smooth_cutoff
+from descriptors.slopes import voigt_products
+from mfgp.kernels import n_functionals
+
+HARD_CUTOFF_WIDTH = 1.0  # Å, where the descriptor's cutoff is a step
+NEAR = 3.0  # Å; where every atom has a neighbour as near as that, h is zero and no longer list is made
+
+
+@dataclass(frozen=True)
+class VacuumTerm:
+    """The columns of the elements `species` (atomic numbers), in that order."""
+
+    species: tuple[int, ...]
+    r_cut: float  # Å
+    width: float  # Å
+    std: float = 100.0  # eV, prior of each c and of its changes: nothing but isolated atoms tells it
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return len(self.species)
+
+    def acts_on(self, atoms: Atoms) -> bool:
+        """Whether an atom of the structure may have no near neighbour."""
+        nb = neighborhoods([atoms], min(NEAR, self.r_cut - self.width))
+        return len(torch.unique(nb.centre)) < len(atoms)
+
+    def rows(self, atoms: Atoms) -> Tensor:
+        """What every column gives for energy, forces and virial of a structure, [1+3N+6, column] float64."""
+        out = torch.zeros(n_functionals(len(atoms)), self.size, dtype=torch.float64)
+        if not self.acts_on(atoms):
+            return out
+        nb, column = neighborhoods([atoms], self.r_cut), self._column(atoms)
+        r = torch.linalg.vector_norm(nb.vectors, dim=1)
+        f, slope = smooth_cutoff(r, self.r_cut, self.width)
+        h = self._lonely(nb, f)
+        mine = column >= 0
+        out[0].index_add_(0, column[mine], h[mine])
+        pair = torch.nonzero(mine[nb.centre] & (h[nb.centre] > 0)).squeeze(1)  # elsewhere the slope of h is zero, too
+        vectors, target = nb.vectors[pair], column[nb.centre[pair]]
+        dh = -slope[pair] * h[nb.centre[pair]] / (1.0 - f[pair])  # dh_i / dr_ij, 1/Å
+        per_vector = (dh / r[pair])[:, None] * vectors  # [pair, 3]
+        forces = out[1:-6].view(len(atoms), 3, self.size)
+        xyz = torch.arange(3)
+        for atom, sign in ((nb.centre[pair], 1.0), (nb.neighbor[pair], -1.0)):
+            forces.index_put_((atom[:, None], xyz, target[:, None]), sign * per_vector, accumulate=True)
+        strained = (voigt_products(vectors) @ per_vector[:, :, None]).squeeze(2)  # [pair, 6]
+        out[-6:].index_put_((torch.arange(6), target[:, None]), -strained, accumulate=True)
+        return out
+
+    def energies(self, atoms: Atoms, coefficients: Tensor) -> Tensor:
+        """Energy of each atom, [N] eV, for coefficients [column] eV."""
+        if not self.acts_on(atoms):
+            return torch.zeros(len(atoms), dtype=torch.float64)
+        nb, column = neighborhoods([atoms], self.r_cut), self._column(atoms)
+        f, _ = smooth_cutoff(torch.linalg.vector_norm(nb.vectors, dim=1), self.r_cut, self.width)
+        return torch.where(column >= 0, coefficients.cpu()[column.clamp(min=0)], 0.0) * self._lonely(nb, f)
+
+    def _column(self, atoms: Atoms) -> Tensor:
+        """Column of each atom, [N]; -1 of elements without one."""
+        place = {z: k for k, z in enumerate(self.species)}
+        return torch.tensor([place.get(z, -1) for z in atoms.numbers.tolist()], dtype=torch.long)
+
+    @staticmethod
+    def _lonely(nb: Neighborhoods, f: Tensor) -> Tensor:
+        """h [N] from f_c of every pair."""
+        return torch.ones(len(nb.numbers), dtype=f.dtype).scatter_reduce(0, nb.centre, 1.0 - f, "prod")
+
+
+def vacuum_term(species: tuple[int, ...], config: SOAPConfig) -> VacuumTerm | None:
+    """The term of these elements with the cutoff of a descriptor, None without elements."""
+    return VacuumTerm(species, config.r_cut, config.cutoff_width or HARD_CUTOFF_WIDTH) if species else None

@@ -1,0 +1,75 @@
+"""Labels that claim to be exact: float64 carries what is asked of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from conftest import alloy, label
+from numpy.testing import assert_allclose
+
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.autoregressive import block_scales
+from mfgp.hyperparameters import LARGEST_GIVEN, Evidence
+from mfgp.observations import frame_rows
+
+CONFIG = FitConfig(
+    descriptor={"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5},
+    model={"zeta": 2, "n_inducing": 40},
+    training={"calibrate": False},
+)
+
+
+def frames(sigma: float) -> FrameSet:
+    out = {"low": [label(alloy(i), "low") for i in range(12)], "high": [label(alloy(i), "high") for i in range(4)]}
+    for level, of in out.items():
+        for atoms in of[:2]:
+            atoms.info["energy_sigma"] = sigma
+        for symbol in ("Cu", "Au"):
+            of.append(Atoms(symbol, info={"REF_energy": 3.0 + (level == "high"), "fidelity": level}))
+    return read_frames(out)
+
+
+@pytest.mark.parametrize("growth", [0.0, 7.0, 14.0])
+def test_no_amplitude_asks_too_much(growth: float) -> None:
+    """At the bounds of the amplitudes rounding decided whether P could be factorised, and fits ended there."""
+    model = MultiFidelityGP.fit(frames(1e-6), CONFIG, progress=False)
+    model.prior.set_scale(model.prior.scale * np.exp(growth / 2))
+    scale, rho = model.prior.scale, model.prior.rho
+    d = block_scales(rho, scale, model.basis.species_index(), model.column_std)
+    inverse = Evidence(model.noise, model.prior).inverse_noise(model.statistics, d)
+    for t in (0, 1):
+        signal = float(((d[t] ** 2).sum(0) * model.statistics.moments[t, "given"].gram.diagonal()).sum())
+        assert signal > 10 * LARGEST_GIVEN
+        assert signal * float(inverse[t, "given"]) < LARGEST_GIVEN
+    value = Evidence(model.noise, model.prior)(model.statistics, model.basis.species_index(), model.column_std)
+    assert bool(torch.isfinite(value))
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-6, 1e-8])
+def test_the_posterior_is_that_of_the_rows(sigma: float) -> None:
+    """Against least squares of all rows, which no normal equations have rounded."""
+    data = frames(sigma)
+    model = MultiFidelityGP.fit(data, CONFIG, progress=False)
+    noises = model.noises()
+    d = block_scales(model.prior.rho, model.prior.scale, model.basis.species_index(), model.column_std)
+    rows, targets = [], []
+    for frame in data:
+        t = data.levels.index(frame.fidelity)
+        extra = model.columns.rows_of(frame.atoms, [])
+        phi = model.features.rows(frame.atoms)
+        for kind, (a, y) in frame_rows(frame, phi, model.columns, extra, t, CONFIG.training.noise_energy).items():
+            rows.append((a[:, None] * d[t]).flatten(1) / noises[t, kind])
+            targets.append(y / noises[t, kind])
+    a, y = torch.cat(rows).numpy(), torch.cat(targets).numpy()
+    a, y = np.vstack([a, np.eye(a.shape[1])]), np.concatenate([y, np.zeros(a.shape[1])])
+    theta = torch.from_numpy(np.linalg.lstsq(a, y, rcond=None)[0]).view(2, -1)
+    for t, level in enumerate(model.levels):
+        weights = (d[t] * theta).sum(0)
+        for atoms in (alloy(900), alloy(901)):
+            design = torch.cat([model.features.rows(atoms), model.columns.rows_of(atoms, [])], dim=1)
+            expected = design @ weights + model.columns.mean(design[:, model.basis.size :], t)
+            found = model.predict(atoms, level)
+            assert_allclose(found.forces.flatten(), expected[1:-6], rtol=0, atol=2e-3)  # eV/Å
+            assert found.energy == pytest.approx(float(expected[0]), abs=1e-3)

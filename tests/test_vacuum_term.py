@@ -1,0 +1,193 @@
+"""Isolated atoms: their term, what they fix, and that they cost the rest of a fit nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+from numpy.testing import assert_allclose
+
+from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.vacuum_term import VacuumTerm
+
+TERM = VacuumTerm((29, 79), 4.0, 1.0)
+CONFIG = {
+    "descriptor": {"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5},
+    "model": {"zeta": 2, "n_inducing": 60},
+    "training": {"calibrate": False},
+}
+
+
+def calculator(level: str) -> EMT | SumCalculator:
+    return (
+        EMT() if level == "low" else SumCalculator([EMT(), LennardJones(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)])
+    )
+
+
+def labelled(atoms: Atoms, level: str, forces: bool = True) -> Atoms:
+    out = atoms.copy()
+    work = atoms.copy()
+    work.calc = calculator(level)
+    out.info = {
+        "REF_energy": work.get_potential_energy() + (1.5 * (atoms.numbers == 29).sum() if level == "high" else 0)
+    }
+    if forces:
+        out.set_array("REF_forces", work.get_forces())
+    return out
+
+
+def alloy(seed: int) -> Atoms:
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Cu", "fcc", a=3.8, cubic=True)
+    atoms.symbols[rng.permutation(4)[:2]] = "Au"
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.03, (3, 3))), scale_atoms=True)
+    atoms.positions += rng.normal(0, 0.12, (4, 3))
+    return atoms
+
+
+def data(isolated: bool, seed: int = 0) -> dict[str, list[Atoms]]:
+    out = {"low": [labelled(alloy(100 * seed + i), "low") for i in range(24)]}
+    out["high"] = [labelled(alloy(100 * seed + i), "high") for i in range(6)]
+    for level, frames in out.items():
+        frames += [labelled(Atoms(s), level, forces=False) for s in ("Cu", "Au")] * isolated
+    return out
+
+
+def fitted(frames: dict[str, list[Atoms]], **changes: object) -> MultiFidelityGP:
+    return MultiFidelityGP.fit(read_frames(frames), FitConfig(**{**CONFIG, **changes}), progress=False)
+
+
+@pytest.fixture(scope="module")
+def with_atoms() -> MultiFidelityGP:
+    return fitted(data(True))
+
+
+def detached(kind: str) -> Atoms:
+    """Atoms whose nearest neighbour lies where f_c goes to zero, and others near and far."""
+    if kind == "cluster":
+        return Atoms("CuAuCuAu", positions=[[0, 0, 0], [3.3, 0.2, 0], [0, 3.6, 0.4], [-9, 0, 0]])
+    if kind == "dimer":
+        return Atoms("CuCu", positions=[[0, 0, 0], [1.9, 2.0, 2.1]])
+    cell = [[4.2, 0, 0], [0.3, 4.3, 0], [0.1, 0.2, 4.4]]
+    return Atoms("CuAu", scaled_positions=[[0, 0, 0], [0.5, 0.49, 0.51]], cell=cell, pbc=True)
+
+
+@pytest.mark.parametrize("kind", ["cluster", "dimer", "crystal"])
+def test_rows_are_derivatives(kind: str) -> None:
+    atoms, step = detached(kind), 1e-4
+    rows = TERM.rows(atoms)
+    assert rows[0].abs().max() > 0.05
+    assert rows[1:-6].abs().max() > 0.05
+
+    def energy(change: Callable[[Atoms], None]) -> np.ndarray:
+        moved = atoms.copy()
+        change(moved)
+        return TERM.rows(moved)[0].numpy()
+
+    for k in range(3 * len(atoms)):
+
+        def move(moved: Atoms, by: float, k: int = k) -> None:
+            moved.positions.flat[k] += by
+
+        slope = (energy(lambda a: move(a, step)) - energy(lambda a: move(a, -step))) / (2 * step)
+        assert_allclose(rows[1 + k], -slope, atol=1e-5)
+    for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
+
+        def strain(moved: Atoms, by: float, i: int = i, j: int = j) -> None:
+            tensor = np.eye(3)
+            tensor[i, j] += by / 2
+            tensor[j, i] += by / 2
+            moved.positions = moved.positions @ tensor
+            moved.cell = moved.cell.array @ tensor
+
+        slope = (energy(lambda a: strain(a, step)) - energy(lambda a: strain(a, -step))) / (2 * step)
+        assert_allclose(rows[len(rows) - 6 + k], -slope, atol=1e-5)
+    coefficients = torch.tensor([0.7, -1.3], dtype=torch.float64)
+    assert_allclose(TERM.energies(atoms, coefficients).sum(), rows[0] @ coefficients, atol=1e-12)
+
+
+def test_it_is_zero_in_solids_and_one_for_isolated_atoms() -> None:
+    assert not TERM.acts_on(alloy(0))
+    assert TERM.rows(alloy(0)).abs().max() == 0.0
+    assert_allclose(TERM.rows(Atoms("Au"))[0], [0.0, 1.0])
+    wide = bulk("Cu", "sc", a=3.1, cubic=True)  # no neighbour within 3 Å, the first at a distance of f_c > 0
+    wide.set_cell([3.05, 3.05, 3.05])
+    assert TERM.acts_on(wide)
+    assert 0.0 < float(TERM.rows(wide)[0, 0]) < 1e-6
+    assert TERM.rows(Atoms("H"))[0].abs().max() == 0.0  # no column of this element
+
+
+def test_isolated_atoms_are_predicted_and_are_e0(with_atoms: MultiFidelityGP) -> None:
+    for level in ("low", "high"):
+        for symbol in ("Cu", "Au"):
+            atom = labelled(Atoms(symbol), level, forces=False)
+            p = with_atoms.predict(atom, level, uncertainty="full")
+            assert p.energy == pytest.approx(atom.info["REF_energy"], abs=1e-6)
+            assert with_atoms.hyperparameters()["e0"][level][symbol] == pytest.approx(p.energy, abs=1e-3)
+            assert p.energies[0] == pytest.approx(p.energy, abs=1e-9)
+            for uncertainty in ("energies", "by_level"):
+                assert with_atoms.predict(atom, level, uncertainty=uncertainty).energy_std == pytest.approx(
+                    p.energy_std
+                )
+
+
+def test_isolated_atoms_cost_no_accuracy(with_atoms: MultiFidelityGP) -> None:
+    """Without their term the error of forces was four times that of a fit without isolated atoms."""
+    without = fitted(data(False))
+    tests = [labelled(alloy(9000 + i), "low") for i in range(10)]
+    labels = np.concatenate([a.get_array("REF_forces") for a in tests])
+    errors = [
+        np.sqrt(np.mean((np.concatenate([m.predict(a, "low").forces for a in tests]) - labels) ** 2))
+        for m in (with_atoms, without)
+    ]
+    assert errors[1] < 0.2 * np.sqrt(np.mean(labels**2))
+    assert errors[0] < 1.15 * errors[1]
+
+
+def test_an_atom_leaves_smoothly(with_atoms: MultiFidelityGP) -> None:
+    """Forces are slopes of the energy all the way from a dimer to two isolated atoms, in a calculator that is kept."""
+    atoms = Atoms("CuAu", positions=[[0, 0, 0], [0, 0, 2.5]])
+    atoms.calc = with_atoms.calculator("high", uncertainty="none")
+    energies = {}
+    for z in (2.5, 2.95, 3.2, 3.5, 3.8, 3.99, 4.5):
+        for step in (-1e-4, 0.0, 1e-4):
+            atoms.positions[1, 2] = z + step
+            energies[step] = atoms.get_potential_energy()
+            assert energies[step] == pytest.approx(with_atoms.predict(atoms, "high").energy, abs=1e-8)
+        atoms.positions[1, 2] = z
+        assert atoms.get_forces()[1, 2] == pytest.approx(-(energies[1e-4] - energies[-1e-4]) / 2e-4, abs=2e-5)
+    apart = sum(with_atoms.predict(Atoms(s), "high").energy for s in ("Cu", "Au"))
+    assert energies[0.0] == pytest.approx(apart, abs=1e-6)
+
+
+def test_a_loaded_model_is_the_same_one(with_atoms: MultiFidelityGP, tmp_path: Path) -> None:
+    with_atoms.save(tmp_path / "m.mfgp")
+    loaded = MultiFidelityGP.load(tmp_path / "m.mfgp")
+    assert loaded.columns.vacuum == with_atoms.columns.vacuum
+    for atoms in (alloy(7), detached("cluster"), Atoms("Cu")):
+        found, expected = (m.predict(atoms, "high", uncertainty="full") for m in (loaded, with_atoms))
+        assert found.energy == pytest.approx(expected.energy, abs=1e-10)
+        assert_allclose(found.forces, expected.forces, rtol=0, atol=1e-10)
+        assert_allclose(found.forces_std, expected.forces_std, rtol=0, atol=1e-10)
+
+
+def test_an_update_with_isolated_atoms_is_a_refit(with_atoms: MultiFidelityGP) -> None:
+    """Of the element that has a column; another one's fix its e0 alone."""
+    frames = data(True)
+    some = {level: [a for a in of if str(a.symbols) != "Cu" or level == "low"] for level, of in frames.items()}
+    model = fitted(some)
+    assert model.columns.vacuum.species == (29, 79)  # type: ignore[union-attr]
+    model.update({"high": frames["high"][-2:-1]})
+    assert model.predict(Atoms("Cu"), "high").energy == pytest.approx(frames["high"][-2].info["REF_energy"], abs=1e-5)
+    alone = fitted(data(False))
+    assert alone.columns.vacuum is None
+    alone.update({"low": frames["low"][-1:]})
+    assert alone.hyperparameters()["e0"]["low"]["Au"] == pytest.approx(frames["low"][-1].info["REF_energy"], abs=1e-3)
