@@ -9,6 +9,7 @@ fourth training structure is scored, the others train). Both are run as commands
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,9 +22,13 @@ import torch
 import typer
 import yaml
 from ase import Atoms
-from common import Usage, best_of, data_option, gemm_rate, machine, run_measured, timed, write_result
 from rich.console import Console
 from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parent / "accuracy"))  # dpa3
+
+from common import Usage, best_of, data_option, gemm_rate, machine, run_measured, timed, write_result
+from dpa3 import NAME, FrozenModel
 from stages import STAGES, timed_pass
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
@@ -63,6 +68,10 @@ def main(
     gap: Annotated[list[str] | None, typer.Option("--gap", help=f"Override one of gap_fit's {', '.join(GAP)}")] = None,
     rival: Annotated[bool, typer.Option(help="Run gap_fit (quippy-ase) too.")] = True,
     stages: Annotated[bool, typer.Option(help="Split the time of our fit by stage.")] = True,
+    dpa3: Annotated[
+        Path | None,
+        typer.Option(help="File with the weights of DPA-3, for a baseline dpa3-openlam among the settings."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "mlearn_si",
 ) -> None:
     """Fit and score both codes."""
@@ -76,7 +85,10 @@ def main(
         ase.io.write(work / "train.extxyz", training)
         config = work / "config.yaml"
         config.write_text(yaml.safe_dump({"fidelities": [{"name": "pbe", "train": ["train.extxyz"]}], **SETTINGS}))
-        result["mfgp"] = fit_mfgp(work, config, settings or [], held_out)
+        if dpa3 is None:
+            result["mfgp"] = fit_mfgp(work, config, settings or [], held_out)
+        else:
+            result["mfgp"] = fit_in_python(work, config, settings or [], held_out, dpa3)
         if rival:
             result["gap_fit"] = fit_gap(work, {**GAP, **dict(s.split("=") for s in gap or [])}, held_out)
         if stages and not folds:
@@ -107,6 +119,22 @@ def fit_mfgp(work: Path, config: Path, overrides: list[str], held_out: list[Atom
 
     out = summary(usage, energy_and_forces, held_out)
     return {**out, "settings": load_config(config, overrides).model_dump(mode="json", exclude={"fidelities"})}
+
+
+def fit_in_python(work: Path, config: Path, overrides: list[str], held_out: list[Atoms], dpa3: Path) -> dict[str, Any]:
+    """As fit_mfgp, with a baseline that the command does not know."""
+    settings, baselines = load_config(config, overrides), {NAME: FrozenModel(dpa3)}
+    with timed() as timing:
+        model = MultiFidelityGP.fit(read_frames({"pbe": work / "train.extxyz"}), settings, baselines=baselines)
+    predictor = model.predictor()
+
+    def energy_and_forces(atoms: Atoms) -> tuple[float, np.ndarray]:
+        prediction = predictor(atoms, "none")
+        return prediction.energy, prediction.forces
+
+    usage = Usage(timing.cpu, timing.wall, 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    out = summary(usage, energy_and_forces, held_out)
+    return {**out, "settings": settings.model_dump(mode="json", exclude={"fidelities"})}
 
 
 def gap_command(settings: dict[str, str]) -> list[str | Path]:

@@ -166,10 +166,6 @@ class Columns:
         out = self.rows(atoms.numbers, labels, cell_volume(atoms))
         return torch.cat([out, *(term.rows(atoms) for term in self.terms)], dim=1) if self.terms else out
 
-    def fixed(self, atoms: Atoms) -> bool:
-        """Whether no column depends on where the atoms are."""
-        return not self.baselines and self.pair is None and not (self.vacuum and self.vacuum.acts_on(atoms))
-
     def rows(self, numbers: np.ndarray, labels: Sequence[SinglePoint | None], volume: float) -> Tensor:
         """[1+3N+6, column]: counts for the energy, then what each baseline gives for every functional. No terms.
 

@@ -17,6 +17,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mfgp.vacuum_term import Together
+
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
@@ -40,6 +42,7 @@ class LevelOffsets:
         self.columns, self.baselines, self.level = model.columns, model.baselines, level
         self.weights = model.weights[level][model.basis.size :]  # [column]
         self._last: tuple[bytes, Offsets] | None = None  # those of the last composition
+        self._together: Together | None = None  # of the last structure without atoms that are alone
 
     def rows_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""
@@ -48,9 +51,10 @@ class LevelOffsets:
     def __call__(self, atoms: Atoms) -> Offsets:
         """Of a structure; those of the last composition are kept where nothing in them depends on positions."""
         numbers = atoms.numbers.tobytes()
-        fixed = self.columns.fixed(atoms)
-        if fixed and self._last is not None and self._last[0] == numbers:
-            return self._last[1]
+        fixed = self._fixed(atoms)
+        last = self._last  # once: other threads may use this predictor, too
+        if fixed and last is not None and last[0] == numbers:
+            return last[1]
         rows = self.rows_of(atoms)
         added = rows @ self.weights + self.columns.mean(rows, self.level)
         local = self._local(atoms, rows)
@@ -58,6 +62,18 @@ class LevelOffsets:
         if fixed:
             self._last = (numbers, found)
         return found
+
+    def _fixed(self, atoms: Atoms) -> bool:
+        """Whether no column depends on where the atoms are."""
+        if self.baselines or self.columns.pair is not None:
+            return False
+        known = self._together
+        if self.columns.vacuum is None or (known is not None and known.still(atoms)):
+            return True
+        slack = self.columns.vacuum.slack(atoms)
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        self._together = Together(bare, slack) if slack > 0.0 else None
+        return slack > 0.0
 
     def _local(self, atoms: Atoms, rows: Tensor) -> Tensor:
         """e0 of each atom, an equal share of the baselines' energy, and half the energy of its pairs, [N] eV."""

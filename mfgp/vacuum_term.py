@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -27,6 +28,7 @@ from mfgp.kernels import n_functionals
 
 HARD_CUTOFF_WIDTH = 1.0  # Å, where the descriptor's cutoff is a step
 NEAR = 3.0  # Å; where every atom has a neighbour as near as that, h is zero and no longer list is made
+SHORTEST = 0.5  # Å; no atoms are nearer
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,17 @@ class VacuumTerm:
 
     def acts_on(self, atoms: Atoms) -> bool:
         """Whether an atom of the structure may have no near neighbour."""
-        nb = neighborhoods([atoms], min(NEAR, self.r_cut - self.width))
-        return len(torch.unique(nb.centre)) < len(atoms)
+        return self.slack(atoms) == 0.0
+
+    def slack(self, atoms: Atoms) -> float:
+        """How much farther (Å) every nearest neighbour may be before the term may act; 0 where it may already."""
+        near = min(NEAR, self.r_cut - self.width)
+        if near < SHORTEST:
+            return 0.0
+        nb = neighborhoods([atoms], near)
+        nearest = torch.full((len(atoms),), near, dtype=torch.float64)
+        nearest.scatter_reduce_(0, nb.centre, torch.linalg.vector_norm(nb.vectors, dim=1), "amin")
+        return near - float(nearest.max())
 
     def rows(self, atoms: Atoms) -> Tensor:
         """What every column gives for energy, forces and virial of a structure, [1+3N+6, column] float64."""
@@ -88,6 +99,22 @@ class VacuumTerm:
     def _lonely(nb: Neighborhoods, f: Tensor) -> Tensor:
         """h [N] from f_c of every pair."""
         return torch.ones(len(nb.numbers), dtype=f.dtype).scatter_reduce(0, nb.centre, 1.0 - f, "prod")
+
+
+@dataclass(frozen=True)
+class Together:
+    """That no atom of a structure is alone: true until atoms have moved by half of the slack."""
+
+    atoms: Atoms
+    slack: float  # Å
+
+    def still(self, atoms: Atoms) -> bool:
+        """Whether it is true of these atoms, without another list of neighbours."""
+        old = self.atoms
+        if not np.array_equal(old.numbers, atoms.numbers) or not np.array_equal(old.pbc, atoms.pbc):
+            return False
+        moved = np.linalg.norm(atoms.positions - old.positions, axis=1).max(initial=0.0)
+        return bool(np.array_equal(old.cell.array, atoms.cell.array) and moved < 0.5 * self.slack)
 
 
 def vacuum_term(species: tuple[int, ...], config: SOAPConfig) -> VacuumTerm | None:

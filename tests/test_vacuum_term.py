@@ -16,7 +16,7 @@ from ase.calculators.mixing import SumCalculator
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.vacuum_term import VacuumTerm
+from mfgp.vacuum_term import Together, VacuumTerm
 
 TERM = VacuumTerm((29, 79), 4.0, 1.0)
 CONFIG = {
@@ -191,3 +191,25 @@ def test_an_update_with_isolated_atoms_is_a_refit(with_atoms: MultiFidelityGP) -
     assert alone.columns.vacuum is None
     alone.update({"low": frames["low"][-1:]})
     assert alone.hyperparameters()["e0"]["low"]["Au"] == pytest.approx(frames["low"][-1].info["REF_energy"], abs=1e-3)
+
+
+def test_that_atoms_are_together_is_known_until_they_may_have_parted() -> None:
+    atoms = alloy(3)
+    slack = TERM.slack(atoms)
+    assert 0.1 < slack < 1.0
+    known = Together(atoms.copy(), slack)
+    assert known.still(atoms)
+    for far, holds in ((0.49 * slack, True), (0.51 * slack, False)):
+        moved = atoms.copy()
+        moved.positions[2, 1] += far
+        assert known.still(moved) == holds
+    for change in ("cell", "numbers", "pbc"):
+        other = atoms.copy()
+        if change == "cell":
+            other.set_cell(other.cell.array * 1.01)
+        elif change == "numbers":
+            other.symbols[0] = "Ag"
+        else:
+            other.pbc = (True, True, False)
+        assert not known.still(other)
+    assert TERM.slack(detached("dimer")) == 0.0
