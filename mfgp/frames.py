@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from mfgp.errors import ConfigError, DataError
@@ -28,6 +29,10 @@ from mfgp.labels import (
 )
 from mfgp.reading import geometry_problems, raise_problems
 from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
+
+ALONE = (
+    7.0  # Å; an atom whose nearest image is farther is an isolated one: crystals with one atom a cell end at 5.3 (Cs)
+)
 
 __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_atoms"]
 
@@ -213,13 +218,19 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         stress=labels.stress,
         energy_sigma=labels.energy_sigma,
         force_sigma=labels.force_sigma,
-        isolated_atom=isolated or (len(atoms) == 1 and not atoms.pbc.any()),
+        isolated_atom=isolated or (len(atoms) == 1 and not problems and _nearest_image(atoms) > ALONE),
         split=None if info.get("split") is None else str(info["split"]),
         wall_seconds=as_seconds(info.get("wall_seconds")),
         magmoms=labels.magmoms,
         total_magmom=total_moment(atoms),
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
+
+
+def _nearest_image(atoms: Atoms) -> float:
+    """Distance to the nearest periodic image of an atom, Å."""
+    reduced, _ = minkowski_reduce(atoms.cell.array, atoms.pbc)
+    return float(np.linalg.norm(reduced[atoms.pbc], axis=1).min(initial=np.inf))
 
 
 def as_seconds(raw: Any) -> float | None:

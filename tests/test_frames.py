@@ -137,6 +137,20 @@ def test_subsets_of_labels_and_isolated_atoms() -> None:
     assert [frame.isolated_atom for frame in frames] == [False, True, True, False]
 
 
+def test_an_atom_alone_in_a_box_is_isolated() -> None:
+    skewed = [[5.0, 0, 0], [40.0, 9.0, 0], [0, 0, 9.0]]  # nearest images 5 Å away
+    boxes = {
+        "box": ([12, 12, 12], True),
+        "skewed": (skewed, True),
+        "crystal": (bulk("Cs", "bcc", a=6.14).cell, True),
+        "wire": ([0, 0, 8.0], (False, False, True)),
+        "chain": ([0, 0, 4.0], (False, False, True)),
+    }
+    atoms = [Atoms("Cs", cell=cell, pbc=pbc, info={"REF_energy": -1.0}) for cell, pbc in boxes.values()]
+    found = dict(zip(boxes, (f.isolated_atom for f in read_frames({"a": atoms})), strict=True))
+    assert found == {"box": True, "skewed": False, "crystal": False, "wire": True, "chain": False}
+
+
 def test_masked_atoms_may_have_nan_forces() -> None:
     atoms = dimer()
     atoms.arrays["REF_forces"][1] = np.nan
