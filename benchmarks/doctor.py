@@ -15,7 +15,7 @@ spoiled      in every round two structures of each level are spoiled in the same
              counted, too). With --mixed all kinds of fault are in the data of every round.
 as they are  suspects of a fit to the data without any fault, by name: what the other rounds will name again; and in closed
              form from its scores (mfgp.doctor_suspects) how large an error would be found in nine of ten places, and in
-             which share of the structures an energy off by +-0.2 eV would.
+             which share of the structures an energy off by +-0.2 eV would, without and with the second look.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
 
@@ -48,7 +48,7 @@ from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.baselines import make_baselines
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
+from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore, label_scores
 from mfgp.doctor_suspects import findable, other_moments
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
@@ -157,9 +157,11 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     spoiled, faults = spoil(case.frames, kinds, rng)
     scores, other = case.scored(spoiled)
     suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
+    listed = {(s.frame.fidelity, identity(s)) for s in scores if s.second_look}
     touched = {fault["structure"] for fault in faults}
     for fault in faults:
         fault["found"] = (fault["level"], fault["structure"]) in suspects
+        fault["second_look"] = (fault["level"], fault["structure"]) in listed
         fault["moments_too"] = fault["found"] and (fault["level"], fault["structure"]) in other
     alarms = {}
     for level in case.frames:
@@ -320,9 +322,9 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     faults = [fault for one in found for fault in one["faults"]]
     out: list[dict[str, Any]] = []
     for kind, level in dict.fromkeys((f["kind"], f["level"]) for f in faults):
-        alike = [f["found"] for f in faults if (f["kind"], f["level"]) == (kind, level)]
-        other = sum(f["moments_too"] for f in faults if (f["kind"], f["level"]) == (kind, level))
-        out.append({"what": kind, "level": level, "n": len(alike), "found": sum(alike), "moments_too": other})
+        here = [f for f in faults if (f["kind"], f["level"]) == (kind, level)]
+        counts = {name: sum(f[name] for f in here) for name in ("found", "moments_too", "second_look")}
+        out.append({"what": kind, "level": level, "n": len(here), **counts})
     for level in found[0]["false_alarms"]:
         alarms = [one["false_alarms"][level] for one in found]
         named, other, alone = (
@@ -334,6 +336,9 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         out.append({"what": "moments alone", "level": level, "n": n, "found": alone})
         labels, suspects = (sum(a[key] for a in alarms) for key in ("labels", "suspect_labels"))
         out.append({"what": "false alarm, labels", "level": level, "n": labels, "found": suspects})
+        good = np.concatenate([one["good"][level] for one in found])
+        listed = int(((good > SECOND_LOOK) & (good <= LIMITS["energy"])).sum())
+        out.append({"what": "good energies for a second look", "level": level, "n": len(good), "found": listed})
     return out
 
 
@@ -342,7 +347,7 @@ def by_limit(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for level in found[0]["off"]:
         off, good = (np.concatenate([one[name][level] for one in found]) for name in ("off", "good"))
-        for limit in (2.5, 3.0, 3.3, LIMITS["energy"]):
+        for limit in (2.5, SECOND_LOOK, 3.0, 3.3, LIMITS["energy"]):
             shares = {"found": float(np.mean(off > limit)), "false_alarms": float(np.mean(good > limit))}
             out.append({"level": level, "limit": limit, **shares, "n": (len(off), len(good))})
     return out
@@ -351,18 +356,25 @@ def by_limit(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def forecast(scores: Sequence[LabelScore], level: str) -> dict[str, float]:
     """What would be found at a level: sizes (eV/atom, eV/Å) in nine of ten places, share of energies off by ENERGY."""
     energies, forces = ([s for s in scores if (s.frame.fidelity, s.kind) == (level, k)] for k in ("energy", "forces"))
-    off = [
-        abs(s.error + sign * ENERGY) > LIMITS["energy"] * abs(s.error) / s.score for s in energies for sign in (-1, 1)
-    ]
-    rms = float(np.sqrt(np.mean([s.error**2 for s in energies])))  # eV
-    return {"energy": findable(energies), "forces": findable(forces), "share": float(np.mean(off)), "left_out_rms": rms}
+    moved = [abs(s.error + sign * ENERGY) * s.score / abs(s.error) for s in energies for sign in (-1, 1)]
+    own = [s.score for s in energies]
+    return {
+        "energy": findable(energies),
+        "energy_second_look": findable(energies, SECOND_LOOK),
+        "forces": findable(forces),
+        "share": float(np.mean(np.array(moved) > LIMITS["energy"])),
+        "share_with_second_look": float(np.mean(np.array(moved) > SECOND_LOOK)),
+        "good_with_second_look": float(np.mean(np.array(own) > SECOND_LOOK)),
+        "left_out_rms": float(np.sqrt(np.mean([s.error**2 for s in energies]))),  # eV
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    out = Table("fault", "level", "n", "suspects", "share", "with moments")
+    out = Table("fault", "level", "n", "suspects", "share", "with moments", "second look")
     for r in rows:
         share = f"{100 * r['found'] / max(r['n'], 1):.1f} %"
-        out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), share, str(r.get("moments_too", "")))
+        apart = (str(r.get(name, "")) for name in ("moments_too", "second_look"))
+        out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), share, *apart)
     return out
 
 

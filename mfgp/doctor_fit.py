@@ -51,6 +51,7 @@ LIMITS = {
     "forces": 5.3,
     "moment": 3.7,
 }  # robust standard deviations; a normal distribution passes 3.7 once in 5000 labels
+SECOND_LOOK = 2.7  # of energies; a normal distribution passes it once in 144
 CHARGE = 0.2  # Bohr magnetons; high-spin ions of 3d metals change by 0.5 and more with their charge
 QUANTILE = 0.8
 MIN_LABELS = 8  # of a kind, level and species, for a quantile to say anything
@@ -76,6 +77,11 @@ class LabelScore:
     @property
     def suspect(self) -> bool:
         return self.score > LIMITS[self.kind] and (self.kind != "moment" or abs(self.error) > CHARGE)
+
+    @property
+    def second_look(self) -> bool:
+        """An energy, no suspect, that is further off than most."""
+        return self.kind == "energy" and SECOND_LOOK < self.score <= LIMITS[self.kind]
 
     @property
     def error(self) -> float:
@@ -116,6 +122,8 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     smoother = Smoother.of(model)
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
+        if frame.isolated_atom:
+            continue
         functionals = model.features.functionals(frame.atoms)
         for part in labelled_parts(model, smoother, frame, functionals):
             for species, score in _scores(model, smoother, part):

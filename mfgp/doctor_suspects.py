@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtr
 
-from mfgp.doctor_fit import LIMITS, LabelScore
+from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
 from mfgp.doctor_report import SEE_ALL, Array, Finding, about, examples
 from mfgp.frames import Frame, FrameSet
 
@@ -48,6 +49,9 @@ def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
                 out.append(_contradicted(level, kind, chosen))
         if chosen := [s for s in suspects if id(s.frame) in charged]:
             out.append(_moments_too(level, chosen))
+        energies = [s for s in scores if s.kind == "energy" and s.frame.fidelity == level]
+        if chosen := sorted((s for s in energies if s.second_look), key=lambda s: -s.score):
+            out.append(_second_look(level, chosen, len(energies)))
         out.extend(_what_would_be_found(level, [s for s in scores if s.frame.fidelity == level]))
     return out
 
@@ -57,26 +61,29 @@ def other_moments(scores: Sequence[LabelScore]) -> list[Frame]:
     return _frames_of([s for s in scores if s.kind == "moment" and s.suspect])
 
 
-def findable(scores: Sequence[LabelScore]) -> float:
-    """Size from which on an error would make nine of ten of these labels, all of one kind, suspect.
+def findable(scores: Sequence[LabelScore], limit: float | None = None) -> float:
+    """Size from which on an error would make nine of ten of these labels, all of one kind, pass a limit: that of suspects.
 
     In eV/atom of energies, eV/Å of forces, Bohr magnetons of moments; nan where none has a score between 0 and the limit.
     """
     sizes: list[Array] = []
     for s in scores:
-        if 0.0 < s.score <= LIMITS[s.kind]:
+        most = LIMITS[s.kind] if limit is None else limit
+        if 0.0 < s.score <= most:
             e, n = s.deviation, len(s.frame.atoms) if s.kind == "energy" else 1
             length = float(np.linalg.norm(e))
-            free = e**2 - length**2 + (LIMITS[s.kind] * length / s.score) ** 2  # [axis]
+            free = e**2 - length**2 + (most * length / s.score) ** 2  # [axis]
             sizes += [(np.sqrt(free) + sign * e) / n for sign in (-1.0, 1.0)]
     return float(np.quantile(np.concatenate(sizes), SHARE)) if sizes else float("nan")
 
 
 def _what_would_be_found(level: str, scores: Sequence[LabelScore]) -> list[Finding]:
-    energy, forces = (findable([s for s in scores if s.kind == kind]) for kind in ("energy", "forces"))
+    energies = [s for s in scores if s.kind == "energy"]
+    energy, forces = findable(energies), findable([s for s in scores if s.kind == "forces"])
     found = []
     if np.isfinite(energy):
-        found.append(f"an energy that is off by {1e3 * energy:.1f} meV/atom")
+        listed = f" ({1e3 * findable(energies, SECOND_LOOK):.1f}: list it for a second look)"
+        found.append(f"an energy that is off by {1e3 * energy:.1f} meV/atom{listed}")
     if np.isfinite(forces):
         found.append(f"a force on one atom that is off by {forces:.2f} eV/Å")
     if not found:
@@ -102,6 +109,16 @@ def _contradicted(level: str, kind: str, worst: Sequence[LabelScore]) -> Finding
     )
     message += "again."
     return about("warning", "leave-one-out", message, bad)
+
+
+def _second_look(level: str, chosen: Sequence[LabelScore], energies: int) -> Finding:
+    frames = _frames_of(chosen)
+    chance = 2.0 * energies * float(ndtr(-SECOND_LOOK) - ndtr(-LIMITS["energy"]))
+    many = "the energy of 1 frame is" if len(frames) == 1 else f"energies of {len(frames)} frames are"
+    message = f"fidelity {level!r}: {many} further from what all other labels say than most: scores of {SECOND_LOOK} - "
+    message += f"{LIMITS['energy']}, which about {chance:.1f} of {energies} good ones have, too:{_listed(chosen)}"
+    message += "\n  Begin with these if you compute anything again: small errors are among them."
+    return about("info", "second look", message, frames)
 
 
 def _moments_too(level: str, worst: Sequence[LabelScore]) -> Finding:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.cli import app
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
-from mfgp.doctor_fit import Array, LabelScore, _in_bulk_deviations, label_scores
+from mfgp.doctor_fit import SECOND_LOOK, Array, LabelScore, _in_bulk_deviations, label_scores
 from mfgp.doctor_suspects import findable, fit_checks, other_moments
 
 CONFIG = FitConfig(
@@ -104,6 +104,26 @@ def test_errors_of_the_size_that_is_said_to_be_found_are_found(clean: list[Label
     sizes = [1.59 - 0.3, 1.59 + 0.3] + 4 * [np.sqrt(1.59**2 - 0.3**2)]
     assert findable([force]) == pytest.approx(np.quantile(sizes, 0.9))
     assert np.isnan(findable([replace(moved, score=4.0)]))
+
+
+def test_smaller_errors_are_listed_for_a_second_look(clean: list[LabelScore]) -> None:
+    """Of a size between what is found there and what is named in nine of ten cases."""
+    chosen = [s for s in clean if s.kind == "energy" and s.frame.fidelity == "low"]
+    assert findable(chosen, SECOND_LOOK) < 0.9 * findable(chosen)
+    frames = data()
+    size = 4 * findable(chosen, SECOND_LOOK)
+    for k, sign in ((3, 1), (12, -1)):
+        frames["low"][k].info["REF_energy"] += 1.05 * sign * size
+    frames["low"].append(Atoms("Cu", info={"REF_energy": 30.0}))  # an isolated atom has no score
+    scores, read = scored(frames)
+    listed = {s.frame.source for s in scores if s.second_look or (s.kind == "energy" and s.suspect)}
+    assert {read.of("low")[k].source for k in (3, 12)} <= listed
+    assert all(len(s.frame.atoms) > 1 for s in scores)
+    some = [replace(s, score=3.0) if s is chosen[4] else replace(s, score=min(s.score, 2.0)) for s in chosen]
+    (finding,) = [f for f in fit_checks(some, FrameSet(("low",), ())) if f.check == "second look"]
+    assert finding.severity == "info"
+    assert f"about {0.00672 * len(chosen):.1f} of {len(chosen)} good ones" in finding.message
+    assert chosen[4].frame.source in finding.message
 
 
 def test_a_swapped_level_is_found() -> None:
