@@ -32,7 +32,7 @@ from descriptors.slopes import expansion_bytes
 from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
 from mfgp.devices import resolve_device
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, structure_key
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, structure_key
 from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import FOLDS
@@ -119,8 +119,10 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     sampled = np.concatenate([cell.numbers for cell in cells])
     mean = [per_centre[sampled == z].mean() if (sampled == z).any() else per_centre.mean() for z in soap.species]
     atoms, moved = _atoms(training, soap.species)
-    n_candidates = min(int(atoms.sum()), max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing))
-    candidates = _shares(atoms, n_candidates)
+    numbers = np.concatenate([a.numbers for a in candidates(training, config)])
+    offered = np.array([(numbers == z).sum() for z in soap.species])
+    n_candidates = min(len(numbers), max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing))
+    chosen_from = _shares(offered, n_candidates)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
     pair, lonely = pair_term(config.pair, soap.species), len(isolated_elements(training))
@@ -129,8 +131,8 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     return Counts(
         atoms=atoms,
         pairs=moved * np.array(mean),
-        candidates=candidates,
-        inducing=candidates / candidates.sum() * m,
+        candidates=chosen_from,
+        inducing=chosen_from / chosen_from.sum() * m,
         n_features=soap.n_features,
         n_entries=form_entries(soap),
         n_frames=len(training),

@@ -29,6 +29,7 @@ from mfgp.progress import Report, silent
 from mfgp.rows import InducingForms, energy_rows, inducing_forms, raw_rows
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
+COPIES, RATTLE = 3, 0.05  # rattled copies of a structure whose environments are offered, and by how much, Å
 MIN_CANDIDATES = 4000
 CONTRACTION_SAMPLE = 200  # structures
 
@@ -189,22 +190,22 @@ def _build_soap(
 def _choose_basis(
     frames: FrameSet, soap: SOAP, config: FitConfig, device: torch.device, report: Report = silent
 ) -> InducingBasis:
-    """Inducing points from the environments of all structures, or of a seeded sample where there are very many.
+    """Inducing points from the environments of `candidates`, or of a seeded sample where there are very many.
 
     Each species competes with at most its share of `max(MIN_CANDIDATES, 8 M)` candidates, at least the rarest in full.
     """
     limit = max(MIN_CANDIDATES, CANDIDATES_PER_POINT * config.model.n_inducing)
-    unique = _distinct_structures(frames)
-    numbers = np.concatenate([f.atoms.numbers for f in unique])
+    offered = candidates(frames, config)
+    numbers = np.concatenate([atoms.numbers for atoms in offered])
     keep = _sample_environments(numbers, limit, config.seed)
     start, features = 0, []
-    for i, frame in enumerate(unique):
-        mask = keep[start : start + len(frame.atoms)]
-        start += len(frame.atoms)
+    for i, atoms in enumerate(offered):
+        mask = keep[start : start + len(atoms)]
+        start += len(atoms)
         if mask.any():
-            q = soap.values(soap.neighborhoods([frame.atoms], device=device))
+            q = soap.values(soap.neighborhoods([atoms], device=device))
             features.append(q[torch.from_numpy(mask).to(device)])
-        report("descriptors", i + 1, len(unique), "")
+        report("descriptors", i + 1, len(offered), "")
     kept = torch.from_numpy(numbers[keep].astype(np.int64)).to(device)
     total = min(config.model.n_inducing, len(kept))
 
@@ -215,12 +216,28 @@ def _choose_basis(
     return select_inducing(torch.cat(features), kept, config.model.n_inducing, config.model.zeta, config.seed, on_step)
 
 
-def _distinct_structures(frames: FrameSet) -> list[Frame]:
-    """One frame per structure: the same geometry at two levels offers its environments once."""
-    seen: dict[bytes, Frame] = {}
+def candidates(frames: FrameSet, config: FitConfig) -> list[Atoms]:
+    """Structures whose environments may become inducing points: each geometry once, and rattled copies where these are few.
+
+    Forces are three labels an atom, more than as many functions as there are atoms can follow. So where there are fewer
+    environments than `n_inducing` (by up to COPIES) those of structures with forces are offered again, rattled.
+    """
+    seen: dict[bytes, Atoms] = {}
+    with_forces: dict[bytes, Atoms] = {}
     for f in frames:
-        seen.setdefault(structure_key(f.atoms), f)
-    return list(seen.values())
+        key = structure_key(f.atoms)
+        seen.setdefault(key, f.atoms)
+        if f.forces is not None and not f.isolated_atom:
+            with_forces.setdefault(key, f.atoms)
+    out, rng = list(seen.values()), np.random.default_rng(config.seed)
+    for _ in range(COPIES):
+        if sum(map(len, out)) >= config.model.n_inducing:
+            break
+        for atoms in with_forces.values():
+            copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            copy.positions += rng.normal(0.0, RATTLE, copy.positions.shape)
+            out.append(copy)
+    return out
 
 
 def _sample_environments(numbers: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -7,7 +7,9 @@ are the sufficient statistics.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline, first_levels
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
-from mfgp.errors import ConfigError
+from mfgp.errors import ConfigError, NumericalError
 from mfgp.features import Features, structure_key
 from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
@@ -32,6 +34,7 @@ from mfgp.vacuum_term import vacuum_term
 
 DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`
 E0_STD = 10.0  # eV, prior of each e0 around the reference of the lowest level
+DISTRUSTED = 20.0  # times the initial noise of virials: the second start of a fit
 E0_SHIFT_STD = 3.0  # eV, prior of its change from one level to the next, around the reference shift
 
 
@@ -188,7 +191,8 @@ def learn(
     """Initialise the hyperparameters and maximise the objective: first on a prefix of the inducing points, then on all.
 
     The bound and cross-validation start where the evidence ends: from the initial amplitudes the bound calls everything
-    noise.
+    noise. Where there are virials the first stage is run from a large noise of theirs, too, and the better end is kept:
+    virials that contradict the forces (a wrong sign, Pulay stress) would else be followed, and the forces called noise.
     """
     initialise(prior, noise, data.statistics, basis.size)
     training, size = config.training, basis.size
@@ -205,10 +209,27 @@ def learn(
             iterations = min(REFINE_ITERATIONS, iterations)
     elif training.objective != "evidence":
         stages.append((size, only_evidence, iterations))
-    result = None
+    result, starts = None, [noise.noise.detach().clone()]
+    if any(kind == "virial" for _, kind in data.statistics.observed()):
+        starts.append(starts[0] * starts[0].new_tensor([1.0, 1.0, DISTRUSTED]))
     for m, part, most in [*stages, (size, data, iterations)]:
         index = basis.species_index()[basis.rank < m]
-        result = _maximise(prior, noise, part, index, column_std, most, training.max_energy_ratio, report)
+        ends: list[tuple[TrainingResult, dict[str, Any], Tensor]] = []
+        amplitudes = copy.deepcopy(prior.state_dict())
+        for start in starts:
+            prior.load_state_dict(amplitudes)
+            noise.set_noise(start)
+            try:
+                result = _maximise(prior, noise, part, index, column_std, most, training.max_energy_ratio, report)
+            except NumericalError:
+                if start is starts[-1] and not ends:
+                    raise
+                continue
+            ends.append((result, copy.deepcopy(prior.state_dict()), noise.noise.detach().clone()))
+        result, amplitudes, best = max(ends, key=lambda end: end[0].evidence)
+        prior.load_state_dict(amplitudes)
+        noise.set_noise(best)
+        starts = [best]
     keep_definite(prior, noise, data.statistics, basis.species_index(), column_std)
     return result
 

@@ -12,6 +12,7 @@ killed run goes on where it was.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -205,9 +206,7 @@ def _optuna() -> Any:
 def _study(
     optuna: Any, storage: Path, data: str, space: Mapping[str, Range], start: Mapping[str, Any], config: FitConfig
 ) -> optuna.Study:
-    what = f"{data} {sorted(space)} M={config.model.n_inducing} seed={config.seed}"
-    if config.baselines:
-        what += f" {', '.join(b.model_dump_json() for b in config.baselines)}"
+    what = f"{data} {sorted(space)} {_held(config, space)}"
     study = optuna.create_study(
         storage=f"sqlite:///{storage}",
         study_name="tune",
@@ -222,6 +221,18 @@ def _study(
     if not any(t.params == start for t in study.get_trials(states=(*_ended(optuna), waiting))):
         study.enqueue_trial(dict(start))
     return study
+
+
+def _held(config: FitConfig, space: Mapping[str, Range]) -> str:
+    """What a search does not change of a configuration, as text: trials of another one do not compare."""
+    data = config.model_dump(mode="json", exclude={"fidelities", "device"})
+    for name in space:
+        node = data
+        *path, last = name.split(".")
+        for part in path:
+            node = node[part]
+        node.pop(last)
+    return json.dumps(data, sort_keys=True)
 
 
 def _count(optuna: Any, storage: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -238,3 +239,18 @@ def test_a_baseline_without_stress_leaves_stress_unknown(two_levels: FrameSet) -
     assert p.stress_std is None
     assert p.forces_std is not None
     assert np.isfinite(p.forces_std).all()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda s: -s, lambda s: s + np.array([0.02, 0.02, 0.02, 0, 0, 0])], ids=["sign", "Pulay"]
+)
+def test_stresses_that_contradict_the_forces_are_not_followed(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A fit that followed them called the forces noise, and had a much smaller evidence."""
+    frames = [label(alloy(i), "low") for i in range(24)]
+    for atoms in frames:
+        atoms.info["REF_stress"] = change(atoms.info["REF_stress"])
+    config = settings(model={"zeta": 2, "n_inducing": 90}, training={"calibrate": False})
+    model = MultiFidelityGP.fit(read_frames({"low": frames}), config, progress=False)
+    noise = model.hyperparameters()["noise"]["low"]
+    assert noise["virial"] > 0.2  # eV per sqrt(atom)
+    assert noise["forces"] < 0.1  # eV/Å

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from conftest import alloy, label
 from numpy.testing import assert_allclose
 
-from mfgp import inducing
+from mfgp import FitConfig, MultiFidelityGP, inducing, read_frames
 from mfgp.errors import NumericalError
+from mfgp.features import COPIES, candidates
 from mfgp.inducing import build_basis, cholesky, select_inducing
 from mfgp.observations import local_features
 
@@ -102,3 +105,42 @@ def test_a_species_that_is_used_up_gives_no_more(counts: tuple[int, int]) -> Non
     numbers = torch.tensor([1] * counts[0] + [8] * counts[1])
     for n in (sum(counts), sum(counts) + 7):
         assert [len(p) for p in select_inducing(q, numbers, n, 4).points] == list(counts)
+
+
+def test_rattled_copies_are_offered_where_environments_are_few() -> None:
+    frames = [label(alloy(i), "low") for i in range(5)]  # 20 environments
+    silent = alloy(9)
+    silent.info["REF_energy"] = 1.0  # without forces
+    atom = Atoms("Cu", info={"REF_energy": 3.5})
+    read = read_frames({"low": [*frames, silent, atom], "high": [label(alloy(0), "high")]})
+
+    def offered(m: int, seed: int = 0) -> list[Atoms]:
+        return candidates(read, FitConfig(model={"n_inducing": m}, seed=seed))
+
+    assert [len(offered(m)) for m in (10, 25, 26, 45, 46, 1000)] == [7, 7, 12, 12, 17, 22]
+    copies = offered(1000)[7:12]
+    for copy, frame in zip(copies, frames, strict=True):
+        moved = copy.positions - frame.positions
+        assert 0.02 < np.sqrt((moved**2).mean()) < 0.1
+        np.testing.assert_array_equal(copy.numbers, frame.numbers)
+    for again, same in ((offered(1000), True), (offered(1000, seed=1), False)):
+        assert np.array_equal(again[8].positions, copies[1].positions) == same
+
+
+def test_few_structures_are_learned_from_by_more_points_than_they_have_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces are three labels an atom; 96 environments alone leave most of what they say to the noise."""
+    frames = read_frames({"low": [label(alloy(i), "low") for i in range(24)]})
+    tests = [label(alloy(900 + i), "low") for i in range(8)]
+    config = FitConfig(
+        descriptor={"r_cut": 4.5, "n_max": 6, "l_max": 4, "sigma": 0.5},
+        model={"zeta": 2, "n_inducing": 400},
+        training={"calibrate": False},
+    )
+    errors = []
+    for copies in (0, COPIES):
+        monkeypatch.setattr("mfgp.features.COPIES", copies)
+        model = MultiFidelityGP.fit(frames, config, progress=False)
+        assert model.basis.size == (96 if copies == 0 else 384)
+        found = [model.predict(a, uncertainty="none").forces - a.arrays["REF_forces"] for a in tests]
+        errors.append(np.sqrt(np.mean(np.square(found))))
+    assert errors[1] < 0.5 * errors[0]

@@ -116,6 +116,9 @@ def test_baselines_are_computed_once_for_all_trials(two_levels: FrameSet, small:
     assert start.score > cross_validated_score(two_levels.training(), small) + 0.05  # nats a label
     with pytest.raises(ConfigError, match="another file"):
         tune(two_levels, small, 2, tmp_path / "tune.db", space)
+    other = with_settings(config, {"model.zeta": 3})  # not among what is tuned
+    with pytest.raises(ConfigError, match="another file"):
+        tune(two_levels, other, 2, tmp_path / "tune.db", space, baselines=calculators)
 
 
 def test_other_data_want_another_file(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
