@@ -98,7 +98,8 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     Prior: log noise_force of the lowest level around that of `initial`, of each other level around the level below;
     log (noise_energy / noise_force) of every level around that of `initial`. A few structures can be interpolated exactly,
     and the evidence then calls their labels noise-free; what the features cannot express at one level they cannot at the
-    next.
+    next. A level whose forces are noise altogether says nothing of the next: with u = min(1, (noise_force / rms of its
+    forces)^2)^2 the centre is (1 - u) log noise_force + u log of `initial`, and the variance has the same mixture.
     """
 
     def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
@@ -107,6 +108,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
         self.set_noise(torch.tensor(initial, dtype=torch.float64).repeat(n_levels, 1))
         self.initial_ratio, self.initial_force = initial[0] / initial[1], initial[1]
+        self.register_buffer("force_labels", torch.full((n_levels,), torch.inf, dtype=torch.float64))  # rms, eV/Å
         self.register_prior("force_noise_prior", NormalPrior(0.0, 1.0), LevelNoise.force_noise_deviations)
         self.register_prior("energy_ratio_prior", NormalPrior(0.0, 1.0), LevelNoise.energy_ratio_deviations)
 
@@ -118,9 +120,19 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 
     def force_noise_deviations(self) -> Tensor:
         """log noise_force against where its prior expects it, in standard deviations of that prior, [T]."""
-        force = self.raw_noise[:, 1]
-        first, step = FORCE_NOISE_SPREAD
-        return torch.cat([(force[:1] - math.log(self.initial_force)) / first, force.diff() / step])
+        force, start, u = self.raw_noise[:, 1], math.log(self.initial_force), self._unexplained()
+        centre = torch.cat([force.new_full((1,), start), (1.0 - u) * force[:-1] + u * start])
+        return (force - centre) / self.force_noise_spreads()
+
+    def force_noise_spreads(self) -> Tensor:
+        """Standard deviations of the prior of log noise_force, [T]."""
+        (first, step), u = FORCE_NOISE_SPREAD, self._unexplained()
+        return torch.cat([u.new_full((1,), first), ((1.0 - u) * step**2 + u * first**2).sqrt()])
+
+    def _unexplained(self) -> Tensor:
+        """u of the levels below another one, [T-1]."""
+        share = torch.exp(self.raw_noise[:-1, 1]) / self.force_labels[:-1]
+        return (share**2).clamp(max=1.0) ** 2
 
     def energy_ratio_deviations(self) -> Tensor:
         """log (noise_energy / noise_force) against where its prior expects it, in standard deviations of that prior, [T]."""
@@ -200,4 +212,4 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
         value = self.likelihood.raw_noise.new_zeros(())
         for _, module, prior, closure, _ in self.named_priors():
             value = value + prior.log_prob(closure(module)).sum()
-        return value
+        return value - self.likelihood.force_noise_spreads()[1:].div(FORCE_NOISE_SPREAD[1]).log().sum()

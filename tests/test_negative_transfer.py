@@ -74,6 +74,18 @@ def test_a_useless_low_level_does_no_harm(
     assert spoiled < 1.1 * alone
 
 
+def test_noise_below_does_not_make_exact_labels_noisy(low: list[Atoms], high: list[Atoms]) -> None:
+    """With many inducing points the high level alone is learned nearly exactly; so it is above shuffled labels."""
+    config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"n_inducing": 200})})
+    features = Features.build(read_frames({"low": low, "high": high}), config)
+    fits = [
+        MultiFidelityGP.fit(read_frames(levels), config, features=features, progress=False)
+        for levels in ({"high": high}, {"low": shuffled(low), "high": high})
+    ]
+    assert error(fits[1]) < 1.1 * error(fits[0])
+    assert fits[1].hyperparameters()["noise"]["high"]["forces"] < 5e-3  # eV/Å; 0.02 where the level below held it
+
+
 def test_labels_of_other_structures_are_pointed_out(low: list[Atoms], high: list[Atoms]) -> None:
     spoiled = MultiFidelityGP.fit(read_frames({"low": shuffled(low), "high": high}), CONFIG, progress=False)
     assert any("level low: the model explains next to nothing" in note for note in transfer_notes(spoiled))
