@@ -158,9 +158,8 @@ class MultiFidelityGP:
         found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
-            warnings.warn(
-                "too few structures to calibrate standard deviations on; they are the posterior's own", stacklevel=3
-            )
+            why = "too few structures to calibrate on (own sigmas do not count); standard deviations are the posterior's own"
+            warnings.warn(why, stacklevel=3)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:
@@ -280,7 +279,8 @@ class MultiFidelityGP:
     ) -> MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
-        The posterior is that of a fit to all the data with the same hyperparameters and inducing points. Frames of
+        The posterior is that of a fit to all the data with the same hyperparameters and inducing points: fit again where a
+        new structure is far from all others, for noise and inducing points are not made for it. Frames of
         calculations that the model has already, and held-out ones, are skipped with a warning; energies that look like
         another unit or reference are learned with one. Raises DataError for elements or levels that it has not seen; the
         model is unchanged then. Calculators and predictors made before keep the old state; the calibration stays that of
