@@ -19,7 +19,7 @@ from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline, first_levels
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError, NumericalError
-from mfgp.features import Features, structure_key
+from mfgp.features import Features
 from mfgp.frames import Frame, FrameSet
 from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
 from mfgp.inducing import InducingBasis
@@ -30,6 +30,7 @@ from mfgp.progress import Report, silent
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
+from mfgp.training_frames import geometry
 from mfgp.vacuum_term import vacuum_term
 
 DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`
@@ -117,7 +118,7 @@ def accumulate_sites(frames: FrameSet, features: Features, report: Report = sile
 
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
     """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in none."""
-    keys = {id(f): structure_key(f.atoms) for f in frames}
+    keys = {id(f): geometry(f.atoms) for f in frames}
     distinct = list(dict.fromkeys(keys[id(f)] for f in frames if not f.isolated_atom))
     order = np.random.default_rng(seed).permutation(len(distinct))
     home = {distinct[i]: k % n for k, i in enumerate(order)}

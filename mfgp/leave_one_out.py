@@ -37,6 +37,7 @@ from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
 from mfgp.site_moments import SitePosterior, with_constant
 from mfgp.statistics import Key
+from mfgp.training_frames import geometry
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -74,14 +75,14 @@ def leave_one_out(
 ) -> Iterator[LeftOut]:
     """Closed-form leave-one-structure-out predictions of the labels of training frames of `model`.
 
-    Frames of one geometry are left out together, so `frames` should hold all of them that the model was trained on. Isolated
-    atoms, and structures whose left-out prediction rounding would decide, are passed over.
+    Frames of one geometry (to training_frames.GRID) are left out together, so `frames` should hold all of them that the
+    model was trained on. Isolated atoms, and structures whose left-out prediction rounding would decide, are passed over.
     """
     smoother = Smoother.of(model)
-    groups: dict[bytes, list[Frame]] = {}
+    groups: dict[str, list[Frame]] = {}
     for frame in frames:
         if not frame.isolated_atom:
-            groups.setdefault(structure_key(frame.atoms), []).append(frame)
+            groups.setdefault(geometry(frame.atoms), []).append(frame)
     for i, group in enumerate(groups.values()):
         yield from _structure(model, smoother, group)
         report("leave one out", i + 1, len(groups), "")
@@ -166,8 +167,12 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
 
 
 def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:
-    functionals = model.features.functionals(group[0].atoms)  # of one geometry
-    every = [part for frame in group for part in labelled_parts(model, smoother, frame, functionals)]
+    functionals: dict[bytes, Functionals] = {}  # of copies that differ in the last digits
+    for frame in group:
+        if (key := structure_key(frame.atoms)) not in functionals:
+            functionals[key] = model.features.functionals(frame.atoms)
+    of_frames = [(frame, functionals[structure_key(frame.atoms)]) for frame in group]
+    every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
     parts = [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
     if not parts:
         return []

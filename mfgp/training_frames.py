@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 
 from mfgp.errors import DataError
-from mfgp.features import structure_key
 from mfgp.frames import FrameSet
 
 CALIBRATION_STRUCTURES = (
@@ -36,8 +35,8 @@ def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
 
     Highest level first; what it chose counts for the lower ones, which may so hold more than n. No isolated atoms.
     """
-    keys = {id(f): structure_key(f.atoms) for f in frames}
-    chosen: set[bytes] = set()
+    keys = {id(f): geometry(f.atoms) for f in frames}
+    chosen: set[str] = set()
     for level in reversed(frames.levels):
         own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level) if not f.isolated_atom))
         rest = [k for k in own if k not in chosen]
@@ -52,14 +51,19 @@ def calculations(frames: FrameSet) -> frozenset[str]:
 
 
 def calculation_key(level: str, atoms: Atoms) -> str:
-    """What is calculated at which level, whatever comes out; lengths count to GRID, since files round them.
+    """What is calculated at which level, whatever comes out."""
+    return f"{level} {geometry(atoms)}"
+
+
+def geometry(atoms: Atoms) -> str:
+    """The same for structures whose lengths are the same to GRID, since files round them.
 
     The grid lies off the round numbers that positions in crystals are.
     """
     digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
     for lengths in (atoms.positions, atoms.cell.array):
         digest.update(np.floor(lengths / GRID + OFFSET).astype("<i8").tobytes())
-    return f"{level} {digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> FrameSet:

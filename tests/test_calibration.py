@@ -251,3 +251,18 @@ def test_energies_take_the_residual_of_forces_where_they_have_none(n_inducing: i
     assert (
         0.3 < evaluate(model, molecules("CH3OH", 50, 9), "emt").to_json()["energy"]["z_std"] < 1.5
     )  # 0.05 with a factor of 1
+
+
+def test_copies_that_differ_in_the_last_digits_are_left_out_together() -> None:
+    """Else each says what the other is, and standard deviations were a quarter of what they should be."""
+    config = FitConfig(descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 200})
+    frames = [label(alloy(i), "low") for i in range(24)]
+    for atoms in frames[:]:
+        copy = atoms.copy()
+        copy.positions = copy.positions.round(6)
+        frames.append(copy)
+    model = MultiFidelityGP.fit(read_frames({"low": frames}), config, progress=False)
+    tests = read_frames({"low": [label(alloy(900 + i), "low") for i in range(12)]})
+    found = evaluate(model, tests, "low").to_json()["forces"]
+    assert found["coverage95"] > 0.88
+    assert found["z_std"] < 1.5
