@@ -118,6 +118,13 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
         ratio, force, virial = self.raw_noise_constraint.transform(self.raw_noise).unbind(1)
         return torch.stack([ratio * force, force, virial], dim=1)
 
+    def know_forces(self, statistics: Statistics) -> None:
+        """Take the rms of the force labels of each level from their statistics."""
+        for t in range(len(self.force_labels)):
+            forces = statistics.moments.get((t, "forces"))
+            if forces is not None and forces.square > 0:
+                self.force_labels[t] = (forces.square / forces.count) ** 0.5
+
     def force_noise_deviations(self) -> Tensor:
         """log noise_force against where its prior expects it, in standard deviations of that prior, [T]."""
         force, start, u = self.raw_noise[:, 1], math.log(self.initial_force), self._unexplained()

@@ -279,6 +279,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     features = Features(_soap(config, species, header, tensors), basis, device)
     calculators = make_baselines(config.baselines, baselines, levels)
     statistics = _statistics(header, tensors, size)
+    noise.know_forces(statistics)
     data, seen = header["data"], frozenset(header["seen"])
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen

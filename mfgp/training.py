@@ -57,10 +57,8 @@ def initialise(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistic
     for t in range(prior.n_levels):
         for k, kind in enumerate(LEARNED_KINDS):
             values[t, k] = max(values[t, k].item(), 2.0 * noise_floor(statistics, t, kind))
-        forces = statistics.moments.get((t, "forces"))
-        if forces is not None and forces.square > 0:
-            noise.force_labels[t] = (forces.square / forces.count) ** 0.5
     noise.set_noise(values)
+    noise.know_forces(statistics)
 
 
 def noise_floor(statistics: Statistics, level: int, kind: str) -> float:

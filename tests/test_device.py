@@ -317,7 +317,7 @@ def test_workers_with_a_gpu_each(frames: FrameSet, cuda: torch.device, monkeypat
         return accumulate(some, features, *rest)
 
     monkeypatch.setattr(mfgp.distributed, "accumulate", watched)
-    arguments = ([], (0.005, 0.05))
+    arguments = ([], 0.005)
     found = DistributedPass(workers)(frames, host.features.to(cuda), host.columns.to(cuda), *arguments)  # type: ignore[arg-type]
     assert len(seen) == len(frames)
     assert set(seen) == {torch.device("cuda", i % torch.cuda.device_count()) for i in range(2)}
