@@ -13,11 +13,12 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mfgp.doctor_report import Finding, about, composition, enumerated, of_levels
-from mfgp.frames import Frame, FrameSet
+from mfgp.frames import Frame, FrameSet, disagreeing_atoms
 
 
 def reference_checks(frames: FrameSet) -> list[Finding]:
-    """Levels without energies, with compositions that do not separate the elements, without isolated atoms."""
+    """Levels without energies, with compositions that do not separate the elements, without isolated atoms or with several
+    that disagree."""
     energies = {
         level: [f for f in frames.of(level) if f.energy is not None and not f.held_out] for level in frames.levels
     }
@@ -41,6 +42,15 @@ def reference_checks(frames: FrameSet) -> list[Finding]:
             message += f"{total} elemental references; {names} cannot be separated. Energies of other compositions "
             message += "will rest on the prior: add isolated atoms or other compositions."
             findings.append(about("warning", "composition", message))
+    for level, own in energies.items():
+        for z, found in disagreeing_atoms(own).items():
+            values = sorted(f.energy for f in found if f.energy is not None)
+            message = f"fidelity {level!r}: energies of isolated {chemical_symbols[z]} atoms from {values[0]:.4f} to "
+            message += (
+                f"{values[-1]:.4f} eV; a fit takes their mean for e0. Keep the one of the ground state (its spin, "
+            )
+            message += "its box) and remove the others."
+            findings.append(about("warning", "isolated atoms", message, found))
     for names, levels in missing.items():
         if names:
             message = (

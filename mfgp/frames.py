@@ -7,7 +7,7 @@ A frame may carry any subset of the labels: energy (eV), forces (eV/Å), stress 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, n
 ALONE = (
     7.0  # Å; an atom whose nearest image is farther is an isolated one: crystals with one atom a cell end at 5.3 (Cs)
 )
+SAME_ATOM = 0.01  # eV; energies of an isolated atom that differ by more are of two states, or one is wrong
 
 __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_atoms"]
 
@@ -231,6 +232,15 @@ def _nearest_image(atoms: Atoms) -> float:
     """Distance to the nearest periodic image of an atom, Å."""
     reduced, _ = minkowski_reduce(atoms.cell.array, atoms.pbc)
     return float(np.linalg.norm(reduced[atoms.pbc], axis=1).min(initial=np.inf))
+
+
+def disagreeing_atoms(frames: Iterable[Frame]) -> dict[int, list[Frame]]:
+    """Isolated atoms of one element whose energies differ by more than SAME_ATOM, by atomic number; frames of one level."""
+    atoms: dict[int, list[Frame]] = {}
+    for frame in frames:
+        if frame.isolated_atom and frame.energy is not None:
+            atoms.setdefault(int(frame.atoms.numbers[0]), []).append(frame)
+    return {z: found for z, found in atoms.items() if np.ptp([f.energy for f in found]) > SAME_ATOM}
 
 
 def as_seconds(raw: Any) -> float | None:

@@ -7,9 +7,10 @@ import warnings
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from mfgp.errors import DataError
-from mfgp.frames import FrameSet
+from mfgp.frames import FrameSet, disagreeing_atoms
 
 CALIBRATION_STRUCTURES = (
     256  # of each level; the coverage that one draw of them gives wanders by 1.4 % (docs/theory.md#calibration)
@@ -18,7 +19,10 @@ GRID, OFFSET = 1e-4, 0.3137  # Å, of it
 
 
 def trainable(frames: FrameSet) -> FrameSet:
-    """The frames to train on. Raises DataError for what is no FrameSet, when there is none at all, or none at some level."""
+    """The frames to train on; warns of isolated atoms that disagree.
+
+    Raises DataError for what is no FrameSet, when there is none at all, or none at some level.
+    """
     if not isinstance(frames, FrameSet):
         raise DataError(f"fit takes the frames that read_frames returns, not a {type(frames).__name__}.")
     training = frames.training()
@@ -27,6 +31,13 @@ def trainable(frames: FrameSet) -> FrameSet:
     for level in frames.levels:
         if not training.of(level):
             raise DataError(f"level {level!r} has no training frame; leave the level out or add frames to it.")
+        for z, found in disagreeing_atoms(training.of(level)).items():
+            values = ", ".join(f"{f.energy:.4f} ({f.source})" for f in found[:4])
+            warnings.warn(
+                f"level {level!r}: isolated {chemical_symbols[z]} atoms have different energies, {values} eV; "
+                "e0 is their mean: keep the one of the ground state",
+                stacklevel=3,
+            )
     return training
 
 

@@ -16,6 +16,7 @@ from ase.calculators.mixing import SumCalculator
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.doctor_composition import reference_checks
 from mfgp.vacuum_term import Together, VacuumTerm
 
 TERM = VacuumTerm((29, 79), 4.0, 1.0)
@@ -213,3 +214,20 @@ def test_that_atoms_are_together_is_known_until_they_may_have_parted() -> None:
             other.pbc = (True, True, False)
         assert not known.still(other)
     assert TERM.slack(detached("dimer")) == 0.0
+
+
+def test_isolated_atoms_that_disagree_are_told() -> None:
+    """Two spin states of an atom, say; what the fit makes of them is their mean."""
+    frames = data(False)["low"][:8]
+    frames += [Atoms("Cu", cell=[box] * 3, pbc=True, info={"REF_energy": e}) for box, e in ((10, 3.5), (12, 5.5))]
+    read = read_frames({"low": frames})
+    with pytest.warns(UserWarning, match=r"isolated Cu atoms have different energies, 3\.5000 .*, 5\.5000"):
+        model = MultiFidelityGP.fit(read, FitConfig(**CONFIG), progress=False)
+    assert model.predict(Atoms("Cu")).energy == pytest.approx(4.5, abs=1e-3)
+    (finding,) = [f for f in reference_checks(read) if f.check == "isolated atoms" and f.severity == "warning"]
+    assert "from 3.5000 to 5.5000 eV" in finding.message
+    assert len(finding.frames) == 2
+    frames[-1].info["REF_energy"] = 3.505
+    assert all(
+        f.severity == "info" for f in reference_checks(read_frames({"low": frames})) if f.check == "isolated atoms"
+    )
