@@ -34,13 +34,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import chdtri
 
 from mfgp.calibration import Scale
 from mfgp.features import Functionals
 from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts, left_out_moments
 from mfgp.progress import Report, silent
+from mfgp.scores import MIN_LABELS, bulk
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -53,8 +53,6 @@ LIMITS = {
 }  # robust standard deviations; a normal distribution passes 3.7 once in 5000 labels
 SECOND_LOOK = 2.7  # of energies; a normal distribution passes it once in 144
 CHARGE = 0.2  # Bohr magnetons; high-spin ions of 3d metals change by 0.5 and more with their charge
-QUANTILE = 0.8
-MIN_LABELS = 8  # of a kind, level and species, for a quantile to say anything
 
 
 @dataclass(frozen=True)
@@ -192,8 +190,6 @@ def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
     moments = [s.label[0] for s in alike if s.kind == "moment"]
     if moments and min(moments) < -CHARGE and max(moments) > CHARGE:
         return
-    n = len(alike[0].deviation)
-    normal = float(chdtri(n, 1.0 - QUANTILE) / n) ** 0.5
-    bulk = float(np.quantile([s.score for s in alike], QUANTILE)) / normal or 1.0
+    usual = bulk(np.array([s.score for s in alike]), len(alike[0].deviation)) or 1.0
     for s in alike:
-        yield replace(s, score=s.score / bulk)
+        yield replace(s, score=s.score / usual)

@@ -43,7 +43,7 @@ from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Key, Statistics, merge
-from mfgp.surprises import warn_of_surprises
+from mfgp.surprises import warn_of_contradictions, warn_of_surprises
 from mfgp.training import TrainingResult
 from mfgp.training_frames import (
     CALIBRATION_STRUCTURES,
@@ -154,12 +154,13 @@ class MultiFidelityGP:
         trained on.
         """
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        left_out = self.leave_one_out(sample, report)
+        left_out = list(self.leave_one_out(sample, report))
         found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
             why = "too few structures to calibrate on (own sigmas do not count); standard deviations are the posterior's own"
             warnings.warn(why, stacklevel=3)
+        warn_of_contradictions(self.levels, found, left_out)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:

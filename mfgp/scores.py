@@ -20,10 +20,18 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri  # scipy.stats costs every command a third of a second
+from scipy.special import bdtr, chdtri, ndtr, ndtri  # scipy.stats costs every command a third of a second
 
 Array = NDArray[np.float64]
 LOG_2PI = math.log(2.0 * math.pi)
+BULK = 0.8  # quantile of scores that stands for the bulk: up to one label in five may be wrong
+MIN_LABELS = 8  # alike, for their bulk to say anything
+
+
+def bulk(scores: Array, components: int = 1) -> float:
+    """Standard deviation of the bulk of scores [label] = sqrt(|z|^2 / components), by their quantile: 1 if z ~ N(0, 1)."""
+    normal = float(chdtri(components, 1.0 - BULK) / components) ** 0.5
+    return float(np.quantile(scores, BULK)) / normal
 
 
 @dataclass(frozen=True)
