@@ -16,9 +16,10 @@ import numpy as np
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.baselines import Baseline
 from mfgp.evaluation import Comparison, evaluate
-from mfgp.features import Features, structure_key
+from mfgp.features import Features
 from mfgp.frames import Frame
 from mfgp.progress import bars
+from mfgp.single_point import structure_hash
 from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
 
 MEMBERS = 8
@@ -97,13 +98,13 @@ def committee(
     training: FrameSet, config: FitConfig, features: Features, baselines: Mapping[str, Baseline]
 ) -> list[Member]:
     """Eight models, each fitted to a random half of the structures (isolated atoms always)."""
-    keys = list(dict.fromkeys(structure_key(f.atoms) for f in training if not f.isolated_atom))
+    keys = list(dict.fromkeys(structure_hash(f.atoms) for f in training if not f.isolated_atom))
     members = []
     with bars() as report:
         for k in range(MEMBERS):
             half = np.random.default_rng([0, k]).permutation(len(keys))[: len(keys) // 2]
             chosen = frozenset(keys[i] for i in half)
-            part = tuple(f for f in training if f.isolated_atom or structure_key(f.atoms) in chosen)
+            part = tuple(f for f in training if f.isolated_atom or structure_hash(f.atoms) in chosen)
             subset = FrameSet(training.levels, part)
             model = MultiFidelityGP.fit(subset, config, features=features, baselines=baselines, progress=False)
             members.append(Member(model, chosen))
@@ -126,7 +127,7 @@ def committee_factors(members: Sequence[Member], frames: Sequence[Frame]) -> dic
     """Ratio of error to spread over the members that have not seen a structure, by property and species."""
     squares: dict[int, list[float]] = {}
     for frame in frames:
-        unseen = [m for m in members if structure_key(frame.atoms) not in m.seen]
+        unseen = [m for m in members if structure_hash(frame.atoms) not in m.seen]
         if len(unseen) < 3 or frame.isolated_atom or frame.energy is None or frame.forces is None:
             continue
         found = [m.model.predict(frame.atoms, frame.fidelity, calibrated=False, uncertainty="none") for m in unseen]

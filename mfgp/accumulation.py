@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mfgp.baselines import Baseline
-from mfgp.features import Features, structure_key
+from mfgp.features import Features
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import Columns, frame_rows, telling, whitened_blocks
 from mfgp.progress import Report, silent
+from mfgp.single_point import structure_hash
 from mfgp.statistics import Key, Statistics
 from mfgp.threads import ordered_map
 
@@ -52,9 +53,9 @@ def accumulate(
 
 def batches(frames: FrameSet) -> Iterator[list[list[Frame]]]:
     """Structures that need the same rows, about BATCH_ATOMS atoms at a time; each is the frames of one geometry."""
-    groups: dict[bytes, list[Frame]] = {}
+    groups: dict[str, list[Frame]] = {}
     for frame in frames:
-        groups.setdefault(structure_key(frame.atoms), []).append(frame)
+        groups.setdefault(structure_hash(frame.atoms), []).append(frame)
     of_need: dict[tuple[bool, bool], list[list[Frame]]] = {}
     for group in groups.values():
         of_need.setdefault(needs(group), []).append(group)

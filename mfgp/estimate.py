@@ -32,7 +32,7 @@ from descriptors.slopes import expansion_bytes
 from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
 from mfgp.devices import resolve_device
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, structure_key
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates
 from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import FOLDS
@@ -40,9 +40,10 @@ from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
+from mfgp.single_point import structure_hash
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
-from mfgp.training_frames import CALIBRATION_STRUCTURES, spread, trainable
+from mfgp.training_frames import CALIBRATION_STRUCTURES, geometry, spread, trainable
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
@@ -162,10 +163,10 @@ def _labels(frame: Frame) -> dict[str, int]:
 
 def _atoms(training: FrameSet, species: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Atoms by species, [S]: of distinct structures, and of the cells that those with labels of derivatives repeat."""
-    derivatives: dict[bytes, bool] = {}
-    structures: dict[bytes, Atoms] = {}
+    derivatives: dict[str, bool] = {}
+    structures: dict[str, Atoms] = {}
     for f in training:
-        key = structure_key(f.atoms)
+        key = structure_hash(f.atoms)
         structures[key] = f.atoms
         moved = f.stress is not None or (f.forces is not None and not f.isolated_atom)
         derivatives[key] = derivatives.get(key, False) or moved
@@ -192,7 +193,7 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
 def _left_out(training: FrameSet, config: FitConfig) -> int:
     """Structures that calibration leaves out; those at several levels count once."""
     sample = spread(training, CALIBRATION_STRUCTURES, config.seed)
-    return len({f.atoms.numbers.tobytes() + f.atoms.positions.tobytes() for f in sample})
+    return len({geometry(f.atoms) for f in sample})
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

@@ -27,6 +27,7 @@ from mfgp.observations import functional_rows, local_features, rows_of_jacobian
 from mfgp.primitive import primitive
 from mfgp.progress import Report, silent
 from mfgp.rows import InducingForms, energy_rows, inducing_forms, raw_rows
+from mfgp.single_point import structure_hash
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
 COPIES, RATTLE = 3, 0.05  # rattled copies of a structure whose environments are offered, and by how much, Å
@@ -50,8 +51,8 @@ class RowStore:
     Each takes (3N + 7) M floats, or (4N + 7) M for functionals.
     """
 
-    rows: dict[bytes, Tensor] = field(default_factory=dict)
-    functionals: dict[bytes, Functionals] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    functionals: dict[str, Functionals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Features:
         """Whitened rows of all functionals of a structure, [1+3N+6, M]."""
         if self.store is None:
             return self._rows(atoms)
-        key = structure_key(atoms)
+        key = structure_hash(atoms)
         if key not in self.store.rows:
             self.store.rows[key] = self._rows(atoms)
         return self.store.rows[key]
@@ -140,7 +141,7 @@ class Features:
         """Rows and prior variances of all functionals, and the features of every environment."""
         if self.store is None:
             return self._functionals(atoms)
-        key = structure_key(atoms)
+        key = structure_hash(atoms)
         if key not in self.store.functionals:
             self.store.functionals[key] = self._functionals(atoms)
         return self.store.functionals[key]
@@ -161,12 +162,6 @@ class Features:
             prior=functional_variances(jac, nb.numbers, self.basis.species, self.basis.zeta),
             local=local_features(self.basis, jac.features, nb.numbers),
         )
-
-
-def structure_key(atoms: Atoms) -> bytes:
-    """Elements, positions, cell and periodicity as bytes: equal for the same geometry, whatever its labels."""
-    parts = (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc)
-    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
 
 def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 1) -> Iterator[Neighborhoods]:
@@ -222,10 +217,10 @@ def candidates(frames: FrameSet, config: FitConfig) -> list[Atoms]:
     Forces are three labels an atom, more than as many functions as there are atoms can follow. So where there are fewer
     environments than `n_inducing` (by up to COPIES) those of structures with forces are offered again, rattled.
     """
-    seen: dict[bytes, Atoms] = {}
-    with_forces: dict[bytes, Atoms] = {}
+    seen: dict[str, Atoms] = {}
+    with_forces: dict[str, Atoms] = {}
     for f in frames:
-        key = structure_key(f.atoms)
+        key = structure_hash(f.atoms)
         seen.setdefault(key, f.atoms)
         if f.forces is not None and not f.isolated_atom:
             with_forces.setdefault(key, f.atoms)

@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.autoregressive import Posterior
-from mfgp.features import Functionals, structure_key
+from mfgp.features import Functionals
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import labelled_rows, telling
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
+from mfgp.single_point import structure_hash
 from mfgp.site_moments import SitePosterior, with_constant
 from mfgp.statistics import Key
 from mfgp.training_frames import geometry
@@ -167,11 +168,11 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
 
 
 def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:
-    functionals: dict[bytes, Functionals] = {}  # of copies that differ in the last digits
+    functionals: dict[str, Functionals] = {}  # of copies that differ in the last digits
     for frame in group:
-        if (key := structure_key(frame.atoms)) not in functionals:
+        if (key := structure_hash(frame.atoms)) not in functionals:
             functionals[key] = model.features.functionals(frame.atoms)
-    of_frames = [(frame, functionals[structure_key(frame.atoms)]) for frame in group]
+    of_frames = [(frame, functionals[structure_hash(frame.atoms)]) for frame in group]
     every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
     parts = [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
     if not parts:

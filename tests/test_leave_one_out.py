@@ -14,11 +14,11 @@ from numpy.testing import assert_allclose
 
 from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.evaluation import evaluate, label_std
-from mfgp.features import structure_key
 from mfgp.frames import to_atoms
 from mfgp.gains import cross_level_covariance
 from mfgp.hyperparameters import LARGEST
 from mfgp.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
+from mfgp.single_point import structure_hash
 
 
 def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:
@@ -33,9 +33,9 @@ def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:
 
 def split(frames: FrameSet, frame: Frame) -> tuple[FrameSet, list[Frame]]:
     """The frames of other structures, and those of this one at any level."""
-    key = structure_key(frame.atoms)
-    same = [f for f in frames if structure_key(f.atoms) == key]
-    return FrameSet(frames.levels, tuple(f for f in frames if structure_key(f.atoms) != key)), same
+    key = structure_hash(frame.atoms)
+    same = [f for f in frames if structure_hash(f.atoms) == key]
+    return FrameSet(frames.levels, tuple(f for f in frames if structure_hash(f.atoms) != key)), same
 
 
 @pytest.fixture(scope="module")

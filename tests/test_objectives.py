@@ -14,11 +14,12 @@ import mfgp.hyperparameters
 from descriptors import SOAPConfig
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.autoregressive import block_scales
-from mfgp.features import Features, structure_key
+from mfgp.features import Features
 from mfgp.hyperparameters import LARGEST, AutoregressiveGP, Evidence, LevelNoise
 from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
 from mfgp.observations import frame_rows
 from mfgp.residual import residual_variance
+from mfgp.single_point import structure_hash
 from mfgp.statistics import Statistics
 
 SIGMAS = (0.02, 0.1)  # eV per sqrt(atom), eV/Å
@@ -157,7 +158,7 @@ def test_folds_keep_geometries_together(two_levels: FrameSet) -> None:
     training = two_levels.training()
     parts = fitting.in_folds(training, 4, seed=1)
     assert sum(map(len, parts)) == len(training)
-    keys = [{structure_key(f.atoms) for f in part} for part in parts]
+    keys = [{structure_hash(f.atoms) for f in part} for part in parts]
     assert sum(map(len, keys)) == len(set.union(*keys)) == 12
     assert all(len(k) == 3 for k in keys)
 
