@@ -35,8 +35,8 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales, posterior
 from mfgp.config import load_config
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
-from mfgp.fitting import learn, make_prior
-from mfgp.hyperparameters import LevelNoise, inverse_variances
+from mfgp.fitting import learn, make_noise, make_prior
+from mfgp.hyperparameters import inverse_variances
 from mfgp.inducing import select_inducing
 from mfgp.objectives import TrainingData
 from mfgp.statistics import Statistics
@@ -234,9 +234,8 @@ def profile_learning(
     frames: FrameSet, features: Features, config: FitConfig, statistics: Statistics, column_std: torch.Tensor
 ) -> dict[str, float]:
     """CPU seconds of evidence and posterior."""
-    basis, training = features.basis, config.training
-    noises = (training.noise_energy, training.noise_force, training.noise_virial)
-    prior, noise = make_prior(frames.levels, basis, config.model.rho), LevelNoise(1, noises)
+    basis = features.basis
+    prior, noise = make_prior(frames.levels, basis, config.model.rho), make_noise(frames.levels, config)
     with timed() as learning:
         learn(prior, noise, TrainingData(statistics), basis, column_std, config)
     with timed() as solving, torch.no_grad():

@@ -153,8 +153,8 @@ def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
     out = []
     if model.basis.size < settings.model.n_inducing:
         out.append(
-            f"note: {model.basis.size} inducing points, not {settings.model.n_inducing}: the training data have no more "
-            "distinct environments."
+            f"note: {model.basis.size} inducing points, not {settings.model.n_inducing}: the kernel tells no more "
+            "environments of the training data apart."
         )
     if model.basis.jitter > 0:
         out.append(f"note: {model.basis.jitter:g} was added to the diagonal of K_MM; fewer inducing points avoid it.")

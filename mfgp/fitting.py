@@ -177,7 +177,8 @@ def make_prior(levels: tuple[str, ...], basis: InducingBasis, rho: str | FixedRh
 def make_noise(levels: tuple[str, ...], config: FitConfig) -> LevelNoise:
     """The noises that a configuration starts from."""
     training = config.training
-    return LevelNoise(len(levels), (training.noise_energy, training.noise_force, training.noise_virial))
+    initial = (training.noise_energy, training.noise_force, training.noise_virial)
+    return LevelNoise(len(levels), initial, training.max_energy_ratio)
 
 
 def learn(
@@ -221,7 +222,7 @@ def learn(
             prior.load_state_dict(amplitudes)
             noise.set_noise(start)
             try:
-                result = _maximise(prior, noise, part, index, column_std, most, training.max_energy_ratio, report)
+                result = _maximise(prior, noise, part, index, column_std, most, report)
             except NumericalError:
                 if start is starts[-1] and not ends:
                     raise
@@ -242,7 +243,6 @@ def _maximise(
     species_index: Tensor,
     column_std: Tensor,
     iterations: int,
-    max_energy_ratio: float,
     report: Report,
 ) -> TrainingResult:
     """Maximise the objective of `data` over the inducing points of `species_index` [m], with a progress bar."""
@@ -252,8 +252,6 @@ def _maximise(
     def on_step(count: int, value: float) -> None:
         report(name, min(count, iterations - 1), iterations, f"{value:.1f} nats")  # it may take more of them
 
-    result = maximise_evidence(
-        objective, data.statistics, species_index, column_std, iterations, max_energy_ratio, on_step
-    )
+    result = maximise_evidence(objective, data.statistics, species_index, column_std, iterations, on_step)
     report(name, iterations, iterations, f"{result.evidence:.1f} nats")
     return result

@@ -25,6 +25,9 @@ FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial v
 ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
 LARGEST = 1e14  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
 LARGEST_GIVEN = 1e12  # the same of labels with a sigma of their own, which nothing bounds from below
+START = (
+    10.0  # times the first amplitude, up to which labels with a sigma of their own may be what float64 makes of them
+)
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -92,7 +95,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     """Independent Gaussian noise of each kind of label at each level.
 
     noise [T, 3]: energies in eV per sqrt(atom), forces in eV/Å, virials in eV per sqrt(atom). The raw parameters are the
-    logarithms of (noise_energy / noise_force in Å, noise_force, noise_virial): training bounds the first from above, since
+    logarithms of (noise_energy / noise_force in Å, noise_force, noise_virial). max_energy_ratio (Å) bounds the first:
     thousands of forces otherwise outvote the energies and the evidence explains those away as noise.
 
     Prior: log noise_force of the lowest level around that of `initial`, of each other level around the level below;
@@ -102,8 +105,9 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     forces)^2)^2 the centre is (1 - u) log noise_force + u log of `initial`, and the variance has the same mixture.
     """
 
-    def __init__(self, n_levels: int, initial: tuple[float, float, float]) -> None:
+    def __init__(self, n_levels: int, initial: tuple[float, float, float], max_energy_ratio: float = math.inf) -> None:
         super().__init__()
+        self.max_energy_ratio = max_energy_ratio
         self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(n_levels, 3, dtype=torch.float64)))
         self.register_constraint("raw_noise", Positive(transform=torch.exp, inv_transform=torch.log))
         self.set_noise(torch.tensor(initial, dtype=torch.float64).repeat(n_levels, 1))
@@ -168,8 +172,16 @@ def definite_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> 
 
     Of rows that were divided by their own sigma: 1 + tr(D_t G D_t) / LARGEST_GIVEN. Labels without noise would leave nothing
     of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the evidence. d [T, T, M'] from `block_scales`.
+    Forces have noise_force^2 x^2 / (1 + x) beside it, x = tr(D_t G D_t) / LARGEST of the energies over (R noise_force)^2, R
+    the largest ratio of the two noises. Where environments are much alike the evidence likes amplitudes of 10^4 eV, and
+    would pay for them by calling the energies noise. So the ratio stays below 1.16 R, and small amplitudes change nothing.
     """
-    out = {key: noise.of(key) ** 2 + _signal(statistics, key, d) / LARGEST for key in _learned(statistics)}
+    floors = {key: _signal(statistics, key, d) / LARGEST for key in _learned(statistics)}
+    out = {key: noise.of(key) ** 2 + floor for key, floor in floors.items()}
+    for t in {t for t, kind in floors if kind == "forces" and (t, "energy") in floors}:
+        force = noise.of((t, "forces")) ** 2
+        x = noise.max_energy_ratio**-2 * floors[t, "energy"] / force
+        out[t, "forces"] = out[t, "forces"] + force * x**2 / (1.0 + x)
     return out | given_variances(statistics, d)
 
 

@@ -89,16 +89,15 @@ def maximise_evidence(
     species_index: Tensor,
     column_std: Tensor,
     max_iterations: int,
-    max_energy_ratio: float,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
     """Maximise the evidence, or another objective, in place; its modules keep the best parameters seen.
 
-    species_index [M], column_std [T, column]; max_energy_ratio (Å) bounds noise_energy / noise_force. `on_step` is called
-    with the number of evaluations and the value. Raises NumericalError when no evaluation succeeded.
+    species_index [M], column_std [T, column]. `on_step` is called with the number of evaluations and the value. Raises
+    NumericalError when no evaluation succeeded.
     """
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
-    bounds = _bounds(objective.model, objective.likelihood, statistics, max_energy_ratio)
+    bounds = _bounds(objective.model, objective.likelihood, statistics)
     values = [np.inf]
     result = minimize(
         descent,
@@ -154,9 +153,7 @@ class _Descent:
         return 1e3 * (abs(self.lowest) + 1.0 if self.best is not None else 1.0)
 
 
-def _bounds(
-    prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics, max_energy_ratio: float
-) -> list[tuple[float, float]]:
+def _bounds(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics) -> list[tuple[float, float]]:
     """Box for each raw parameter, in the order of Evidence.parameters()."""
     out: list[tuple[float, float]] = []
     for name, parameter in Evidence(noise, prior).named_parameters():
@@ -167,7 +164,7 @@ def _bounds(
             out.append((start - 18.0, start + 14.0))  # s over nearly seven orders of magnitude
         elif name.endswith("raw_noise"):
             for t in range(prior.n_levels):
-                out.append((np.log(min(MIN_ENERGY_RATIO, max_energy_ratio)), np.log(max_energy_ratio)))
+                out.append((np.log(min(MIN_ENERGY_RATIO, noise.max_energy_ratio)), np.log(noise.max_energy_ratio)))
                 for kind in ("forces", "virial"):
                     low = np.log(noise_floor(statistics, t, kind))
                     out.append((low, max(low + 1.0, np.log(1e3))))

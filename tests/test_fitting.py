@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
@@ -187,10 +189,10 @@ def test_noise_free_labels_do_not_break_the_optimiser() -> None:
     a = torch.randn(400, 12, dtype=torch.float64, generator=generator)
     statistics = Statistics(12)
     statistics.add(0, {"forces": (a, a @ torch.ones(12, dtype=torch.float64))})
-    prior, noise = AutoregressiveGP(1, (6,), 2, "scalar"), LevelNoise(1, (0.005, 0.05, 0.05))
+    prior, noise = AutoregressiveGP(1, (6,), 2, "scalar"), LevelNoise(1, (0.005, 0.05, 0.05), 0.1)
     initialise(prior, noise, statistics, 11)
     index, std = torch.zeros(11, dtype=torch.long), torch.ones(1, 1, dtype=torch.float64)
-    result = maximise_evidence(Evidence(noise, prior), statistics, index, std, 200, 0.1)
+    result = maximise_evidence(Evidence(noise, prior), statistics, index, std, 200)
     assert np.isfinite(result.evidence)
     assert noise.noise[0, 1].item() < 1e-3
     assert noise.noise[0, 1].item() >= noise_floor(statistics, 0, "forces")
@@ -214,6 +216,35 @@ def test_stored_rows_are_those_computed_afresh(two_levels: FrameSet, config: Fit
     for _ in range(2):
         assert torch.equal(kept.rows(atoms), fresh.rows(atoms))
         assert torch.equal(kept.functionals(atoms).prior, fresh.functionals(atoms).prior)
+
+
+def argon(seed: int) -> Atoms:
+    """A rattled crystal whose environments are all much alike."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Ar", "fcc", a=rng.uniform(5.1, 5.5), cubic=True) * ((1, 1, 2), (2, 2, 1), (1, 1, 1))[seed % 3]
+    strain = rng.normal(0.0, 0.015, (3, 3))
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+    atoms.positions += rng.normal(0.0, 0.15, atoms.positions.shape)
+    work = atoms.copy()
+    work.calc = LennardJones(sigma=3.4, epsilon=0.104, rc=9.0, smooth=True)
+    atoms.info["REF_energy"], atoms.arrays["REF_forces"] = work.get_potential_energy(), work.get_forces()
+    return atoms
+
+
+def test_large_amplitudes_are_not_paid_for_by_the_energies() -> None:
+    """The evidence chose 10^4 eV, where float64 carries energies with a noise of 10 times that of the forces only."""
+    config = FitConfig(
+        descriptor={"r_cut": 5.0, "n_max": 6, "l_max": 3, "sigma": 0.6, "radial_scaling": {"r0": 1.0, "m": 2}},
+        model={"zeta": 2, "n_inducing": 40},
+        training={"calibrate": False},
+    )
+    model = MultiFidelityGP.fit(read_frames({"lj": [argon(i) for i in range(20)]}), config, progress=False)
+    noise = model.hyperparameters()["noise"]["lj"]
+    assert noise["energy"] < 0.12 * noise["forces"]
+    held_out = [argon(i) for i in range(100, 112)]
+    per_atom = np.array([a.info["REF_energy"] / len(a) for a in held_out])
+    found = np.array([model.predict(a, uncertainty="none").energy / len(a) for a in held_out])
+    assert np.abs(found - per_atom).mean() < 0.001 < 0.02 < per_atom.std()  # eV
 
 
 class NoStress(EMT):

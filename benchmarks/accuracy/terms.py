@@ -33,9 +33,9 @@ from mfgp.baselines import make_baselines
 from mfgp.config import ModelConfig
 from mfgp.datasets import load_lmfp
 from mfgp.features import Features
-from mfgp.fitting import build_columns, learn, make_prior, training_data
+from mfgp.fitting import build_columns, learn, make_noise, make_prior, training_data
 from mfgp.frames import Frame
-from mfgp.hyperparameters import LevelNoise, inverse_variances
+from mfgp.hyperparameters import inverse_variances
 from mfgp.inducing import InducingBasis
 from mfgp.objectives import TrainingData
 from mfgp.observations import Columns
@@ -201,8 +201,7 @@ def solve(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Weights of the highest level, and what was learned."""
     prior = make_prior(training.levels, basis, config.model.rho)
-    t = config.training
-    noise = LevelNoise(len(training.levels), (t.noise_energy, t.noise_force, t.noise_virial))
+    noise = make_noise(training.levels, config)
     learn(prior, noise, data, basis, column_std, config)
     with torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
