@@ -29,17 +29,24 @@ class UncertaintyWarning(UserWarning):
     """The model says that it does not know this structure."""
 
 
-def stress_note(model: MultiFidelityGP) -> str | None:
-    """What to know of stresses where no training label is one; None where some are.
+def stress_note(model: MultiFidelityGP, fidelity: str) -> str | None:
+    """What to know of the stresses of a level where no training label is one; None where some are.
 
     The stress is still the strain derivative of the predicted energy, so it is defined, and so is its standard deviation;
-    but no label of its kind was ever compared with it.
+    but no label of its kind was ever compared with it. Forces alone leave it open: what the volume does to the energy of
+    atoms that stay where they are, relative to the cell, they do not know.
     """
-    if any(counts.get("stresses") for counts in model.data.values()):
+    counts = model.data[fidelity]
+    if counts.get("stresses"):
         return None
+    if not counts.get("energies"):
+        return (
+            f"level {fidelity!r} has neither energies nor stresses among its labels: forces alone do not fix stresses, and "
+            "stress_std can be much too small"
+        )
     return (
-        "no level of this model has stress labels; stresses are derived from what energies and forces have taught it "
-        "(the strain derivative of the energy): look at stress_std before you rely on them"
+        f"level {fidelity!r} has no stress labels; stresses are derived from what energies and forces have taught the model "
+        "(the strain derivative of the energy), and stress_std was never compared with an error"
     )
 
 
@@ -60,7 +67,7 @@ class MultiFidelityCalculator(Calculator):
     LMFP; `mfgp.compression.compression_error` says by how much on structures of yours.
     dtype: `float32` is faster: forces differ by less than 1e-4 eV/Å (with `full` nothing changes).
 
-    The first time that someone asks for the stress of a model without stress labels it warns (`stress_note`).
+    The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`).
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
@@ -99,7 +106,7 @@ class MultiFidelityCalculator(Calculator):
         self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
-        self._stress_note = stress_note(model)  # None when there is nothing to say, or it has been said
+        self._stress_note = stress_note(model, self.fidelity)  # None when there is nothing to say, or it has been said
 
     def refresh(self) -> None:
         """Take over what the model has learned since (`MultiFidelityGP.update`); what was computed before is forgotten."""

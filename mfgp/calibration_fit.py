@@ -14,7 +14,7 @@ turns with them, the scatter of composition_scatter.py last.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -193,9 +193,10 @@ def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[t
 def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
     """Fit the scales of every property at every level to left-out errors.
 
-    A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials
-    that of its forces, a level without enough of a property stays as it is. Where the environments of most left-out energies
-    are inducing points, as in a small data set, these have no residual and a new structure has: r is then that of forces.
+    A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials that
+    of its forces where it is wider than what the model says by itself, a level without enough of a property stays as it is.
+    Where the environments of most left-out energies are inducing points, as in a small data set, these have no residual and
+    a new structure has: r is then that of forces.
     """
     parts: dict[tuple[str, str, int], list[LeftOut]] = {}
     for part in left_out:
@@ -218,7 +219,7 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
         pooled = _pooled(everything)
         energy.append(fit(level, "energy", 0, pooled))
         forces.append({z: fit(level, "forces", z, pooled) for z in species})
-        virial.append(fit(level, "virial", 0, pooled))
+        virial.append(fit(level, "virial", 0, Scale(*(max(1.0, x) for x in astuple(pooled)))))
     return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
 
 

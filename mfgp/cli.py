@@ -215,7 +215,7 @@ def evaluate(
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         if result.stress is not None:
-            _say_stress(fitted, notices)
+            _say_stress(fitted, fidelity, notices)
         _report(result, json_path, plots, notices)
 
 
@@ -238,10 +238,10 @@ def _read_labelled(data: Path, level: str, model: MultiFidelityGP, names: dict[s
     return read_frames({level: data}, keys=LabelKeys(**{**model.config.keys.model_dump(), **names}))
 
 
-def _say_stress(model: MultiFidelityGP, notices: Console) -> None:
+def _say_stress(model: MultiFidelityGP, fidelity: str | None, notices: Console) -> None:
     from mfgp.calculator import stress_note
 
-    if (note := stress_note(model)) is not None:
+    if (note := stress_note(model, model.levels[model.level(fidelity)])) is not None:
         console.say(notices, f"note: {note}.", "yellow")
 
 
@@ -284,7 +284,7 @@ def predict(
                 report("prediction", i + 1, len(frames), predictor.fidelity)
         write_extxyz(output, predicted)
         if any("stress" in atoms.calc.results for atoms in predicted):
-            _say_stress(fitted, notices)
+            _say_stress(fitted, fidelity, notices)
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
 
 
@@ -293,7 +293,7 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     import numpy as np
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from mfgp.labels import COSTS, FIDELITY_TAGS
+    from mfgp.labels import COSTS, FIDELITY_TAGS, PREDICTED
 
     out = atoms.copy()
     magmoms = p.magmoms if p.magmoms is not None and np.isfinite(p.magmoms).all() else None  # NaN is no label
@@ -304,7 +304,7 @@ def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
     for name in (*results, *info, *arrays, *earlier):  # what it says is of this level now
         out.info.pop(name, None)
         out.arrays.pop(name, None)
-    out.info["predicted_fidelity"] = p.fidelity
+    out.info[PREDICTED] = p.fidelity
     out.info.update({name: value for name, value in info.items() if value is not None})
     out.arrays.update({name: value for name, value in arrays.items() if value is not None})
     out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})

@@ -23,8 +23,13 @@ OTHERS = (".traj", ".json", ".db", ".cif", ".vasp", ".pdb", ".h5", ".nc", ".yaml
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    path = Path(path)
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    What a link points at is replaced, and the link stays. DataError for devices and pipes, which nothing can replace.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is no file (a device or a pipe); name a file to write.")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

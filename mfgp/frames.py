@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from mfgp.errors import ConfigError, DataError
 from mfgp.label_warnings import warn_of_labels
 from mfgp.labels import (
+    PREDICTED,
     Array,
     LabelKeys,
     key_present,
     keys_found,
+    predicted,
     resolve_labels,
     total_moment,
     without_labels,
@@ -206,6 +208,11 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
     atoms, info = entry.atoms, entry.atoms.info
     problems = geometry_problems(atoms)
     labels = resolve_labels(atoms, keys)
+    if predicted(atoms, keys):
+        problems.append(
+            f"its energy and forces are predictions of a model ({PREDICTED} in its info), no labels; if it has been "
+            f"calculated since, remove {PREDICTED}"
+        )
     isolated = str(info.get("config_type", "")).lower().replace("_", "") == "isolatedatom"
     if isolated and len(atoms) != 1:
         problems.append(f"config_type is IsolatedAtom, but it has {len(atoms)} atoms; correct config_type")

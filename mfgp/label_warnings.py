@@ -1,4 +1,5 @@
-"""Warnings about labels that may not be what a user means: other names, two origins in one level, vectors of moments."""
+"""Warnings about labels that may not be what a user means: other names, two origins in one level, energies per atom, vectors
+of moments."""
 
 from __future__ import annotations
 
@@ -7,11 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mfgp.labels import LabelKeys, non_collinear, origin, unused_label_keys
 from mfgp.sources import Entry, named
 
 if TYPE_CHECKING:
     from mfgp.frames import Frame
+
+VARIED = 1.5  # largest over smallest number of atoms, from which on total energies and those per atom differ
+FOLLOWS = 0.2  # of what the composition's sum leaves of the energies; total energies have 1 and more
 
 
 def warn_of_labels(
@@ -20,7 +26,8 @@ def warn_of_labels(
     """Warn once for each thing to look at; `frames` are the `entries` as they were read."""
     for level in levels:
         own = [frame for frame in frames if frame.fidelity == level]
-        for message in (*_other_names(level, own, keys), *_two_origins(level, entries, keys)):
+        found = (*_other_names(level, own, keys), *_two_origins(level, entries, keys), *_per_atom(level, own))
+        for message in found:
             warnings.warn(message, stacklevel=stacklevel + 1)
     if vectors := [entry for entry in entries if non_collinear(entry.atoms, keys)]:
         warnings.warn(
@@ -45,6 +52,28 @@ def _other_names(level: str, frames: Sequence[Frame], keys: LabelKeys) -> Iterat
                 f"fidelity {level!r}: no frame has {label} ({getattr(keys, label)}), but there is {', '.join(alike)}; "
                 f"if that is it, set the key ({label}: {alike[0]})"
             )
+
+
+def _per_atom(level: str, frames: Sequence[Frame]) -> Iterator[str]:
+    """Energies that follow the composition of the frames whatever the number of their atoms."""
+    labelled = [f for f in frames if f.energy is not None and not f.isolated_atom]
+    numbers = sorted({int(z) for f in labelled for z in f.atoms.numbers})
+    sizes = np.array([len(f.atoms) for f in labelled], dtype=float)
+    if len(labelled) < 2 * len(numbers) + 6 or sizes.max() < VARIED * sizes.min():
+        return
+    counts = np.array([[(f.atoms.numbers == z).sum() for z in numbers] for f in labelled], dtype=float)
+    energies = np.array([f.energy for f in labelled], dtype=float)
+    total, per_atom = (_left(design, energies) for design in (counts, counts / sizes[:, None]))
+    if per_atom < FOLLOWS * total:
+        yield (
+            f"fidelity {level!r}: the energies of frames of {sizes.min():.0f} - {sizes.max():.0f} atoms do not grow with "
+            "the number of atoms; are they per atom? Energies are those of all atoms of a frame, in eV: multiply them"
+        )
+
+
+def _left(design: np.ndarray, values: np.ndarray) -> float:
+    """Rms of what a least-squares fit of `values` [n] to the columns of `design` [n, k] leaves."""
+    return float(np.sqrt(np.mean((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2)))
 
 
 def _two_origins(level: str, entries: Sequence[Entry], keys: LabelKeys) -> Iterator[str]:

@@ -25,6 +25,10 @@ Array = NDArray[np.float64]
 FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
 COSTS = ("wall_seconds", "cpu_seconds")  # of the calculation that gave the labels
+PREDICTED = (
+    "predicted_fidelity"  # in info: the level at which a model, and no calculation, says what the calculator has
+)
+_CALCULATOR = " of the calculator"
 _CALCULATOR_KEYS = {
     "energy": ("free_energy", "energy"),
     "forces": ("forces",),
@@ -137,13 +141,19 @@ def total_moment(atoms: Atoms) -> float | None:
     return None
 
 
+def predicted(atoms: Atoms, keys: LabelKeys) -> bool:
+    """Whether its energy or forces are what `mfgp predict` has written."""
+    places = (origin(atoms, label, keys) for label in ("energy", "forces"))
+    return PREDICTED in atoms.info and any(place is not None and place.endswith(_CALCULATOR) for place in places)
+
+
 def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     """Where a label (energy, forces, ...) is taken from: 'REF_energy', 'free_energy of the calculator'."""
     key = getattr(keys, label)
     if key in atoms.info or key in atoms.arrays:
         return str(key)
     name = _of_calculator(calculator_results(atoms), label, key)
-    return None if name is None else f"{name} of the calculator"
+    return None if name is None else f"{name}{_CALCULATOR}"
 
 
 def non_collinear(atoms: Atoms, keys: LabelKeys) -> bool:

@@ -157,7 +157,10 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
     header["hash"] = _hash(header, tensors)
     metadata = {"mfgp": json.dumps(header, sort_keys=True)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # what it makes of an OSError, a full disk above all
+            raise ModelFileError(f"{path} could not be written: {error}") from None
 
 
 def _header(model: MultiFidelityGP) -> Header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,10 @@ def test_by_species_with_fallbacks(model: MultiFidelityGP, two_levels: FrameSet)
     assert au.weights < found.virial[1].weights < cu.weights  # virials take the scale of all forces
     assert found.energy[1] == Scale()
     assert found.forces[0][29] == found.virial[0] == Scale()
+    narrow = [replace(part, error=0.1 * part.error) for part in parts]
+    assert (
+        fit_calibration(narrow, model.levels, model.basis.species).virial[1] == Scale()
+    )  # but not where it is narrower
     by_species = {f.species: f for f in found.fitted}
     assert by_species["Cu"].coverage_before < 0.8 < 0.92 < by_species["Cu"].coverage_after
     assert by_species["Au"].z_std_before < 0.6 < 0.9 < by_species["Au"].z_std_after < 1.1

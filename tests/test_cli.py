@@ -350,7 +350,7 @@ def test_stress_without_stress_labels_is_said_once(folder: Path, tmp_path: Path)
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     model = tmp_path / "m.mfgp"
     ok("fit", tmp_path / "config.yaml", "-o", model, "--set", "training.optimise=false")
-    note = "note: no level of this model has stress labels"
+    note = "has no stress labels"
     out = tmp_path / "p.extxyz"
     assert ok("predict", model, folder / "high.extxyz", "-o", out).stderr.count(note) == 1
     assert "stress" in ase.io.read(out).calc.results
@@ -361,7 +361,7 @@ def test_stress_without_stress_labels_is_said_once(folder: Path, tmp_path: Path)
     atoms = ase.io.read(folder / "high.extxyz")
     atoms.calc = MultiFidelityGP.load(model).calculator(uncertainty="none")
     atoms.get_forces()
-    with pytest.warns(UserWarning, match="no level of this model has stress labels"):
+    with pytest.warns(UserWarning, match="has no stress labels"):
         atoms.get_stress()
     atoms.rattle(0.01, seed=1)
     atoms.get_stress()  # said already: a second warning would be an error here

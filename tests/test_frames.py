@@ -451,3 +451,33 @@ def test_virials_under_another_name_are_said() -> None:
     atoms.info |= {"REF_energy": -1.0, "virial": np.eye(3)}
     with pytest.warns(UserWarning, match=r"no frame has virial \(REF_virial\), but there is virial"):
         read_frames({"a": [atoms]})
+
+
+def test_predictions_are_no_labels() -> None:
+    """What `mfgp predict` writes looks like the results of a calculation."""
+    atoms = dimer(predicted_fidelity="low")
+    read_frames({"low": [atoms]})  # labels of its own
+    del atoms.info["REF_energy"], atoms.arrays["REF_forces"]
+    atoms.calc = SinglePointCalculator(atoms, energy=-11.0, forces=FORCES)
+    with pytest.raises(DataError, match=r"frame 0 .*'low': its energy and forces are predictions of a model"):
+        read_frames({"low": [atoms]})
+
+
+@pytest.mark.parametrize("offset", [-3.5, 0.0])
+def test_energies_per_atom_are_told(offset: float) -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(20):
+        atoms = bulk("Cu", cubic=True) * ((1, 1, 1), (1, 1, 2), (2, 2, 2))[i % 3]
+        atoms.numbers[rng.random(len(atoms)) < 0.5] = 46
+        atoms.rattle(0.1, seed=i)
+        work = atoms.copy()
+        work.calc = EMT()
+        atoms.info["REF_energy"] = work.get_potential_energy() + offset * len(atoms)
+        frames.append(atoms)
+    read_frames({"total": frames})  # pytest raises warnings
+    for atoms in frames:
+        atoms.info["REF_energy"] /= len(atoms)
+    if offset:
+        with pytest.warns(UserWarning, match="'total': the energies of frames of 4 - 32 atoms do not grow"):
+            read_frames({"total": frames})
