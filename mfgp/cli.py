@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mfgp.prediction import Prediction
 
 WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
+WEAK_REPULSION = 0.2  # off 1, from which on the coefficient of zbl is told
 app = typer.Typer(
     name="mfgp",
     no_args_is_help=True,
@@ -165,6 +166,18 @@ def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
             f"note: the objective was still rising{gained} after {training.evaluations} evaluations with all inducing "
             f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
+    if without := [level for level, counts in model.data.items() if not counts["forces"]]:
+        out.append(
+            f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
+            "compared with an error, and can be too small."
+        )
+    for level, coefficients in model.hyperparameters().get("baselines", {}).items():
+        if abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
+            out.append(
+                f"warning: the coefficient of zbl is {coefficients['zbl']:.2f} at {level}, so atoms that come close are "
+                "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
+                "std of its coefficient to 0.01 (docs/configuration.md)."
+            )
     return out
 
 

@@ -294,7 +294,7 @@ def _levels_without_labels(
             f"fidelity {level!r}: no label in its {len(own)} frames ({own[0].source if own else 'none'} and on); "
             f"looked for {wanted} and for energy, forces, stress on atoms.calc; found "
             f"{keys_found(entry.atoms for entry in own)}; set the keys, for example "
-            "keys=LabelKeys(energy='dft_energy'), or `keys:` in the config"
+            "keys=LabelKeys(energy='dft_energy'), `keys:` in the config, or --key energy=dft_energy"
         )
     return problems
 

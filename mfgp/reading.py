@@ -62,7 +62,9 @@ def load(path: Path) -> list[Atoms]:
     if path.is_dir():
         raise DataError(f"{path} is a directory; name a structure file in it.")
     if not path.exists():
-        raise DataError(f"{path}: no such file; looked in {path.resolve().parent}.")
+        whole = path.with_name(path.name.partition("@")[0] or path.name)
+        slices = " No frames are chosen by @: name the whole file." if "@" in path.name and whole.exists() else ""
+        raise DataError(f"{path}: no such file; looked in {path.resolve().parent}.{slices}")
     try:
         if path.stat().st_size == 0 or _is_blank(path):
             raise DataError(f"{path} is empty; write at least one frame into it.")

@@ -367,6 +367,20 @@ def test_stress_without_stress_labels_is_said_once(folder: Path, tmp_path: Path)
     atoms.get_stress()  # said already: a second warning would be an error here
 
 
+def test_a_fit_tells_of_levels_without_forces_and_of_a_weak_repulsion(folder: Path, tmp_path: Path):
+    frames = ase.io.read(folder / "high.extxyz", ":")
+    for atoms in frames:
+        del atoms.arrays["REF_forces"]
+    ase.io.write(tmp_path / "high.extxyz", frames)
+    (tmp_path / "low.extxyz").write_text((folder / "low.extxyz").read_text())
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["baselines"] = [{"name": "zbl", "coefficient": {"mean": 0.1, "std": 0.01}}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    notices = ok("fit", tmp_path / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.optimise=false").stderr
+    assert "note: no forces among the labels of high: standard deviations" in notices
+    assert "warning: the coefficient of zbl is 0.1" in notices
+
+
 def test_no_word_about_stress_where_there_are_labels(model_file: Path, folder: Path, tmp_path: Path):
     assert "note:" not in ok("predict", model_file, folder / "high.extxyz", "-o", tmp_path / "p.extxyz").stderr
 

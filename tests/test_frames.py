@@ -481,3 +481,11 @@ def test_energies_per_atom_are_told(offset: float) -> None:
     if offset:
         with pytest.warns(UserWarning, match="'total': the energies of frames of 4 - 32 atoms do not grow"):
             read_frames({"total": frames})
+
+
+def test_a_slice_of_a_file_is_no_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.extxyz", dimer())
+    with pytest.raises(DataError, match=r"@::10: no such file; .* No frames are chosen by @"):
+        read_frames({"low": f"{tmp_path}/a.extxyz@::10"})
+    with pytest.raises(DataError, match=r"b.extxyz@0: no such file; looked in [^ ]*$"):
+        read_frames({"low": f"{tmp_path}/b.extxyz@0"})
