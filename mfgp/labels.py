@@ -25,9 +25,7 @@ Array = NDArray[np.float64]
 FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
 COSTS = ("wall_seconds", "cpu_seconds")  # of the calculation that gave the labels
-PREDICTED = (
-    "predicted_fidelity"  # in info: the level at which a model, and no calculation, says what the calculator has
-)
+PREDICTED = "predicted_fidelity"  # in info: the level at which a model predicted what the calculator has
 _CALCULATOR = " of the calculator"
 _CALCULATOR_KEYS = {
     "energy": ("free_energy", "energy"),
