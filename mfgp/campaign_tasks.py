@@ -13,7 +13,7 @@ from mfgp.campaign_store import Store, Task
 from mfgp.campaign_workers import Ticket, run_all
 from mfgp.errors import ConfigError
 from mfgp.frames import frames_from
-from mfgp.labelling import Job, Outcome, clean, left_behind
+from mfgp.labelling import NO_MOMENTS, Job, Outcome, clean, left_behind
 from mfgp.progress import Report, silent
 from mfgp.structure_json import structure_record
 
@@ -50,7 +50,10 @@ class Tasks:
         return alive
 
     def run(self, client: Callable[[], Client], step: int, report: Report = silent) -> None:
-        """Run tasks until none is planned or running. client: called when there is something to run."""
+        """Run tasks until none is planned or running. client: called when there is something to run.
+
+        Raises ConfigError after the first calculation of a level that gives no moments where `spin` asks for them.
+        """
         total = len(self.store.tasks("step = ?", (step,)))
 
         def told() -> None:
@@ -62,6 +65,7 @@ class Tasks:
             self._record(self.store.task(job.task), job.attempt, outcome)
             told()
             task = self.store.task(job.task)
+            self._check_moments(task)
             return self._start(task) if task.state == "planned" else None
 
         while True:
@@ -106,6 +110,15 @@ class Tasks:
         last = task.attempt >= self._level(task).attempts()
         self.store.finish(task, attempt, outcome, label, last)
         clean(self._folder(attempt))
+
+    def _check_moments(self, task: Task) -> None:
+        """ConfigError for a task without moments where no calculation of its level had any: the next ones are paid, too."""
+        told = "level = ? AND (state = 'done' AND why = '' OR state = 'rejected' AND why != ?)"
+        if task.why == NO_MOMENTS and not self.store.tasks(told, (task.level, NO_MOMENTS)):
+            raise ConfigError(
+                f"levels.{task.level}: {NO_MOMENTS}. The label is kept, not learned (`campaign export --rejected`). Change "
+                "the settings, or leave `spin` out, and run again."
+            )
 
     def _level(self, task: Task) -> LevelConfig:
         if task.level not in self.config.levels:

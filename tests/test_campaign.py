@@ -190,15 +190,32 @@ def test_a_second_attempt_has_other_settings(folder: Path) -> None:
 def test_another_spin_state_is_kept_apart(folder: Path) -> None:
     trace = str(folder / "trace")
     spin = {"moments": {"Cu": 4}, "tolerance": 0.5}
-    levels = {"low": {"settings": {"trace": trace, "mode": "spin_low"}, "spin": spin, "hours": 0.01}}
+    levels = {"low": {"settings": {"trace": trace, "mode": "spin_low all"}, "spin": spin, "hours": 0.01}}
     config(folder, stop={"steps": 1}, batch={"n": N_POOL}, levels=levels)
     start(folder)
-    run(folder)  # half of the structures keep no moments at all
-    assert set(states(folder)) == {"rejected", "failed"}
+    run(folder)
+    assert states(folder) == {"rejected": N_POOL}
     kept = rows(folder, "SELECT accepted, learned_in, why FROM labels")
-    assert len(kept) == states(folder)["rejected"]
+    assert len(kept) == N_POOL
     assert all(k[:2] == (0, None) and "another spin state: Cu" in k[2] and "-0.10" in k[2] for k in kept)
     assert rows(folder, "SELECT count(*) FROM models") == [(1,)]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_moments_that_are_never_given_end_the_run_at_the_first_calculation(folder: Path) -> None:
+    level: dict[str, Any] = {"settings": {"trace": str(folder / "trace"), "mode": "spin_zero all"}, "hours": 0.01}
+    level["spin"] = {"moments": {"Cu": 4}}
+    config(folder, stop={"steps": 1}, batch={"n": N_POOL}, levels={"low": level})
+    run_folder = start(folder)
+    with pytest.raises(ConfigError, match=r"levels\.low: the calculator gives no magnetic moments.*lorbit: 11"):
+        run(folder)
+    assert len(lines(folder / "trace")) == 2
+    assert states(folder)["rejected"] == 1
+    assert rows(folder, "SELECT accepted, label LIKE '%magmoms%' FROM labels") == [(0, 0)]
+    level["settings"]["mode"] = "spin all"
+    config(run_folder, levels={"low": level})
+    run(folder)
+    assert states(folder) == {"rejected": 1, "done": N_POOL - 1}
 
 
 @pytest.mark.usefixtures("in_process")
