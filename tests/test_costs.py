@@ -99,6 +99,11 @@ def test_a_users_cost_replaces_what_was_learned() -> None:
     assert hours(costs, "low", cell(1)) == hours(costs, "low", cell(8)) == 0.5
 
 
+def test_whole_numbers_of_hours_are_floats() -> None:
+    for costs in (CostModel.fixed({"low": 2}), CostModel(given={"low": 2})):
+        assert costs.hours("low", [Atoms("H")]).dtype == np.float64
+
+
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])
 def test_wrong_costs(hours: float) -> None:
     with pytest.raises(ConfigError, match="give a positive number"):
