@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, LevelConfig
-from mfgp.campaign_store import Store, Task
+from mfgp.campaign_records import Task
+from mfgp.campaign_store import Store
 from mfgp.campaign_workers import Ticket, run_all
 from mfgp.errors import ConfigError
 from mfgp.frames import frames_from
