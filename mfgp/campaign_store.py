@@ -281,6 +281,11 @@ class Store:
         query = "SELECT max(id) FROM attempts WHERE task = ? AND finished IS NULL"
         return self.db.execute(query, (task.id,)).fetchone()[0]
 
+    def seconds_running(self, attempt: int) -> float:
+        """Wall time since an attempt was started."""
+        (started,) = self.db.execute("SELECT started FROM attempts WHERE id = ?", (attempt,)).fetchone()
+        return (datetime.now(timezone.utc) - datetime.fromisoformat(started)).total_seconds()
+
     def _move(self, task: int, before: str, after: str) -> None:
         query = "UPDATE tasks SET state = ? WHERE id = ? AND state = ?"
         changed = self.db.execute(query, (after, task, before)).rowcount

@@ -95,7 +95,7 @@ def calculate(job: Job) -> Outcome:
     """Run a calculation in its directory. What it raises becomes a failed Outcome; BusyError if it runs already."""
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / LOCK) as held:
+    with _locked(directory / LOCK, f"{socket.gethostname()} {os.getpid()}") as held:
         if not held:
             raise BusyError(f"{directory} is locked by a running calculation")
         wall, cpu = time.perf_counter(), _cpu_seconds()
@@ -122,6 +122,15 @@ def left_behind(directory: Path) -> Outcome | str:
             return Outcome(**json.loads((directory / RESULT).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return "gone"
+
+
+def holder(directory: Path) -> tuple[str, int] | None:
+    """Host and process of the calculation that runs in a directory; None where its lock does not say."""
+    try:
+        host, pid = (directory / LOCK).read_text(encoding="utf-8").split()
+        return host, int(pid)
+    except (OSError, ValueError):
+        return None
 
 
 def clean(directory: Path) -> None:
@@ -235,12 +244,19 @@ def _cpu_seconds() -> float:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether the lock was free; it is held inside the block then, and given back by the system however that ends."""
+def _locked(path: Path, owner: str = "") -> Iterator[bool]:
+    """Whether the lock was free; it is held inside the block then, and given back by the system however that ends.
+
+    owner: written into the file, for others to see.
+    """
     with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return
+        if owner:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
         yield True
