@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 LEARNED = "They are learned nevertheless; the model from before is in its file"
 DEVIATIONS, LEAST = 8.0, 0.1  # standard deviations and eV/atom, both of which an energy has to be off by
-COMPONENTS, ALIKE, USUAL = 10, 0.8, (0.6, 1.7)  # of forces: how many, their cosine, the factor that is no surprise
+COMPONENTS, ALIKE, USUAL = 10, 0.8, (0.6, 15.0)  # of forces: how many, their cosine, factors that are no surprise
+CERTAIN, USUAL_THEN = 0.999, 1.7  # cosine where the model knows such structures, and the upper factor there
 UNITS = {"Hartree/Bohr": 51.422, "Ry/Bohr": 25.711, "eV/Bohr": 1.8897, "kcal/mol/Å": 0.043364}  # in eV/Å
 CONTRADICTED = {"energy": 6.0, "forces": 12.0}  # deviations of the bulk; good labels: docs/doctor.md
 MATTERS = {"energy": 0.002, "forces": 0.1}  # eV/atom, eV/Å; nearly exact labels have errors of heavy tails below
@@ -73,16 +74,21 @@ def _warn_of_factor(level: str, factor: float | None, then: str) -> None:
 
 
 def force_factor(pairs: Sequence[tuple[Frame, Prediction]]) -> float | None:
-    """sum F.F' / sum F'^2 of forces F and expected ones F', where it is not near 1 and they are much alike but for it."""
+    """sum F.F' / sum F'^2 of forces F and expected ones F', where it is far from 1 and they are alike but for it.
+
+    Far from its data a model expects too little, never too much: EMT alloys have factors of 2 - 10 there, cosines of 0.8 -
+    0.996, so that between USUAL_THEN and USUAL[1] the cosine has to be above CERTAIN.
+    """
     given = [(f.forces[f.force_mask], p.forces[f.force_mask]) for f, p in pairs if f.forces is not None]
     if not given:
         return None
     label, model = (np.concatenate([pair[k].ravel() for pair in given]) for k in (0, 1))
     lengths = float(np.linalg.norm(label) * np.linalg.norm(model))
-    if np.count_nonzero(label) < COMPONENTS or lengths == 0.0 or abs(label @ model) < ALIKE * lengths:
+    if np.count_nonzero(label) < COMPONENTS or lengths == 0.0:
         return None
-    factor = float(label @ model / (model @ model))
-    return None if USUAL[0] <= factor <= USUAL[1] else factor
+    cosine, factor = float(label @ model / lengths), float(label @ model / (model @ model))
+    most = USUAL_THEN if cosine > CERTAIN else USUAL[1]
+    return factor if abs(cosine) > ALIKE and not USUAL[0] <= factor <= most else None
 
 
 def _energy(frame: Frame) -> float:
