@@ -39,6 +39,8 @@ def main(
     n_test: Annotated[int, typer.Option(help="Frames of the run that are calculated at the end.")] = 10,
 ) -> None:
     """Run the dynamics and say what the calls bought."""
+    if (out / "log.jsonl").exists():
+        raise typer.BadParameter(f"{out} holds an earlier run; name another folder.", param_hint="--out")
     gfn1 = load_lmfp("gfn1")
     chosen = np.random.default_rng(0).permutation(len(gfn1))
     frames = read_frames({"gfn1": [gfn1[i] for i in chosen[:n_start]]})

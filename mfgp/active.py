@@ -40,6 +40,7 @@ from mfgp.selection import known_calculations, select
 
 Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
 RISE = 1.1  # of the std after a label that did not help enough: from there on another is tried
+FILES = ("log.jsonl", "calls.jsonl", "labels.extxyz")
 DEVIATIONS = {"full": "forces_std", "sampled": "forces_std", "energies": "energies_std", "local": "energies_std"}
 
 
@@ -56,8 +57,8 @@ class OnTheFly:
     std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies` or `local`,
     as the calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where
     there are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
-    labels.extxyz (each label is on disk before it is learned). refit_every: labels after which all, with the `frames` that
-    the model was fitted to, is fitted again, inducing points too; `otf.model` is another model then. max_calls:
+    labels.extxyz of one run (each label is on disk before it is learned). refit_every: labels after which all, with the
+    `frames` that the model was fitted to, is fitted again, inducing points too; `otf.model` is another then. max_calls:
     calculations in all. patience: steps to wait after a call that did not help. spin: element -> accepted |moments|, within
     spin_tolerance (Bohr magnetons); other states are not learned.
     """
@@ -80,6 +81,9 @@ class OnTheFly:
         spin: Mapping[str, list[float]] | None = None,
         spin_tolerance: float = 0.9,
     ) -> None:
+        if not (isinstance(threshold, (int, float, np.number)) and np.isfinite(threshold) and threshold > 0):
+            unit = "eV/Å" if DEVIATIONS.get(uncertainty) == "forces_std" else "eV"
+            raise ConfigError(f"threshold is {threshold!r}; give a positive number of {unit}.")
         if uncertainty not in DEVIATIONS:
             raise ConfigError(f"uncertainty must be one of {', '.join(DEVIATIONS)}, not {uncertainty!r}.")
         if not calculators:
@@ -99,6 +103,11 @@ class OnTheFly:
         self.directory = None if directory is None else Path(directory)
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
+            if there := [name for name in FILES if (self.directory / name).exists()]:
+                raise ConfigError(
+                    f"{self.directory} holds an earlier run ({', '.join(there)}); name another directory, or move those "
+                    "files. model.update(ase.io.read('labels.extxyz', ':')) learns its labels."
+                )
         if refit_every is not None and frames is None:
             raise ConfigError("refit_every needs frames: the data that the model was fitted to.")
         self.frames, self.refit_every = frames, refit_every
@@ -107,7 +116,8 @@ class OnTheFly:
         self.log: list[dict[str, Any]] = []  # one row for each step that was looked at
         self.calls: list[dict[str, Any]] = []  # one for each calculation
         self.labels: list[Atoms] = []
-        self._wait_until, self._ceiling, self._warned = 0, np.inf, False
+        self._wait_until, self._ceiling = 0, np.inf
+        self._warned: set[str] = set()
 
     def attach(self, dynamics: Attachable, interval: int = 1) -> None:
         """Look at every `interval`-th step of an ASE dynamics or optimiser."""
@@ -223,14 +233,27 @@ class OnTheFly:
                 os.fsync(file.fileno())
 
     def _warn(self, std: float) -> None:
-        if not self._warned:
-            unit = "eV/Å" if self.quantity == "forces_std" else "eV"
+        """Once of calculations that did not end well, and once of labels that do not help."""
+        last = self.calls[-1]
+        if last["outcome"] in self._warned:
+            return
+        self._warned.add(last["outcome"])
+        after = f"Looking away for {self.patience} steps each time."
+        if last["outcome"] != "done":
             warnings.warn(
-                f"{self.quantity} is {std:.3g} {unit} after labelling, above the threshold of {self.threshold:g}: labels do "
-                f"not make the model surer than that; raise it. Looking away for {self.patience} steps each time.",
-                stacklevel=4,
+                f"the calculation at {last['level']} {_ended(last)}. Nothing was learned from it. {after}", stacklevel=4
             )
-        self._warned = True
+            return
+        unit = "eV/Å" if self.quantity == "forces_std" else "eV"
+        warnings.warn(
+            f"{self.quantity} is {std:.3g} {unit} after labelling, above the threshold of {self.threshold:g}: labels do "
+            f"not make the model surer than that; raise it. {after}",
+            stacklevel=4,
+        )
+
+
+def _ended(call: dict[str, Any]) -> str:
+    return f"{'failed' if call['outcome'] == 'failed' else 'was rejected'}: {call['why']}"
 
 
 def _plain(atoms: Atoms) -> Atoms:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import cloudpickle
 
-from mfgp.labelling import Job, Outcome, calculate, left_behind
+from mfgp.labelling import Job, Outcome, calculate, holder, left_behind
 
 OUTPUT = "output.txt"
+DYING = 10.0  # s, that a killed process may take to give back its lock
 _local = threading.local()
 
 
@@ -37,6 +39,31 @@ def run(job: Job, limit: float | None) -> Outcome:
         return found if isinstance(found, Outcome) else Outcome("failed", "no result was written")
     _local.child = None
     return Outcome("failed", end, wall_seconds=time.monotonic() - start)
+
+
+def end_orphan(directory: Path) -> str:
+    """Kill the calculation that runs in a directory, with all that it started; '' when it is over, else why it is not."""
+    found = holder(directory)
+    if found is None:
+        return "what runs it is not known"
+    host, pid = found
+    if host != socket.gethostname():
+        return f"it still runs: process {pid} on {host}"
+    with suppress(ProcessLookupError):
+        if os.getpgid(pid) != pid or pid == os.getpgid(0):  # not a process of its own, as `_Child` starts them
+            return f"it still runs in process {pid}"
+        os.killpg(pid, signal.SIGKILL)
+    deadline = time.monotonic() + DYING
+    while left_behind(directory) == "running":
+        if time.monotonic() > deadline:
+            return f"process {pid} was killed, but has not ended"
+        time.sleep(0.05)
+    return ""
+
+
+def max_hours(limit: float) -> str:
+    """Why a calculation was stopped; limit in seconds."""
+    return f"stopped after {limit / 3600:.3g} h (max_hours)"
 
 
 class _Child:
@@ -55,16 +82,19 @@ class _Child:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ask(self, job: Job, limit: float | None) -> str:
-        """Wait for a job; '' when it is over, else why it was not to be."""
+    def send(self, job: Job) -> None:
         assert self.process.stdin is not None
         payload = cloudpickle.dumps(job)
         with suppress(BrokenPipeError):  # it is dead; the answer will say so
             self.process.stdin.write(len(payload).to_bytes(8, "big") + payload)
             self.process.stdin.flush()
+
+    def ask(self, job: Job, limit: float | None) -> str:
+        """Wait for a job; '' when it is over, else why it was not to be."""
+        self.send(job)
         ready, _, _ = select.select([self.answer], [], [], limit)
         if not ready:
-            return self._end(f"stopped after {(limit or 0.0) / 3600:.3g} h (max_hours)")
+            return self._end(max_hours(limit or 0.0))
         return "" if os.read(self.answer, 1) else self._end("")
 
     def _end(self, why: str) -> str:

@@ -12,6 +12,7 @@ taken from its result file, an unfinished one starts again, a model file that no
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,26 +21,33 @@ from typing import TYPE_CHECKING
 
 from ase import Atoms
 
+from mfgp.campaign_adding import arrivals, check_changed
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
 from mfgp.campaign_learning import MODELS, Models
+from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE
 from mfgp.campaign_start import start
-from mfgp.campaign_store import Planned, Store, only_process
+from mfgp.campaign_store import Store, only_process
 from mfgp.campaign_tasks import Tasks
 from mfgp.campaign_workers import workers
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
-from mfgp.frames import frames_from
+from mfgp.frames import FrameSet, frames_from
 from mfgp.model import MultiFidelityGP
 from mfgp.progress import Report, bars, silent
 from mfgp.selection import Selection, select
 from mfgp.sources import Sources
-from mfgp.training_frames import new_calculations
+from mfgp.surprises import warn_of_surprises
+from mfgp.training_frames import calculation_key, new_calculations
 
 if TYPE_CHECKING:
     from distributed import Client
 
+TAKEN_IN = (
+    "They are taken in nevertheless. To take them back, give the right ones to `campaign add --replace` (replace=True): "
+    "before the next step learns them or, where the campaign has a `fit`, at any time"
+)
 MEASURED = 3  # labels of a level with their cost, from which on it is taken from them
 
 
@@ -112,20 +120,35 @@ class Campaign:
                 done += 1
         return f"{done} step{'' if done == 1 else 's'} done"
 
-    def add(self, sources: Sources) -> int:
+    def add(self, sources: Sources, *, replace: bool = False) -> int:
         """Take in labels computed outside; the next step learns them. Returns how many were new.
 
-        sources: {level: files or Atoms}, or files whose frames name their level. Held-out frames (info['split']) and, with a
-        warning, calculations that the model was trained on are left out. Raises DataError, and adds nothing, for labels that
-        the model cannot learn.
+        sources: {level: files or Atoms}, or files whose frames name their level. With a warning, held-out frames
+        (info['split']) and calculations that the model was trained on are left out; labels that look like another unit are
+        taken in with one. replace: labels of structures that have another one at their level take its place, and where a
+        model has learned that, all labels are fitted again. Raises DataError for such labels without `replace` and for
+        labels that the model cannot learn, ConfigError where there is no data to fit again; nothing is added then.
         """
         model = self.model()
-        given = frames_from(sources, model.levels, model.config.keys).training()
+        every = frames_from(sources, model.levels, model.config.keys)
+        if every.held_out():
+            n = len(every.held_out())
+            warnings.warn(f"{n} of {len(every)} frames are held out (info['split']); left out", stacklevel=2)
+        given = every.training()
         model.check_elements(given)
-        frames = new_calculations(given, model.calculated, model.seen)
+        found = arrivals(given, self.store.labels("accepted = 1"))
+        check_changed(found, replace, self.store.meta("fit") is not None)
+        here = FrameSet(given.levels, (*found.known, *found.fresh))
+        known = {id(frame) for frame in found.known}
+        fresh = [f for f in new_calculations(here, model.calculated, model.seen) if id(f) not in known]
+        unseen = [f for f, _ in found.changed if calculation_key(f.fidelity, f.atoms) not in model.calculated]
+        warn_of_surprises(model, FrameSet(given.levels, (*fresh, *unseen)), TAKEN_IN)
         with self.store.transaction():
-            rows = self.store.add_labels(frames, "added", why="computed outside")
-            self.store.event("add", f"{len(rows)} labels taken in, {len(given) - len(rows)} known already")
+            rows = self.store.add_labels(FrameSet(given.levels, tuple(fresh)), "added", why="computed outside")
+            for frame, old in found.changed:
+                rows += self.store.replace_labels(FrameSet(given.levels, (frame,)), old)
+            text = f"{len(rows)} labels taken in, {len(found.changed)} of them in place of others; "
+            self.store.event("add", f"{text}{len(given) - len(rows)} known already")
         return len(rows)
 
     def propose(self, report: Report = silent) -> Proposal:

@@ -18,7 +18,7 @@ from mfgp.campaign_config import CampaignConfig
 from mfgp.campaign_records import LabelRow, frames_of
 from mfgp.campaign_store import Store
 from mfgp.config import FitConfig
-from mfgp.errors import MfgpError
+from mfgp.errors import DataError, MfgpError
 from mfgp.frames import Frame
 from mfgp.model import MultiFidelityGP
 from mfgp.prediction import Prediction
@@ -42,9 +42,13 @@ class Models:
         return self._held
 
     def learn(self, step: int | None, report: Report = silent) -> int:
-        """Learn the accepted labels that no version holds yet, and close the step; returns how many there were."""
+        """Learn the accepted labels that no version holds yet, and close the step; returns how many there were.
+
+        Where a label that was learned has been replaced, all accepted ones are fitted again. Raises DataError if that fails.
+        """
         rows = self.store.labels("accepted = 1 AND learned_in IS NULL")
-        if not rows:
+        replaced = len(self.store.labels("accepted = 0 AND learned_in IS NOT NULL"))
+        if not rows and not replaced:
             if step is not None:
                 self.store.close_step(step)
             return 0
@@ -55,7 +59,7 @@ class Models:
             before[row.id] = {"model": version, **error_of(model.predictor(row.level)(frame.atoms), frame)}
         begin = time.perf_counter()
         self._held = None  # an update works in place: whatever fails below, the file is what counts
-        model, kind, why = self._next(model, rows, step, report)
+        model, kind, why = self._next(model, rows, replaced, step, report)
         file = f"{MODELS}/model_{version + 1:04d}.mfgp"
         model.save(self.directory / file)
         seconds = time.perf_counter() - begin
@@ -64,19 +68,25 @@ class Models:
         return len(rows)
 
     def _next(
-        self, model: MultiFidelityGP, rows: Sequence[LabelRow], step: int | None, report: Report
+        self, model: MultiFidelityGP, rows: Sequence[LabelRow], replaced: int, step: int | None, report: Report
     ) -> tuple[MultiFidelityGP, str, str]:
-        """The model with the new labels, what was done, and why."""
+        """The model with the new labels and without those that were replaced, what was done, and why."""
         counts = ", ".join(f"{n} {t}" for t in model.levels if (n := sum(r.level == t for r in rows)))
-        every, why = self.config.refit_every, f"{counts} labels learned"
-        if every is not None and step is not None and step % every == 0:
+        every, why = self.config.refit_every, f"{counts or 'no'} labels learned"
+        if replaced or (every is not None and step is not None and step % every == 0):
             report("refit", 0, 1, "")
             try:
                 every_frame = frames_of(self.store.labels("accepted = 1"), model.levels)
                 model = MultiFidelityGP.fit(every_frame, self.fit_config(), progress=False)
                 report("refit", 1, 1, "")
-                return model, "refit", f"{why}; every {every} steps all is fitted again"
+                because = f"{replaced} were replaced, so" if replaced else f"every {every} steps"
+                return model, "refit", f"{why}; {because} all is fitted again"
             except MfgpError as error:
+                if replaced:
+                    raise DataError(
+                        f"{replaced} labels that the model learned were replaced, so all is to be fitted again; the fit "
+                        f"failed: {error}"
+                    ) from error
                 why += f"; the refit failed ({error}), so an update at the old hyperparameters"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*repeated, or already in the model")

@@ -1,4 +1,4 @@
-"""Labels as JSON text, exact and readable; structures are in structure_json.
+"""Rows of a campaign's database, and labels as JSON text, exact and readable; structures are in structure_json.
 
 A label keeps the `info` of its own frame, so what is exported is what came in.
 """
@@ -34,6 +34,32 @@ class LabelRow:
     created: str
     atoms: Atoms  # with REF_* labels and info
     before: Record | None  # the model's error on it before it was learned
+
+
+@dataclass(frozen=True)
+class Task:
+    """One calculation: a structure at a level, and which attempt it is."""
+
+    id: int
+    structure: int
+    level: str
+    state: str
+    attempt: int
+    interruptions: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision of a step, before it is written."""
+
+    structure: int
+    level: str
+    gain: float
+    std_before: float
+    std_after: float
+    hours: float
+    why: str
 
 
 def label_record(frame: Frame) -> str:

@@ -2,7 +2,8 @@
 
 A task is one (structure, level): planned -> running -> done | failed | rejected, and back to planned for a second attempt or
 when its process was killed. Each attempt has a row of its own. A step is open from its selection until the model has learned
-what came of it. Times are UTC, hours those of `cost` (CPU where known, else wall), energies eV, lengths Å.
+what came of it. A label that is not accepted has `learned_in` as long as the latest model holds it: until a refit. Times are
+UTC, hours those of `cost` (CPU where known, else wall), energies eV, lengths Å.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from mfgp import console
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
+from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE, HOURS, STATES
-from mfgp.campaign_store import Planned, Store
+from mfgp.campaign_store import Store
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _rows(store: Store, query: str) -> list[dict[str, Any]]:
 def exported(directory: Path, *, rejected: bool = False, initial: bool = False) -> list[Atoms]:
     """Labels as Atoms that `read_frames` takes: REF_* keys and `fidelity`; `origin` and `model_version` in info.
 
-    rejected: those of another spin state instead. initial: also the data that the campaign began with.
+    rejected: those of another spin state, or replaced, instead. initial: also the data that the campaign began with.
     """
     store = Store(directory / DATABASE)
     try:
@@ -124,7 +125,8 @@ def status_tables(s: Status) -> list[Table]:
     for level in s.levels:
         states = [str(s.tasks_of(level, state)) for state in STATES]
         cost = human_hours(sum(a["hours"] for a in s.attempts if a["level"] == level))
-        origins = [str(sum(r["n"] for r in s.labels if (r["level"], r["origin"]) == (level, o))) for o in columns[-2:]]
+        own = [r for r in s.labels if r["level"] == level and r["accepted"]]
+        origins = [str(sum(r["n"] for r in own if r["origin"] == o)) for o in columns[-2:]]
         rows.append((level, *states, cost, *origins))
     out = [console.table("calculations, and labels from elsewhere", columns, rows)]
     versions = [

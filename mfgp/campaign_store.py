@@ -13,14 +13,13 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 
-from mfgp.campaign_records import LabelRow, label_record, labelled_atoms
+from mfgp.campaign_records import LabelRow, Planned, Task, label_record, labelled_atoms
 from mfgp.campaign_schema import HOURS, SCHEMA, TABLES
 from mfgp.errors import DataError
 from mfgp.frames import FrameSet
@@ -29,32 +28,6 @@ from mfgp.single_point import structure_hash
 from mfgp.structure_json import structure_of, structure_record
 
 MAX_INTERRUPTIONS = 3  # of one task: it may be what takes the machine down
-
-
-@dataclass(frozen=True)
-class Task:
-    """One calculation: a structure at a level, and which attempt it is."""
-
-    id: int
-    structure: int
-    level: str
-    state: str
-    attempt: int
-    interruptions: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A decision of a step, before it is written."""
-
-    structure: int
-    level: str
-    gain: float
-    std_before: float
-    std_after: float
-    hours: float
-    why: str
 
 
 def now() -> str:
@@ -173,7 +146,8 @@ class Store:
         self, frames: FrameSet, origin: str, *, learned_in: int | None = None, accepted: bool = True, why: str = "",
         attempt: int | None = None, structure: int | None = None,
     ) -> list[int]:  # fmt: skip
-        """Rows of the labels that are new; a label that is there already (level, structure and values) is left alone.
+        """Rows of the labels that are new; a label that is there already (level, structure and values) is left alone, but
+        accepted where it was not and is `added`.
 
         structure: the row that they belong to, where it is known (a calculation's); by default found by its geometry.
         """
@@ -192,10 +166,9 @@ class Store:
                 now(),
                 learned_in,
             )
-            query = (
-                "INSERT OR IGNORE INTO labels (structure, level, origin, attempt, hash, label, accepted, why, created,"
-            )
-            cursor = self.db.execute(f"{query} learned_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            columns = "structure, level, origin, attempt, hash, label, accepted, why, created, learned_in"
+            query = f"INSERT OR IGNORE INTO labels ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            cursor = self.db.execute(query, values)
             if cursor.rowcount:
                 rows.append(_new(cursor))
                 if origin == "added":  # nothing is left to compute
@@ -203,6 +176,23 @@ class Store:
                     self.db.execute(
                         f"{state} AND level = ? AND state IN ('planned', 'failed')", (place, frame.fidelity)
                     )
+            elif origin == "added":  # it was rejected or replaced, and is wanted now
+                found = self.db.execute("SELECT id FROM labels WHERE hash = ? AND accepted = 0", (key,)).fetchall()
+                self.db.execute("UPDATE labels SET accepted = 1, why = ? WHERE hash = ? AND accepted = 0", (why, key))
+                rows += [row for (row,) in found]
+        return rows
+
+    def replace_labels(self, frame: FrameSet, old: Sequence[LabelRow]) -> list[int]:
+        """An added label (one frame) in place of others of its structure and level, which stay, with the reason.
+
+        One that a model has learned keeps `learned_in` until a refit: so long it is to be forgotten.
+        """
+        rows = self.add_labels(frame, "added", why="computed outside", structure=old[0].structure)
+        new = self.db.execute("SELECT id FROM labels WHERE hash = ?", frame.frame_hashes()).fetchone()[0]
+        for row in old:
+            learned = "" if row.learned_in is None else f"; it was learned in model {row.learned_in}"
+            query = "UPDATE labels SET accepted = 0, why = ? WHERE id = ? AND id != ?"
+            self.db.execute(query, (f"replaced by label {new}{learned}", row.id, new))
         return rows
 
     def labels(self, where: str = "accepted = 1", parameters: Sequence[Any] = ()) -> list[LabelRow]:
@@ -291,6 +281,11 @@ class Store:
         query = "SELECT max(id) FROM attempts WHERE task = ? AND finished IS NULL"
         return self.db.execute(query, (task.id,)).fetchone()[0]
 
+    def seconds_running(self, attempt: int) -> float:
+        """Wall time since an attempt was started."""
+        (started,) = self.db.execute("SELECT started FROM attempts WHERE id = ?", (attempt,)).fetchone()
+        return (datetime.now(timezone.utc) - datetime.fromisoformat(started)).total_seconds()
+
     def _move(self, task: int, before: str, after: str) -> None:
         query = "UPDATE tasks SET state = ? WHERE id = ? AND state = ?"
         changed = self.db.execute(query, (after, task, before)).rowcount
@@ -304,6 +299,8 @@ class Store:
     ) -> None:  # fmt: skip
         """A new version, the labels that it learned, and the end of its step, at once."""
         with self.transaction() as db:
+            if kind == "refit":  # it holds the accepted labels, and no others
+                db.execute("UPDATE labels SET learned_in = NULL WHERE accepted = 0")
             n = db.execute("SELECT count(*) FROM labels WHERE learned_in IS NOT NULL").fetchone()[0] + len(learned)
             values = (version, file, kind, why, now(), seconds, n, self.hours_spent(), None)
             db.execute("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)

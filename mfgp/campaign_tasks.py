@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mfgp.calculation_process import end_orphan, max_hours
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, LevelConfig
-from mfgp.campaign_store import Store, Task
+from mfgp.campaign_records import Task
+from mfgp.campaign_store import Store
 from mfgp.campaign_workers import Ticket, run_all
 from mfgp.errors import ConfigError
 from mfgp.frames import frames_from
-from mfgp.labelling import Job, Outcome, clean, left_behind
+from mfgp.labelling import NO_MOMENTS, Job, Outcome, clean, left_behind
 from mfgp.progress import Report, silent
 from mfgp.structure_json import structure_record
 
@@ -50,7 +52,11 @@ class Tasks:
         return alive
 
     def run(self, client: Callable[[], Client], step: int, report: Report = silent) -> None:
-        """Run tasks until none is planned or running. client: called when there is something to run."""
+        """Run tasks until none is planned or running. client: called when there is something to run.
+
+        What an earlier process left running has the time that its level allows, counted from its start.
+        Raises ConfigError after the first calculation of a level that gives no moments where `spin` asks for them.
+        """
         total = len(self.store.tasks("step = ?", (step,)))
 
         def told() -> None:
@@ -62,10 +68,12 @@ class Tasks:
             self._record(self.store.task(job.task), job.attempt, outcome)
             told()
             task = self.store.task(job.task)
+            self._check_moments(task)
+            self._end_overdue(alive)
             return self._start(task) if task.state == "planned" else None
 
         while True:
-            alive = self.recover()
+            alive = self._end_overdue(self.recover())
             told()
             planned = self.store.tasks("state = 'planned'")
             if planned:
@@ -95,7 +103,30 @@ class Tasks:
             stress=level.stress,
             factory=self.calculators.get(task.level),
         )
-        return Ticket(job, None if level.max_hours is None else 3600.0 * level.max_hours)
+        return Ticket(job, self._limit(task))
+
+    def _limit(self, task: Task) -> float | None:
+        """Seconds of wall time that a calculation may take."""
+        hours = self._level(task).max_hours
+        return None if hours is None else 3600.0 * hours
+
+    def _end_overdue(self, orphans: list[Task]) -> list[Task]:
+        """Stop and record those that ran past their limit; returns the others that still run."""
+        left = []
+        for task in orphans:
+            if self.store.task(task.id).state != "running":
+                continue
+            attempt, limit = self.store.running_attempt(task), self._limit(task)
+            seconds = self.store.seconds_running(attempt)
+            if limit is None or seconds <= limit:
+                left.append(task)
+                continue
+            problem = end_orphan(self._folder(attempt))
+            found = left_behind(self._folder(attempt))
+            why = max_hours(limit) + (f"; {problem}" if problem else "")
+            over = found if isinstance(found, Outcome) else Outcome("failed", why, wall_seconds=seconds)
+            self._record(task, attempt, over)
+        return left
 
     def _record(self, task: Task, attempt: int, outcome: Outcome) -> None:
         """Write how a calculation ended, then forget its result file."""
@@ -106,6 +137,15 @@ class Tasks:
         last = task.attempt >= self._level(task).attempts()
         self.store.finish(task, attempt, outcome, label, last)
         clean(self._folder(attempt))
+
+    def _check_moments(self, task: Task) -> None:
+        """ConfigError for a task without moments where no calculation of its level had any: the next ones are paid, too."""
+        told = "level = ? AND (state = 'done' AND why = '' OR state = 'rejected' AND why != ?)"
+        if task.why == NO_MOMENTS and not self.store.tasks(told, (task.level, NO_MOMENTS)):
+            raise ConfigError(
+                f"levels.{task.level}: {NO_MOMENTS}. The label is kept, not learned (`campaign export --rejected`). Change "
+                "the settings, or leave `spin` out, and run again."
+            )
 
     def _level(self, task: Task) -> LevelConfig:
         if task.level not in self.config.levels:

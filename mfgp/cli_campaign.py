@@ -139,21 +139,26 @@ def add(
     fidelity: Annotated[
         str | None, typer.Option("--fidelity", "-f", help="their level, where the frames do not say it")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="in place of other labels of the same structures and levels")
+    ] = False,
 ) -> None:
     """Take in labels that were computed elsewhere; the next step learns them."""
     with friendly():
         from mfgp.campaign import Campaign
 
         with Campaign.open(_directory(directory)) as opened:
-            n = opened.add(list(labels) if fidelity is None else {fidelity: list(labels)})
-        console.say(console.stdout(), f"{n} new labels taken in; the next step learns them")
+            n = opened.add(list(labels) if fidelity is None else {fidelity: list(labels)}, replace=replace)
+        console.say(console.stdout(), f"{n} new labels taken in{'; the next step learns them' if n else ''}")
 
 
 @campaign.command()
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="extxyz file", show_default=False)],
     directory: Directory = None,
-    rejected: Annotated[bool, typer.Option("--rejected", help="the labels of other spin states instead")] = False,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="those of other spin states, or replaced, instead")
+    ] = False,
     initial: Annotated[bool, typer.Option("--initial", help="also the data it began with")] = False,
 ) -> None:
     """Write the labels of a campaign as extxyz: REF_energy, REF_forces, REF_stress, fidelity."""
@@ -165,6 +170,9 @@ def export(
         check_outputs([output], _inputs(where))
         check_extxyz(output)
         frames = exported(where, rejected=rejected, initial=initial)
+        if not frames:
+            what = "rejected" if rejected else "of its own"
+            raise DataError(f"{where} has no labels {what} to write; {output} is left as it is.")
         write_extxyz(output, frames)
         console.say(console.stdout(), f"wrote {len(frames)} labels to {output}")
 

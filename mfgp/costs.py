@@ -115,7 +115,7 @@ class CostModel:
         for level, value in hours.items():
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"cost of {level}: {value} hours; give a positive number, such as {level}=0.03.")
-        return replace(self, given={**self.given, **hours})
+        return replace(self, given={**self.given, **{level: float(value) for level, value in hours.items()}})
 
     def added(self, other: CostModel) -> CostModel:
         """Both sets of labels together."""
@@ -140,7 +140,7 @@ class CostModel:
     def hours(self, level: str, structures: Sequence[Atoms]) -> np.ndarray:
         """Expected hours of the calculation of each structure. ConfigError for a level whose cost nothing tells."""
         if level in self.given:
-            return np.full(len(structures), self.given[level])
+            return np.full(len(structures), self.given[level], dtype=np.float64)
         if level not in self.sums:
             raise ConfigError(
                 f"no cost known for level {level!r}: its training frames have no `cpu_seconds` or `wall_seconds`; "

@@ -28,6 +28,10 @@ from mfgp.single_point import compute_labels
 from mfgp.structure_json import structure_of
 
 RESULT, LOCK = "result.json", "lock"
+NO_MOMENTS = (
+    "the calculator gives no magnetic moments (or zero on every atom), so the spin state cannot be checked; make it "
+    "spin-polarised and let it write them (VASP: ispin: 2, lorbit: 11)"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a calculation ended: done, failed or rejected (converged, but another spin state), and why.
+    """How a calculation ended: done, failed or rejected (converged, but another spin state or an unknown one), and why.
 
     energy eV, forces [N, 3] eV/Å, stress [6] eV/Å^3, magmoms [N] Bohr magnetons, as lists; None where there is none.
     """
@@ -91,7 +95,7 @@ def calculate(job: Job) -> Outcome:
     """Run a calculation in its directory. What it raises becomes a failed Outcome; BusyError if it runs already."""
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / LOCK) as held:
+    with _locked(directory / LOCK, f"{socket.gethostname()} {os.getpid()}") as held:
         if not held:
             raise BusyError(f"{directory} is locked by a running calculation")
         wall, cpu = time.perf_counter(), _cpu_seconds()
@@ -118,6 +122,15 @@ def left_behind(directory: Path) -> Outcome | str:
             return Outcome(**json.loads((directory / RESULT).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return "gone"
+
+
+def holder(directory: Path) -> tuple[str, int] | None:
+    """Host and process of the calculation that runs in a directory; None where its lock does not say."""
+    try:
+        host, pid = (directory / LOCK).read_text(encoding="utf-8").split()
+        return host, int(pid)
+    except (OSError, ValueError):
+        return None
 
 
 def clean(directory: Path) -> None:
@@ -148,21 +161,23 @@ def checked(
     spin_tolerance: float,
     max_force: float,
 ) -> Outcome:
-    """Labels of one calculation, checked: converged, finite, forces below max_force (eV/Å), an accepted spin state.
+    """Labels of one calculation, checked: of these positions and this cell, converged, finite, forces below max_force
+    (eV/Å), an accepted spin state.
 
     Whatever the calculator raises becomes a failed Outcome.
     """
+    atoms = atoms.copy()  # a calculator may move the atoms that it is given
     try:
         found = compute_labels(calculator, atoms)
         moments = _moments(calculator, atoms)
         why = problem(found.energy, found.forces, found.stress, _converged(calculator), max_force)
     except (Exception, SystemExit) as error:  # a calculator may raise anything, or try to leave
         return Outcome("failed", _reason(error))
-    if not why and spin and moments is None:
-        why = "the calculator gives no magnetic moments, so the spin state cannot be checked; make it spin-polarised"
     if why:
         return Outcome("failed", why)
-    wrong = other_spin(atoms, moments, spin, spin_tolerance) if moments is not None else ""
+    wrong = ""
+    if spin:
+        wrong = NO_MOMENTS if moments is None else other_spin(atoms, moments, spin, spin_tolerance)
     return Outcome(
         "rejected" if wrong else "done",
         wrong,
@@ -207,10 +222,10 @@ def _converged(calculator: BaseCalculator) -> bool | None:
 
 
 def _moments(calculator: BaseCalculator, atoms: Atoms) -> np.ndarray | None:
-    """Magnetic moments [N] where the calculation gave some."""
+    """Magnetic moments [N] where there are some; zeros on all atoms stand for none (ASE's Vasp without lorbit)."""
     with suppress(PropertyNotImplementedError, NotImplementedError):
         found = calculator.get_property("magmoms", atoms, allow_calculation=False)
-        if found is not None and np.shape(found) == (len(atoms),):
+        if found is not None and np.shape(found) == (len(atoms),) and np.any(found):
             return np.asarray(found, dtype=np.float64)
     return None
 
@@ -229,12 +244,19 @@ def _cpu_seconds() -> float:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether the lock was free; it is held inside the block then, and given back by the system however that ends."""
+def _locked(path: Path, owner: str = "") -> Iterator[bool]:
+    """Whether the lock was free; it is held inside the block then, and given back by the system however that ends.
+
+    owner: written into the file, for others to see.
+    """
     with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return
+        if owner:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
         yield True

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator, CalculationFailed, PropertyNotImplementedError
+from ase.geometry import find_mic
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+MOVED = 1e-4  # Å; less is the rounding of a calculator's files
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,37 @@ class SinglePoint:
 
 
 def compute_labels(calculator: BaseCalculator, atoms: Atoms) -> SinglePoint:
-    """Labels from one calculation: the free energy where the calculator has one, so that forces belong to it."""
+    """Labels from one calculation: the free energy where the calculator has one, so that forces belong to it.
+
+    Raises CalculationFailed where the calculator moved the atoms or changed the cell by more than MOVED.
+    """
+    asked = atoms.copy()
     has_free_energy = "free_energy" in calculator.implemented_properties
     energy = float(calculator.get_property("free_energy" if has_free_energy else "energy", atoms))
     forces = np.array(calculator.get_property("forces", atoms), dtype=np.float64)
     stress = None
     if atoms.cell.rank == 3 and atoms.pbc.any() and "stress" in calculator.implemented_properties:
         with contextlib.suppress(PropertyNotImplementedError):
-            stress = _voigt(np.array(calculator.get_property("stress", atoms), dtype=np.float64))
+            found = calculator.get_property("stress", atoms)
+            stress = None if found is None else _voigt(np.array(found, dtype=np.float64))
+    for after in (atoms, getattr(calculator, "atoms", None)):
+        if isinstance(after, Atoms) and np.array_equal(after.numbers, asked.numbers):
+            _check_in_place(asked, after)
     return SinglePoint(energy, forces, stress)
+
+
+def _check_in_place(asked: Atoms, after: Atoms) -> None:
+    """CalculationFailed for another geometry than the one asked for; atoms may go to a periodic image."""
+    strain = float(np.abs(after.cell.array - asked.cell.array)[asked.pbc].max(initial=0.0))
+    moved = after.positions - asked.positions
+    if strain > MOVED or np.abs(moved).max(initial=0.0) > MOVED:
+        shift = float(find_mic(moved, asked.cell, asked.pbc)[1].max())
+        if max(strain, shift) > MOVED:
+            what = f"moved the atoms by {shift:.2g} Å" if shift >= strain else f"changed the cell by {strain:.2g} Å"
+            raise CalculationFailed(
+                f"the calculator {what}: a relaxation, or dynamics? A label is of the structure that was asked for; "
+                "ask for a single point (VASP: nsw: 0)"
+            )
 
 
 def structure_hash(atoms: Atoms) -> str:

@@ -19,38 +19,76 @@ import numpy as np
 from mfgp.calibration import Calibration
 from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import LeftOut
+from mfgp.prediction import Prediction
 from mfgp.scores import MIN_LABELS, bulk
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
-DEVIATIONS, LEAST = 8.0, 0.5  # standard deviations and eV/atom, both of which an energy has to be off by
+LEARNED = "They are learned nevertheless; the model from before is in its file"
+DEVIATIONS, LEAST = 8.0, 0.1  # standard deviations and eV/atom, both of which an energy has to be off by
+COMPONENTS, ALIKE, USUAL = 10, 0.8, (0.6, 15.0)  # of forces: how many, their cosine, factors that are no surprise
+CERTAIN, USUAL_THEN = 0.999, 1.7  # cosine where the model knows such structures, and the upper factor there
+UNITS = {"Hartree/Bohr": 51.422, "Ry/Bohr": 25.711, "eV/Bohr": 1.8897, "kcal/mol/Å": 0.043364}  # in eV/Å
 CONTRADICTED = {"energy": 6.0, "forces": 12.0}  # deviations of the bulk; good labels: docs/doctor.md
 MATTERS = {"energy": 0.002, "forces": 0.1}  # eV/atom, eV/Å; nearly exact labels have errors of heavy tails below
 
 
-def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet) -> None:
-    """Warn of energies that `model` would not have thought possible, before it learns them."""
-    labelled = [f for f in frames if f.energy is not None and not f.isolated_atom]
-    predictors = {level: model.predictor(level) for level in {f.fidelity for f in labelled}}
+def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet, then: str = LEARNED) -> None:
+    """Warn of energies that `model` would not have thought possible, before it learns them, and of forces that are a factor
+    times what it expects. then: what comes of them."""
+    own = [f for f in frames if not f.isolated_atom and (f.energy is not None or f.forces is not None)]
+    predictors = {level: model.predictor(level) for level in {f.fidelity for f in own}}
+    expected = [(f, predictors[f.fidelity](f.atoms, "none")) for f in own]
+    energies = sum(f.energy is not None for f in own)
     found = []
-    for frame in labelled:
-        predictor, n = predictors[frame.fidelity], len(frame.atoms)
-        off = abs(predictor(frame.atoms, "none").energy - _energy(frame))
-        if off <= LEAST * n:
+    for frame, p in expected:
+        if frame.energy is None or (off := abs(p.energy - frame.energy)) <= LEAST * (n := len(frame.atoms)):
             continue
-        std = float(np.hypot(predictor(frame.atoms, "energies").energy_std or 0.0, frame.energy_sigma or 0.0))
+        std = predictors[frame.fidelity](frame.atoms, "energies").energy_std or 0.0
+        std = float(np.hypot(std, frame.energy_sigma or 0.0))
         if off > DEVIATIONS * std:
             found.append((off / n, std / n, frame))
     if found:
         off, std, frame = max(found, key=lambda x: x[0])
         warnings.warn(
-            f"{len(found)} of {len(labelled)} new energies are far from what the model expects, most {frame.source} "
-            f"({frame.atoms.symbols}, {frame.fidelity}): {_energy(frame) / len(frame.atoms):.3f} eV/atom, {off:.2f} off "
-            f"where {std:.3f} was expected. Is it a total energy in eV, of the reference and settings of the others? It is "
-            "learned nevertheless; the model from before is in its file",
+            f"{len(found)} of {energies} new energies are far from what the model expects, most {frame.source} "
+            f"({frame.atoms.symbols}, {frame.fidelity}): {_energy(frame) / len(frame.atoms):.3f} eV/atom, "
+            f"{off:.2f} off where {std:.3f} was expected. Is it a total energy in eV, of the reference and settings of the "
+            f"others? {then}",
             stacklevel=3,
         )
+    for level in model.levels:
+        _warn_of_factor(level, force_factor([(f, p) for f, p in expected if f.fidelity == level]), then)
+
+
+def _warn_of_factor(level: str, factor: float | None, then: str) -> None:
+    if factor is None:
+        return
+    unit = next((name for name, size in UNITS.items() if abs(factor * size - 1.0) < 0.1), None)
+    like = f", as those in {unit} are" if unit is not None else ", as gradients of the energy are" if factor < 0 else ""
+    warnings.warn(
+        f"the new forces at {level} are {factor:.3g} times what the model expects{like}. Are they forces, in eV/Å? {then}",
+        stacklevel=4,
+    )
+
+
+def force_factor(pairs: Sequence[tuple[Frame, Prediction]]) -> float | None:
+    """sum F.F' / sum F'^2 of forces F and expected ones F', where it is far from 1 and they are alike but for it.
+
+    Far from its data a model expects too little, never too much: EMT alloys have factors of 2 - 10 there, cosines of 0.8 -
+    0.996, so that between USUAL_THEN and USUAL[1] the cosine has to be above CERTAIN.
+    """
+    given = [(f.forces[f.force_mask], p.forces[f.force_mask]) for f, p in pairs if f.forces is not None]
+    if not given:
+        return None
+    label, model = (np.concatenate([pair[k].ravel() for pair in given]) for k in (0, 1))
+    lengths = float(np.linalg.norm(label) * np.linalg.norm(model))
+    if np.count_nonzero(label) < COMPONENTS or lengths == 0.0:
+        return None
+    cosine, factor = float(label @ model / lengths), float(label @ model / (model @ model))
+    most = USUAL_THEN if cosine > CERTAIN else USUAL[1]
+    return factor if abs(cosine) > ALIKE and not USUAL[0] <= factor <= most else None
 
 
 def _energy(frame: Frame) -> float:

@@ -42,8 +42,16 @@ class TracedEMT(EMT):
             self.results["forces"] = 1e3 + np.zeros((len(atoms), 3))
         if mode.startswith("unconverged"):
             self.converged = False
+        if mode.startswith("no stress"):
+            self.results["stress"] = None
+        if mode.startswith("relax"):
+            atoms.positions[0, 0] += 0.0 if "cell" in mode else 0.02
+            atoms.cell[0, 0] += 0.01 if "cell" in mode else 0.0
+            self.atoms = atoms.copy()
         if mode.startswith("spin"):
             self.results["magmoms"] = np.where(atoms.numbers == 29, 3.9, 0.0)
+            if mode.startswith("spin_zero"):
+                self.results["magmoms"] = np.zeros(len(atoms))
             if mode.startswith("spin_low"):
                 self.results["magmoms"][np.flatnonzero(atoms.numbers == 29)[0]] = -0.1
         _line(self.trace, f"end {key}")

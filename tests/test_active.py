@@ -102,7 +102,9 @@ def test_a_failing_calculation_is_written_down_and_the_dynamics_go_on(own: Multi
     otf = OnTheFly(own, {"high": Broken()}, threshold=1e-6, patience=3)
     _, dynamics = start(otf)
     otf.attach(dynamics)
-    with pytest.warns(UserWarning, match="labels do not make the model surer") as caught:
+    with pytest.warns(
+        UserWarning, match=r"calculation at high failed: CalculationFailed: no convergence.*3 steps"
+    ) as caught:
         dynamics.run(5)
     assert len(caught) == 1
     assert [(c["step"], c["outcome"]) for c in otf.calls] == [(0, "failed"), (3, "failed")]
@@ -124,11 +126,24 @@ def test_an_optimiser_and_local_energies(own: MultiFidelityGP) -> None:
     assert otf.log[0]["std_after"] < otf.log[0]["std"]
 
 
+def test_another_spin_state_is_told_and_a_directory_holds_one_run(own: MultiFidelityGP, tmp_path: Path) -> None:
+    otf = OnTheFly(own, {"low": EMT()}, 1e-6, target="low", spin={"Cu": [4.0]}, directory=tmp_path / "otf")
+    atoms, _ = start(otf)
+    atoms.get_forces()
+    with pytest.warns(UserWarning, match="calculation at low was rejected: the calculator gives no magnetic moments"):
+        otf()
+    with pytest.raises(ConfigError, match=r"otf holds an earlier run \(log\.jsonl, calls\.jsonl\)"):
+        OnTheFly(own, {"low": EMT()}, 0.1, directory=tmp_path / "otf")
+
+
 def test_mistakes_are_told(own: MultiFidelityGP) -> None:
     with pytest.raises(ConfigError, match="costs: nothing says what low costs"):
         OnTheFly(own, {"low": EMT(), "high": High()}, 0.1)
     with pytest.raises(ValueError, match="unknown level 'best'"):
         OnTheFly(own, {"best": EMT()}, 0.1)
+    for threshold in (0.0, -0.1, float("nan"), float("inf"), "0.1"):
+        with pytest.raises(ConfigError, match=r"threshold is .* give a positive number of eV/Å"):
+            OnTheFly(own, {"low": EMT()}, threshold)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="nothing computed yet"):
         OnTheFly(own, {"low": EMT()}, 0.1)()
 

@@ -15,9 +15,10 @@ from ase.io import write
 from campaign_killed import POINTS
 from campaign_systems import lines, traced
 from conftest import alloy
-from test_campaign import config, rows, states
+from test_campaign import config, rows, run, states
 
 from mfgp import MultiFidelityGP
+from mfgp.calculation_process import _Child
 from mfgp.campaign import Campaign
 
 TESTS = Path(__file__).parent
@@ -103,6 +104,33 @@ def test_a_calculation_that_dies_or_hangs_takes_nothing_with_it(tmp_path: Path, 
     attempts = rows(folder, "SELECT attempt, outcome, why FROM attempts WHERE outcome != 'done' ORDER BY attempt")
     assert [a[:2] for a in attempts] == [(i, "failed") for i in (1, 2) for _ in range(found["failed"])]
     assert all(("died (exit code 9" if a[0] == 1 else "max_hours") in a[2] for a in attempts)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_orphan_has_the_time_that_its_level_allows(tmp_path: Path, model: MultiFidelityGP, ends: bool) -> None:
+    """Counted from its start."""
+    seconds = 0.5 if ends else 3600.0
+    folder = campaign(tmp_path, model, n=1, seconds=seconds, max_hours=4 / 3600)
+    with Campaign.open(folder / "run", {"low": traced}) as opened:
+        opened.store.open_step(0, 1.0, opened.propose().planned)
+        job = opened.tasks._start(opened.store.tasks()[0]).job
+    orphan = _Child()
+    orphan.send(job)
+    deadline = time.monotonic() + 60
+    while not lines(folder / "trace") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    began = time.monotonic()
+    run(folder)
+    assert time.monotonic() - began < 30
+    found = rows(folder, "SELECT outcome, why, wall_seconds FROM attempts")
+    if ends:
+        assert states(folder) == {"done": 1}
+    else:
+        assert states(folder) == {"failed": 1}
+        assert found[0][:2] == ("failed", "stopped after 0.00111 h (max_hours)")
+        assert found[0][2] > 4.0
+        assert orphan.process.wait(timeout=10) == -signal.SIGKILL
+    orphan.close()
 
 
 def test_interrupted_again_and_again_is_a_failure(tmp_path: Path, model: MultiFidelityGP) -> None:

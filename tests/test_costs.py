@@ -31,7 +31,7 @@ def frames(seconds_of: dict[str, list[tuple[int, float]]], key: str = "wall_seco
         out[level] = []
         for repeat, seconds in costs:
             atoms = cell(repeat)
-            atoms.info.update({"REF_energy": 1.0, key: seconds})
+            atoms.info.update({"REF_energy": -3.0 * len(atoms), key: seconds})
             out[level].append(atoms)
     return read_frames(out)
 
@@ -62,7 +62,7 @@ def test_the_expected_cost_is_the_mean_of_a_log_normal() -> None:
 
 def test_cpu_seconds_go_before_wall_seconds() -> None:
     atoms = cell(1)
-    atoms.info.update(REF_energy=1.0, wall_seconds=100.0, cpu_seconds=7.2)
+    atoms.info.update(REF_energy=-3.0 * len(atoms), wall_seconds=100.0, cpu_seconds=7.2)
     assert_allclose(hours(CostModel.learn(read_frames({"low": [atoms]})), "low", atoms), 0.002, rtol=0.05)
 
 
@@ -82,7 +82,7 @@ def test_the_composition_is_learned() -> None:
         atoms = cell(2)
         atoms.symbols[: k % 9] = "Ni"
         share = (k % 9) / 8
-        atoms.info.update(REF_energy=1.0, wall_seconds=20.0 * 3.0**share * (1.1 if k % 2 else 1 / 1.1))
+        atoms.info.update(REF_energy=-3.0 * len(atoms), wall_seconds=20.0 * 3.0**share * (1.1 if k % 2 else 1 / 1.1))
         data.append(atoms)
     nickel = cell(2)
     nickel.symbols[:] = "Ni"
@@ -97,6 +97,11 @@ def test_the_composition_is_learned() -> None:
 def test_a_users_cost_replaces_what_was_learned() -> None:
     costs = CostModel.learn(frames({"low": cubic(0.02)})).with_given({"low": 0.5})
     assert hours(costs, "low", cell(1)) == hours(costs, "low", cell(8)) == 0.5
+
+
+def test_whole_numbers_of_hours_are_floats() -> None:
+    for costs in (CostModel.fixed({"low": 2}), CostModel(given={"low": 2})):
+        assert costs.hours("low", [Atoms("H")]).dtype == np.float64
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])

@@ -16,7 +16,7 @@ from conftest import alloy
 from mfgp import ConfigError
 from mfgp.campaign_calculators import make_calculator
 from mfgp.frames import frames_from
-from mfgp.labelling import Job, calculate, left_behind, other_spin
+from mfgp.labelling import Job, calculate, checked, left_behind, other_spin
 from mfgp.structure_json import structure_of, structure_record
 
 
@@ -40,6 +40,13 @@ def test_labels_are_those_of_the_calculator(tmp_path: Path) -> None:
     assert calculate(job_of(tmp_path, "", stress=False)).stress is None
 
 
+def test_a_calculator_without_stress_gives_none(tmp_path: Path) -> None:
+    found = calculate(job_of(tmp_path, "no stress all"))  # as ASE's Vasp with isif: 0
+    assert found.outcome == "done"
+    assert found.stress is None
+    assert found.forces is not None
+
+
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
@@ -47,6 +54,8 @@ def test_labels_are_those_of_the_calculator(tmp_path: Path) -> None:
         ("nan all", "forces not finite"),
         ("huge all", "a force of 1732 eV/Å on atom 0, above max_force 100"),
         ("unconverged all", "did not converge"),
+        ("relax all", "moved the atoms by 0.02 Å: a relaxation"),
+        ("relax cell all", "changed the cell by 0.01 Å: a relaxation"),
     ],
 )
 def test_what_fails_says_why_and_has_no_labels(tmp_path: Path, mode: str, why: str) -> None:
@@ -57,6 +66,20 @@ def test_what_fails_says_why_and_has_no_labels(tmp_path: Path, mode: str, why: s
     assert left_behind(tmp_path / "job") == found
 
 
+def test_an_atom_in_another_cell_or_rounded_has_not_moved() -> None:
+    class Wrapping(EMT):
+        def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+            super().calculate(atoms, *args, **kwargs)
+            atoms.positions[1] += atoms.cell[0]
+            atoms.positions += 1e-5
+            self.atoms = atoms.copy()
+
+    atoms = alloy(1)
+    before = atoms.copy()
+    assert checked(Wrapping(), atoms, {}, 0.0, 100.0).outcome == "done"
+    assert atoms == before
+
+
 def test_spin_states(tmp_path: Path) -> None:
     spin = {"spin": {"Cu": [2.0, 4.0]}, "spin_tolerance": 0.5}
     assert calculate(job_of(tmp_path, "spin all", **spin)).outcome == "done"
@@ -64,7 +87,12 @@ def test_spin_states(tmp_path: Path) -> None:
     assert low.outcome == "rejected"
     assert "another spin state: Cu" in low.why
     assert low.energy is not None  # kept, apart
-    assert "cannot be checked" in calculate(job_of(tmp_path, "", **spin)).why
+    for mode in ("", "spin_zero all"):  # as ASE's Vasp without lorbit
+        unknown = calculate(job_of(tmp_path, mode, **spin))
+        assert unknown.outcome == "rejected"
+        assert "lorbit: 11" in unknown.why
+        assert unknown.energy is not None
+        assert unknown.magmoms is None
     atoms = Atoms("FeMnO", positions=np.eye(3))
     assert other_spin(atoms, np.array([-3.7, 4.6, 0.1]), {"Fe": [4], "Mn": [5]}, 0.9) == ""
     assert "Mn1 3.90" in other_spin(atoms, np.array([3.7, 3.9, 0.1]), {"Fe": [4], "Mn": [5]}, 0.9)

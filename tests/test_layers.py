@@ -71,7 +71,7 @@ LAYERS = [
     *("directional", "targets", "gains", "candidates", "selection", "plan"),
     *("campaign_config", "campaign_calculators", "structure_json", "campaign_records", "campaign_schema", "labelling"),
     "calculation_process",
-    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning"),
+    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning", "campaign_adding"),
     *("campaign_start", "campaign"),
     *(
         "evaluation",

@@ -226,6 +226,11 @@ def test_a_structure_may_be_chosen_at_two_levels(model: MultiFidelityGP, pool: l
     assert sorted((c.index, c.level) for c in batch.choices) == [(0, "high"), (0, "low")]
 
 
+def test_whole_numbers_of_hours_are_costs(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+    as_floats = select(model, pool, "high", CostModel.fixed({"low": 1.0, "high": 3.0}), n=2)
+    assert select(model, pool, "high", CostModel.fixed({"low": 1, "high": 3}), n=2) == as_floats
+
+
 def test_the_budget_is_kept(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     batch = select(model, pool, "high", COSTS, budget_hours=0.1)
     assert batch.hours <= 0.1 + 1e-12

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms
 from conftest import alloy, label
 
-from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.scores import bulk
+from mfgp.surprises import force_factor, warn_of_surprises
+
+HARTREE_PER_BOHR = 51.4220675  # eV/Å
 
 CONFIG = FitConfig(
     descriptor={"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5}, model={"zeta": 2, "n_inducing": 100}
@@ -49,3 +55,50 @@ def test_the_bulk_is_what_a_normal_distribution_has_and_wrong_labels_do_not_move
         assert bulk(scores, components) == pytest.approx(2.0, rel=0.02)
         scores[:1000] = 1e6
         assert bulk(scores, components) == pytest.approx(2.0, rel=0.1)
+
+
+def test_forces_in_another_unit_or_of_the_wrong_sign_are_told(model: MultiFidelityGP) -> None:
+    def told(factor: float) -> str:
+        frames = read_frames({"low": [label(alloy(500 + i), "low") for i in range(3)]})
+        for frame in frames:
+            frame.forces[:] *= factor  # type: ignore[index]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_surprises(model, frames)
+        assert len(caught) <= 1
+        return str(caught[0].message) if caught else ""
+
+    for factor in (0.7, 1.0, 1.5):
+        assert told(factor) == ""
+    assert "new forces at low are 0.0" in told(1 / HARTREE_PER_BOHR)
+    assert "as those in Hartree/Bohr are" in told(1 / HARTREE_PER_BOHR)
+    assert "as those in Ry/Bohr are" in told(2 / HARTREE_PER_BOHR)
+    assert "as those in kcal/mol/Å are" in told(23.06)
+    assert "as gradients of the energy are" in told(-1.0)
+    assert "times what the model expects. Are they" in told(90.0)
+
+
+def test_few_forces_are_not_told(model: MultiFidelityGP) -> None:
+    frames = read_frames({"low": [label(alloy(500), "low")[:3]]})
+    predictor = model.predictor("low")
+    off = [(f, replace(predictor(f.atoms, "none"), forces=5 * f.forces)) for f in frames]
+    assert force_factor(off) is None  # nine components
+
+
+def test_between_two_and_fifteen_times_the_forces_have_to_be_alike(model: MultiFidelityGP) -> None:
+    frame = read_frames({"low": [label(alloy(500), "low")]}).frames[0]
+    expected = replace(model.predictor("low")(frame.atoms, "none"), forces=frame.forces / 3)
+    assert force_factor([(frame, expected)]) == pytest.approx(3.0, abs=1e-9)
+    expected.forces[0] *= 1.5  # as far from the data
+    assert force_factor([(frame, expected)]) is None
+
+
+def test_small_errors_of_energies_are_not_told(model: MultiFidelityGP) -> None:
+    predictor = model.predictor("low")
+    for shift, n in ((0.05, 0), (0.2, 1)):  # eV/atom; 0.2 was let through before
+        frames = read_frames({"low": [label(alloy(500), "low")]})
+        frame = replace(frames.frames[0], energy=predictor(alloy(500), "none").energy + 4 * shift)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_surprises(model, FrameSet(frames.levels, (frame,)))
+        assert len(caught) == n
