@@ -37,7 +37,7 @@ MODELS = (("nm", "mag"), ("gfn1", "nm", "mag"))
 
 
 def main(
-    n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 600,
+    n_inducing: Annotated[int, typer.Option(help="Inducing points of the fits.")] = 2000,
     name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "lmfp_stress",
 ) -> None:
     """Fit both models, compare."""
