@@ -55,7 +55,7 @@ class MultiFidelityCalculator(Calculator):
 
     uncertainty: what is computed with every call: `full` (all standard deviations, exact), `sampled` (those of forces and
     stress from `draws` draws of the weights with a `seed`, each as costly as the mean; without what the inducing points do
-    not carry, so several times too small where the model is not calibrated, and off by some 20 % where it is), `energies`
+    not carry, so several times too small where the model is not calibrated, and off by some 30 % where it is), `energies`
     (total and local energies; about twice the mean, for molecular dynamics), `local` (of local energies alone, cheaper
     still) or `none`.
     uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation in `results` (label noise
