@@ -156,7 +156,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"zeta": 2, "n_inducing": 3000},
     },
     "solid": {
-        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.6, "radial_scaling": {"r0": 3.0, "m": 2}},
+        "descriptor": {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.5, "radial_scaling": {"r0": 1.5, "m": 3}},
         "model": {"zeta": 4, "n_inducing": 1000},
     },
     "oxide": {

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from mfgp.prediction import Prediction
 
 Array = NDArray[np.float64]
-SYMMETRY = 1e-6  # of the labels' rms: below it label and prediction are zero
+ZERO = 1e-9  # eV/Å, eV/Å^3: what rounding leaves of a prediction that symmetry makes zero
+RESIDUE = 1e-4  # the same of a label, from an SCF cycle that ended
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ class Comparison:
 
     @property
     def tells(self) -> NDArray[np.bool_]:
-        """[n], false where symmetry makes label and prediction zero; all true if that is all there is."""
-        zero = SYMMETRY * float(np.sqrt((self.label**2).mean())) if len(self.label) else 0.0
-        mask = (np.abs(self.label) > zero) | (np.abs(self.predicted) > zero)
-        return mask if mask.any() else ~mask
+        """[n], false where symmetry makes label and prediction zero."""
+        return (np.abs(self.label) > RESIDUE) | (np.abs(self.predicted) > ZERO)
 
     @property
     def telling(self) -> Comparison:
@@ -78,8 +77,11 @@ class Comparison:
     @property
     def scores(self) -> Scores:
         """mae and rmse of all n labels; coverages, z_std, nll, crps and what ranks std of the telling ones."""
-        every, telling = scores(self.error, self.std), self.telling
-        return replace(scores(telling.error, telling.std), mae=every.mae, rmse=every.rmse, n=every.n)
+        telling, n = self.telling, len(self.label)
+        if n == 0:
+            return scores(self.error, self.std)
+        mae, rmse = float(np.abs(self.error).mean()), float(np.sqrt((self.error**2).mean()))
+        return replace(scores(telling.error, telling.std), mae=mae, rmse=rmse, n=n)
 
     def subset(self, mask: NDArray[np.bool_]) -> Comparison:
         """The labels where mask [n] is true."""
@@ -115,8 +117,8 @@ class Evaluation:
         return {chemical_symbols[z]: self.magmoms.subset(self.magmom_species == z).scores for z in found}
 
     def kinds(self) -> Iterator[tuple[str, str, Comparison]]:
-        """(name, unit, comparison) of every kind that has labels."""
-        yield from ((n, u, c) for n, u, c in self._all() if c is not None and len(c.label))
+        """(name, unit, comparison) of every kind that has labels which say something."""
+        yield from ((n, u, c) for n, u, c in self._all() if c is not None and c.tells.any())
 
     def _all(self) -> tuple[tuple[str, str, Comparison | None], ...]:
         return ("energy", "eV/atom", self.energy), ("forces", "eV/Å", self.forces), ("stress", "eV/Å^3", self.stress)

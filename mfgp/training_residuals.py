@@ -55,6 +55,12 @@ def transfer_notes(model: MultiFidelityGP) -> list[str]:
                 f"level {found.level}: the model explains next to nothing of its forces (residual "
                 f"{1e3 * found.residual:.0f} of {1e3 * found.labels:.0f} meV/Å): do its labels belong to its structures?"
             )
+        if found.kind == "virial" and found.residual > NOT_EXPLAINED * found.labels:
+            notes.append(
+                f"level {found.level}: the model explains next to nothing of its stresses, and takes them for noise: "
+                "another sign or unit, Pulay stress, or forces that reach beyond r_cut (a larger one would help, or "
+                "structures of several volumes)?"
+            )
     for t, rho in enumerate(model.prior.rho.abs().max(1).values.tolist()):
         if rho < NO_TRANSFER:
             low, high = model.levels[t : t + 2]

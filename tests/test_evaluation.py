@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
@@ -183,3 +184,18 @@ def marked(frame: Frame) -> Atoms:
     if frame.split is not None:
         atoms.info["split"] = frame.split
     return atoms
+
+
+def test_forces_that_symmetry_makes_zero_are_no_labels(model: MultiFidelityGP) -> None:
+    """Perfect crystals alone: no coverage of forces, whatever an SCF cycle leaves of them."""
+    frames = []
+    for a in (3.7, 3.8, 3.9):
+        atoms = bulk("Cu", "fcc", a=a, cubic=True)
+        atoms.info.update(REF_energy=-1.0, fidelity="high")
+        atoms.arrays["REF_forces"] = np.full((4, 3), 1.6e-5)
+        frames.append(atoms)
+    found = evaluate(model, list(read_frames({"high": frames})), "high")
+    assert not found.forces.tells.any()
+    assert found.forces.scores.mae == pytest.approx(1.6e-5, rel=1e-3)
+    assert np.isnan(found.forces.scores.coverage95)
+    assert np.isfinite(found.energy.scores.coverage95)

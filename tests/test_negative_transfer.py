@@ -90,3 +90,11 @@ def test_labels_of_other_structures_are_pointed_out(low: list[Atoms], high: list
     spoiled = MultiFidelityGP.fit(read_frames({"low": shuffled(low), "high": high}), CONFIG, progress=False)
     assert any("level low: the model explains next to nothing" in note for note in transfer_notes(spoiled))
     assert transfer_notes(MultiFidelityGP.fit(read_frames({"low": low, "high": high}), CONFIG, progress=False)) == []
+
+
+def test_stresses_of_other_structures_are_pointed_out(low: list[Atoms], high: list[Atoms]) -> None:
+    spoiled = [atoms.copy() for atoms in low]
+    for atoms, other in zip(spoiled, low[1:] + low[:1], strict=True):
+        atoms.info["REF_stress"] = -3.0 * other.info["REF_stress"]
+    notes = transfer_notes(MultiFidelityGP.fit(read_frames({"low": spoiled, "high": high}), CONFIG, progress=False))
+    assert any("level low: the model explains next to nothing of its stresses" in note for note in notes)

@@ -45,7 +45,11 @@ from mfgp.tuning import with_settings
 Folds = dict[str, list[Frame]]
 STARTS: dict[str, dict[str, Any]] = {
     "acac": {"preset": "molecule"},
-    "silicon": {"preset": "solid", "training": {"max_energy_ratio": 0.02}},
+    "silicon": {
+        "preset": "solid",
+        "descriptor": {"sigma": 0.6, "radial_scaling": {"r0": 3.0, "m": 2}},  # best for forces of silicon alone
+        "training": {"max_energy_ratio": 0.02},
+    },
     "joint": {"preset": "molecule"},
     "lmfp": {"preset": "oxide"},
 }
