@@ -43,7 +43,7 @@ from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Key, Statistics, merge
-from mfgp.surprises import warn_of_contradictions, warn_of_surprises
+from mfgp.surprises import warn_of_left_out, warn_of_surprises
 from mfgp.training import TrainingResult
 from mfgp.training_frames import (
     CALIBRATION_STRUCTURES,
@@ -160,7 +160,7 @@ class MultiFidelityGP:
         if self.calibration is None:
             why = "too few structures to calibrate on (own sigmas do not count); standard deviations are the posterior's own"
             warnings.warn(why, stacklevel=3)
-        warn_of_contradictions(self.levels, found, left_out)
+        warn_of_left_out(sample, found, left_out)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:

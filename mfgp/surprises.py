@@ -31,6 +31,7 @@ COMPONENTS, ALIKE, USUAL = 10, 0.8, (0.6, 15.0)  # of forces: how many, their co
 CERTAIN, USUAL_THEN = 0.999, 1.7  # cosine where the model knows such structures, and the upper factor there
 UNITS = {"Hartree/Bohr": 51.422, "Ry/Bohr": 25.711, "eV/Bohr": 1.8897, "kcal/mol/Å": 0.043364}  # in eV/Å
 CONTRADICTED = {"energy": 6.0, "forces": 12.0}  # deviations of the bulk; good labels: docs/doctor.md
+PASSED_OVER = 0.25  # share of the structures of a level
 MATTERS = {"energy": 0.002, "forces": 0.1}  # eV/atom, eV/Å; nearly exact labels have errors of heavy tails below
 
 
@@ -96,8 +97,30 @@ def _energy(frame: Frame) -> float:
     return frame.energy
 
 
-def warn_of_contradictions(levels: Sequence[str], calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
-    """Warn of labels that all others contradict; `calibration` was fitted to their left-out errors."""
+def warn_of_left_out(frames: FrameSet, calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
+    """Warn of what left-out errors of `frames` say of labels and of the `calibration` that was fitted to them."""
+    if calibration.fitted:
+        _warn_of_passed_over(frames, left_out)
+    _warn_of_contradictions(frames.levels, calibration, left_out)
+
+
+def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut]) -> None:
+    """Where many of the frames could not be left out a calibration rests on those that are easy to predict."""
+    found = {id(part.frame) for part in left_out}
+    for level in frames.levels:
+        own = [f for f in frames.of(level) if not f.isolated_atom]
+        missing = sum(id(f) not in found for f in own)
+        if missing > PASSED_OVER * len(own):
+            warnings.warn(
+                f"fidelity {level!r}: {missing} of {len(own)} structures cannot be left out, since nothing else says what "
+                "they are, or rounding hides it beside nearly exact labels. Standard deviations rest on the others and may "
+                "be too narrow; more structures would help",
+                stacklevel=5,
+            )
+
+
+def _warn_of_contradictions(levels: Sequence[str], calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
+    """Labels that all others contradict."""
     for t, level in enumerate(levels):
         for kind, limit in CONTRADICTED.items():
             own = [part for part in left_out if (part.frame.fidelity, part.kind) == (level, kind)]
@@ -112,7 +135,7 @@ def warn_of_contradictions(levels: Sequence[str], calibration: Calibration, left
                 f"{one} of {frame.source} ({frame.atoms.symbols}): {off} off what these say, {score:.0f} times the usual. "
                 "Such labels make everything at their level less certain and less accurate: look at them (mfgp doctor DATA "
                 "--model MODEL lists them), and fit again without what is wrong",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import alloy, label
+from conftest import alloy, label, molecules
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.scores import bulk
@@ -46,6 +46,14 @@ def test_a_force_that_all_others_contradict_is_told() -> None:
     low[5].arrays["REF_forces"][1] += (0.0, 3.0, -3.0)
     with pytest.warns(UserWarning, match=r"'low': forces of 1 of 20 frames .* frame 5 .* eV/Å off"):
         fit(low, labelled("high"))
+
+
+def test_a_calibration_on_few_of_the_structures_is_told() -> None:
+    """Nearly exact labels of a few molecules: rounding hides what the others say of most."""
+    few = molecules("H2O", 12, 3)
+    config = FitConfig(preset="molecule", model={"n_inducing": 200})
+    with pytest.warns(UserWarning, match=r"\d+ of 12 structures cannot be left out"):
+        MultiFidelityGP.fit(few, config, progress=False)
 
 
 def test_the_bulk_is_what_a_normal_distribution_has_and_wrong_labels_do_not_move_it() -> None:
