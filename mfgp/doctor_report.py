@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from ase import Atoms
 from numpy.typing import NDArray
 
 from mfgp.frames import Frame, FrameSet
+from mfgp.single_point import geometry
 
 Array = NDArray[np.float64]
 Severity: TypeAlias = Literal["error", "warning", "info"]
@@ -20,7 +19,6 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 _SHOWN = 8
 SEE_ALL = "mfgp doctor --json OUT lists all"
-_MATCH_DECIMALS = 4  # positions and cells that agree to 1e-4 Å are the same structure
 
 
 @dataclass(frozen=True)
@@ -99,26 +97,17 @@ def about(severity: Severity, check: str, message: str, frames: Sequence[Frame] 
     return Finding(severity, check, message, tuple(frame.source for frame in frames))
 
 
-def structure_key(atoms: Atoms) -> str:
-    """Equal for structures with the same atoms in the same order at the same places."""
-    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
-    cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
-    for array in (atoms.positions, cell):
-        digest.update((np.round(array, _MATCH_DECIMALS) + 0.0).tobytes())
-    return digest.hexdigest()
-
-
 def by_structure(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
     groups: dict[str, list[Frame]] = defaultdict(list)
     for frame in frames:
-        groups[structure_key(frame.atoms)].append(frame)
+        groups[geometry(frame.atoms)].append(frame)
     return groups
 
 
 def shared_structures(frames: FrameSet, low: str, high: str) -> list[tuple[Frame, Frame]]:
     """Pairs (low, high) of frames of two levels on the same structure."""
     below = by_structure(frames.of(low))
-    return [(below[key][0], frame) for frame in frames.of(high) if (key := structure_key(frame.atoms)) in below]
+    return [(below[key][0], frame) for frame in frames.of(high) if (key := geometry(frame.atoms)) in below]
 
 
 def robust_z(values: Array) -> Array:

@@ -40,10 +40,10 @@ from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
-from mfgp.single_point import structure_hash
+from mfgp.single_point import geometry, structure_hash
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
-from mfgp.training_frames import CALIBRATION_STRUCTURES, geometry, spread, trainable
+from mfgp.training_frames import CALIBRATION_STRUCTURES, spread, trainable
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes

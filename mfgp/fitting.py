@@ -27,10 +27,10 @@ from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, frame_rows
 from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
+from mfgp.single_point import geometry
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
-from mfgp.training_frames import geometry
 from mfgp.vacuum_term import vacuum_term
 
 DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`

@@ -35,10 +35,9 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.observations import labelled_rows, telling
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
-from mfgp.single_point import structure_hash
+from mfgp.single_point import geometry, structure_hash
 from mfgp.site_moments import SitePosterior, with_constant
 from mfgp.statistics import Key
-from mfgp.training_frames import geometry
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -76,7 +75,7 @@ def leave_one_out(
 ) -> Iterator[LeftOut]:
     """Closed-form leave-one-structure-out predictions of the labels of training frames of `model`.
 
-    Frames of one geometry (to training_frames.GRID) are left out together, so `frames` should hold all of them that the
+    Frames of one geometry (single_point.geometry) are left out together, so `frames` should hold all of them that the
     model was trained on. Isolated atoms, and structures whose left-out prediction rounding would decide, are passed over.
     """
     smoother = Smoother.of(model)

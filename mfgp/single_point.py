@@ -1,4 +1,4 @@
-"""One calculation with an ASE calculator, and the hash by which its structure is known.
+"""One calculation with an ASE calculator, and the hashes by which its structure is known: bit by bit, or as files round it.
 
 Nothing here needs torch: processes that only calculate start quickly.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 MOVED = 1e-4  # Å; less is the rounding of a calculator's files
+GRID, OFFSET = 1e-4, 0.3137  # Å, of it
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ def structure_hash(atoms: Atoms) -> str:
     for array in (atoms.positions, atoms.cell.array):
         digest.update((np.asarray(array, dtype="<f8") + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
     return digest.hexdigest()
+
+
+def geometry(atoms: Atoms) -> str:
+    """sha256 (hex, 16 digits), the same where lengths are the same to GRID, for atoms in any periodic image, in any box.
+
+    Files round lengths, some codes move atoms into the cell, and vectors without periodicity say nothing. Grid and borders
+    of the cell lie off the round numbers that positions in crystals are.
+    """
+    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
+    images = np.floor(atoms.cell.scaled_positions(atoms.positions) + OFFSET) * atoms.pbc
+    for lengths in (atoms.positions - images @ atoms.cell.complete().array, atoms.cell.array * atoms.pbc[:, None]):
+        digest.update(np.floor(lengths / GRID + OFFSET).astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _voigt(stress: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 
 import numpy as np
@@ -11,11 +10,11 @@ from ase.data import chemical_symbols
 
 from mfgp.errors import DataError
 from mfgp.frames import FrameSet, disagreeing_atoms
+from mfgp.single_point import geometry
 
 CALIBRATION_STRUCTURES = (
     256  # of each level; the coverage that one draw of them gives wanders by 1.4 % (docs/theory.md#calibration)
 )
-GRID, OFFSET = 1e-4, 0.3137  # Å, of it
 
 
 def trainable(frames: FrameSet) -> FrameSet:
@@ -64,17 +63,6 @@ def calculations(frames: FrameSet) -> frozenset[str]:
 def calculation_key(level: str, atoms: Atoms) -> str:
     """What is calculated at which level, whatever comes out."""
     return f"{level} {geometry(atoms)}"
-
-
-def geometry(atoms: Atoms) -> str:
-    """The same for structures whose lengths are the same to GRID, since files round them.
-
-    The grid lies off the round numbers that positions in crystals are.
-    """
-    digest = hashlib.sha256(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
-    for lengths in (atoms.positions, atoms.cell.array):
-        digest.update(np.floor(lengths / GRID + OFFSET).astype("<i8").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> FrameSet:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.io import write
 from conftest import alloy, label, molecules
 from numpy.testing import assert_allclose
@@ -18,7 +19,8 @@ from mfgp.frames import to_atoms
 from mfgp.gains import cross_level_covariance
 from mfgp.hyperparameters import LARGEST
 from mfgp.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
-from mfgp.single_point import structure_hash
+from mfgp.single_point import geometry, structure_hash
+from mfgp.training_frames import calculations
 
 
 def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:
@@ -189,6 +191,32 @@ def test_noise_stays_where_the_prior_is_not_lost(exact: MultiFidelityGP) -> None
 def test_frames_of_others_are_refused(model: MultiFidelityGP, two_levels: FrameSet) -> None:
     with pytest.raises(DataError, match="not in the training data"):
         model.leave_one_out(two_levels.held_out())
+
+
+def test_atoms_in_other_images_are_the_same_structure(two_levels: FrameSet, model: MultiFidelityGP) -> None:
+    """VASP's output has all atoms inside the cell."""
+    training = two_levels.training()
+    wrapped = [to_atoms(f) for f in training.of("high")]
+    for k, atoms in enumerate(wrapped):
+        atoms.positions += np.array([[k, 0, -1], [0, 0, 0], [1, 2, 0], [0, -1, 0]]) @ atoms.cell.array
+    moved = read_frames({"low": [to_atoms(f) for f in training.of("low")], "high": wrapped})
+    again = without(model, moved)
+    again.calculated = calculations(moved)
+    assert again.calculated == model.calculated
+    left, expected = list(leave_one_out(again, moved)), list(leave_one_out(model, training))
+    for one, other in zip(left, expected, strict=True):
+        assert_allclose(one.error, other.error, rtol=0, atol=1e-6)
+        assert_allclose(one.weight_variance, other.weight_variance, rtol=1e-5, atol=1e-9)
+
+
+def test_geometry_knows_structures_apart() -> None:
+    atoms = alloy(3)
+    box = Atoms(atoms.numbers, atoms.positions)
+    for change in (lambda a: a.rattle(1e-3, seed=0), lambda a: a.set_pbc(False), lambda a: a.set_cell(a.cell * 1.001)):
+        other = atoms.copy()
+        change(other)
+        assert geometry(other) != geometry(atoms)
+    assert geometry(Atoms(box, cell=[20.0] * 3)) == geometry(box) != geometry(atoms)
 
 
 def test_frames_that_a_file_has_rounded_are_the_same(
