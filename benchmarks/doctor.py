@@ -5,8 +5,9 @@
     python benchmarks/doctor.py --baseline sevennet-l3i5         # LMFP, with a pretrained network below mag
     python benchmarks/doctor.py --baseline sevennet-l3i5 --dpa3 FILE     # and DPA-3 beside it (accuracy/dpa3.py)
 
-spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures
-             and scores its training labels (mfgp.doctor_fit), as `mfgp doctor --model` does. Faults: energy off by
+spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures,
+             and the training labels are scored by it and by fits without the suspects (mfgp.doctor_rounds), as
+             `mfgp doctor --model` does; `first look` is what the model itself says. Faults: energy off by
              +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one or a
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
              suspect. False alarms are suspects among the other structures, those that share a geometry with a fault left
@@ -48,7 +49,8 @@ from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.baselines import make_baselines
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore, label_scores
+from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
+from mfgp.doctor_rounds import scores_without_suspects
 from mfgp.doctor_suspects import findable, other_moments
 from mfgp.reading import read_structures
 from mfgp.single_point import structure_hash
@@ -60,6 +62,16 @@ STRONG = 0.5  # eV/Å
 LABELS = Path.home() / ".cache" / "mfgp" / "doctor"  # of baselines, by a hash of the structure
 N_PBE = 100
 Frames = dict[str, list[Atoms]]  # by level, cheapest first; info["structure_id"] is that of the geometry
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of energies and forces after fits without the suspects, those of the first model, and (level, structure) of
+    those with a suspect moment."""
+
+    scores: list[LabelScore]
+    first: list[LabelScore]
+    other: set[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,15 @@ class Case:
         """The frames as they are."""
         return {level: [tagged(a, level) for a in frames] for level, frames in self.frames.items()}
 
-    def scored(self, frames: Frames) -> tuple[list[LabelScore], set[tuple[str, str]]]:
-        """Scores of energies and forces by a model that was fitted to `frames` in place of its own, and (level, structure)
-        of those with a suspect moment."""
+    def scored(self, frames: Frames) -> Scored:
+        """Scores by a model that was fitted to `frames` in place of its own, and by fits without the suspects."""
         read = read_frames({level: [*self.isolated[level], *found] for level, found in frames.items()})
         baselines = {b.name: b for b in make_baselines(self.config.baselines, self.calculators, cache_dir=LABELS)}
-        scores = label_scores(MultiFidelityGP.fit(read, self.config, progress=False, baselines=baselines), read)
-        other = {(f.fidelity, str(f.atoms.info["structure_id"])) for f in other_moments(scores)}
-        return [s for s in scores if s.kind != "moment" and not s.frame.isolated_atom], other
+        model = MultiFidelityGP.fit(read, self.config, progress=False, baselines=baselines)
+        scoring = scores_without_suspects(model, read)
+        other = {(f.fidelity, str(f.atoms.info["structure_id"])) for f in other_moments(scoring.scores)}
+        own, first = ([s for s in found if s.kind != "moment"] for found in (scoring.scores, scoring.first))
+        return Scored(own, first, other)
 
 
 def main(
@@ -109,9 +122,9 @@ def main(
     with timed() as timing:
         together = [kinds] if mixed else [(one,) for one in kinds]
         found = [spoiled_round(case, faults, seed) for faults in together for seed in range(rounds)]
-        scores, other = case.scored(case.tagged)
-        result |= {"as_they_are": named_suspects(scores), "other_moments": sorted(other)}
-        result["findable"] = {level: forecast(scores, level) for level in case.frames}
+        as_they_are = case.scored(case.tagged)
+        result |= {"as_they_are": named_suspects(as_they_are.scores), "other_moments": sorted(as_they_are.other)}
+        result["findable"] = {level: forecast(as_they_are.scores, level) for level in case.frames}
         if data is None and not kind:
             result["metastable"] = metastable(case)
     if found:
@@ -155,12 +168,14 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
     """Faults of one round with whether they were found, and the false alarms by level."""
     rng = np.random.default_rng(seed)
     spoiled, faults = spoil(case.frames, kinds, rng)
-    scores, other = case.scored(spoiled)
-    suspects = {(s.frame.fidelity, identity(s)) for s in scores if s.suspect}
+    scored = case.scored(spoiled)
+    scores, other = scored.scores, scored.other
+    suspects, first = ({(s.frame.fidelity, identity(s)) for s in own if s.suspect} for own in (scores, scored.first))
     listed = {(s.frame.fidelity, identity(s)) for s in scores if s.second_look}
     touched = {fault["structure"] for fault in faults}
     for fault in faults:
         fault["found"] = (fault["level"], fault["structure"]) in suspects
+        fault["found_first"] = (fault["level"], fault["structure"]) in first
         fault["second_look"] = (fault["level"], fault["structure"]) in listed
         fault["moments_too"] = fault["found"] and (fault["level"], fault["structure"]) in other
     alarms = {}
@@ -171,6 +186,7 @@ def spoiled_round(case: Case, kinds: Sequence[str], seed: int) -> dict[str, Any]
         alarms[level] = {
             "structures": len(untouched),
             "suspects": named,
+            "suspects_first": sorted(name for at, name in first if at == level and name in untouched),
             "other_moments": sorted(name for at, name in other if at == level and name in named),
             "moments_alone": sorted(name for at, name in other if at == level and name in untouched - set(named)),
             "labels": len(wrong),
@@ -264,7 +280,7 @@ def metastable(case: Case) -> dict[str, Any]:
     labels = {a.info["structure_id"]: a for a in case.frames["mag"]}
     replaced = sorted(set(first) & set(labels))
     mag = [tagged(first.get(name, a), "mag") for name, a in labels.items()]
-    scores = [s for s in case.scored({**case.frames, "mag": mag})[0] if s.frame.fidelity == "mag"]
+    scores = [s for s in case.scored({**case.frames, "mag": mag}).scores if s.frame.fidelity == "mag"]
     energy = {identity(s): s.score for s in scores if s.kind == "energy"}
     force = {name: max(s.score for s in scores if s.kind == "forces" and identity(s) == name) for name in energy}
     rows = [
@@ -323,15 +339,15 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for kind, level in dict.fromkeys((f["kind"], f["level"]) for f in faults):
         here = [f for f in faults if (f["kind"], f["level"]) == (kind, level)]
-        counts = {name: sum(f[name] for f in here) for name in ("found", "moments_too", "second_look")}
+        counts = {n: sum(f[n] for f in here) for n in ("found", "found_first", "moments_too", "second_look")}
         out.append({"what": kind, "level": level, "n": len(here), **counts})
     for level in found[0]["false_alarms"]:
         alarms = [one["false_alarms"][level] for one in found]
         named, other, alone = (
             sum(len(a[key]) for a in alarms) for key in ("suspects", "other_moments", "moments_alone")
         )
-        n = sum(a["structures"] for a in alarms)
-        out.append({"what": "false alarm", "level": level, "n": n, "found": named})
+        n, first = sum(a["structures"] for a in alarms), sum(len(a["suspects_first"]) for a in alarms)
+        out.append({"what": "false alarm", "level": level, "n": n, "found": named, "found_first": first})
         out.append({"what": "false alarm, other moments apart", "level": level, "n": n, "found": named - other})
         out.append({"what": "moments alone", "level": level, "n": n, "found": alone})
         labels, suspects = (sum(a[key] for a in alarms) for key in ("labels", "suspect_labels"))
@@ -370,10 +386,10 @@ def forecast(scores: Sequence[LabelScore], level: str) -> dict[str, float]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    out = Table("fault", "level", "n", "suspects", "share", "with moments", "second look")
+    out = Table("fault", "level", "n", "suspects", "share", "first look", "with moments", "second look")
     for r in rows:
         share = f"{100 * r['found'] / max(r['n'], 1):.1f} %"
-        apart = (str(r.get(name, "")) for name in ("moments_too", "second_look"))
+        apart = (str(r.get(name, "")) for name in ("found_first", "moments_too", "second_look"))
         out.add_row(r["what"], r["level"], str(r["n"]), str(r["found"]), share, *apart)
     return out
 

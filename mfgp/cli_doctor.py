@@ -31,6 +31,12 @@ def doctor(
         Path | None,
         typer.Option("--model", metavar="MODEL", help="a model fitted to these data, for leave-one-out scores"),
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="with a model: fits without the suspects, which hide smaller errors; at most, by default 3"
+        ),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="write all findings, with every frame, as JSON")
     ] = None,
@@ -38,7 +44,8 @@ def doctor(
     """Check labelled data before a fit is spent on it. Files in order, cheapest level first; exit code 1 on errors.
 
     With a model that was fitted to these data also: labels that disagree with all others (leave-one-label-out), those of
-    frames whose magnetic moments do so too apart.
+    frames whose magnetic moments do so too apart. Where there are any, the model is fitted again without them, and all
+    labels are scored again.
     """
     with friendly() as notices:
         from mfgp.doctor import examine
@@ -51,7 +58,7 @@ def doctor(
         suspects, problem = None, None
         if model is not None:
             try:
-                findings, suspects = _contradicted(model, frames, notices)
+                findings, suspects = _contradicted(model, frames, rounds)
                 report = report.with_findings(findings)
             except DataError as error:  # what was found without the model is said first
                 problem = error
@@ -73,12 +80,11 @@ def _show(report: Report, levels: Sequence[str]) -> None:
         console.say(out, line, style)
 
 
-def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list[Finding], list[dict[str, Any]]]:
+def _contradicted(model: Path, frames: FrameSet, rounds: int | None) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Findings about labels that disagree with all others, and these labels."""
-    from mfgp.doctor_fit import label_scores
+    from mfgp.doctor_rounds import ROUNDS, scores_without_suspects
     from mfgp.doctor_suspects import fit_checks
     from mfgp.model import MultiFidelityGP
-    from mfgp.progress import bars
 
     training = frames.training()
     if not len(training):
@@ -91,9 +97,9 @@ def _contradicted(model: Path, frames: FrameSet, notices: Console) -> tuple[list
             f"--model: the model has the levels {', '.join(fitted.levels)}, the data {', '.join(strange)}; name the level "
             "of each file with --fidelity, in order."
         )
-    with bars(console=notices) as report:
-        scores = label_scores(fitted, training, report)
-    return fit_checks(scores, training), [s.to_json() for s in scores if s.suspect]
+    scoring = scores_without_suspects(fitted, training, ROUNDS if rounds is None else rounds, progress=True)
+    findings = [*fit_checks(scoring.scores, training), *scoring.findings()]
+    return findings, [s.to_json() for s in scoring.scores if s.suspect]
 
 
 def _levels_of_files(data: list[Path], names: list[str], notices: Console) -> tuple[Any, list[str]]:

@@ -27,7 +27,7 @@ such scores: its geometry does not say which sign an atom takes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,19 @@ class LabelScore:
         }
 
 
-def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> list[LabelScore]:
+def label_scores(
+    model: MultiFidelityGP,
+    frames: FrameSet,
+    report: Report = silent,
+    unseen: Mapping[int, Collection[int | None]] | None = None,
+) -> list[LabelScore]:
     """Scores of the energies, of the force on every atom and of the moments of training frames of `model`.
 
-    Raises DataError for frames that it was not trained on.
+    unseen: labels that it was not trained on, by id of their frame: None its energy, else the force on an atom. Without it
+    DataError is raised for frames that the model was not trained on.
     """
-    model.check_seen(frames)
+    if unseen is None:
+        model.check_seen(frames)
     smoother = Smoother.of(model)
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
     for i, frame in enumerate(frames):
@@ -124,7 +131,7 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
             continue
         functionals = model.features.functionals(frame.atoms)
         for part in labelled_parts(model, smoother, frame, functionals):
-            for species, score in _scores(model, smoother, part):
+            for species, score in _scores(model, smoother, part, (unseen or {}).get(id(frame), ())):
                 raw[frame.fidelity, score.kind, species].append(score)
         for species, score in _moment_scores(model, frame, functionals):
             raw[frame.fidelity, score.kind, species].append(score)
@@ -132,11 +139,13 @@ def label_scores(model: MultiFidelityGP, frames: FrameSet, report: Report = sile
     return [score for alike in raw.values() for score in _in_bulk_deviations(alike)]
 
 
-def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> Iterator[tuple[int, LabelScore]]:
+def _scores(
+    model: MultiFidelityGP, smoother: Smoother, part: LabelledRows, unseen: Collection[int | None]
+) -> Iterator[tuple[int, LabelScore]]:
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
     if part.kind == "energy":
         scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
-        score = _left_out(smoother, part, None, slice(0, 1), scale)
+        score = _left_out(smoother, part, None, slice(0, 1), scale, None not in unseen)
         if score is not None:
             yield 0, score
     if part.kind == "forces":
@@ -145,18 +154,25 @@ def _scores(model: MultiFidelityGP, smoother: Smoother, part: LabelledRows) -> I
             scale = Scale() if model.calibration is None else model.calibration.forces[part.level][species]
             own = slice(3 * k, 3 * k + 3)
             silent = not part.telling[own].any() and float(part.residual[own].abs().max()) < 1.0  # zero by symmetry
-            score = None if silent else _left_out(smoother, part, atom, own, scale)
+            score = None if silent else _left_out(smoother, part, atom, own, scale, atom not in unseen)
             if score is not None:
                 yield species, score
 
 
-def _left_out(smoother: Smoother, part: LabelledRows, atom: int | None, rows: slice, scale: Scale) -> LabelScore | None:
-    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says."""
+def _left_out(
+    smoother: Smoother, part: LabelledRows, atom: int | None, rows: slice, scale: Scale, seen: bool
+) -> LabelScore | None:
+    """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says.
+
+    seen: whether they are training data, or are left out of these already.
+    """
     block = part.block(rows)
-    inverse = hat_inverse(block.turned @ block.turned.T, smoother.smallest([block]))
+    hat = block.turned @ block.turned.T
+    one = torch.eye(len(hat)).to(hat)
+    inverse = hat_inverse(hat, smoother.smallest([block])) if seen else one + hat
     if inverse is None:
         return None
-    error, one = -inverse @ block.residual, torch.eye(len(inverse)).to(inverse)
+    error = -(inverse @ block.residual if seen else block.residual)
     variance = scale.weights * (inverse - one) + scale.residual * torch.diag(block.excess) + scale.noise * one
     score = max(float(error @ torch.linalg.solve(variance, error)) / len(error), 0.0) ** 0.5
     unit = part.noise * (len(part.frame.atoms) ** 0.5 if part.kind == "energy" else 1.0)  # eV or eV/Å

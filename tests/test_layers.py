@@ -78,6 +78,7 @@ LAYERS = [
         "training_residuals",
         "doctor_fit",
         "doctor_suspects",
+        "doctor_rounds",
         "learning_curve",
         "rates",
         "estimate",
