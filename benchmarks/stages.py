@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mfgp import FitConfig, FrameSet
 from mfgp.accumulation import RowBlocks, batches, needs
+from mfgp.centring import mean_kernels
 from mfgp.features import Features
 from mfgp.fitting import build_columns
 from mfgp.observations import Columns, frame_rows
@@ -51,7 +52,7 @@ def timed_pass(
     """Statistics, CPU seconds and floating-point operations of each stage, and the columns with their prior widths."""
     columns, column_std = build_columns(frames, features.basis.species, config, [])
     blocks = TimedBlocks(features, columns.size)
-    pairs = 0.0
+    pairs, sigma, centre = 0.0, config.training.noise_energy, mean_kernels(features.basis)
     for batch in batches(frames):
         structures = [group[0].atoms for group in batch]
         with timed() as rows:
@@ -62,7 +63,7 @@ def timed_pass(
             extra = columns.rows_of(group[0].atoms, [])
             for frame in group:
                 level = frames.levels.index(frame.fidelity)
-                blocks.add(level, frame_rows(frame, phi, columns, extra, level, config.training.noise_energy))
+                blocks.add(level, frame_rows(frame, phi, columns, extra, level, sigma, centre))
     statistics = blocks.finish()
     squares = sum(len(points) ** 2 for points in features.basis.points)
     flops = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mfgp.baselines import Baseline
+from mfgp.centring import mean_kernels
 from mfgp.features import Features
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import Columns, frame_rows, telling, whitened_blocks
@@ -39,13 +40,14 @@ def accumulate(
 ) -> Statistics:
     """One pass over the labelled frames: their sufficient statistics. default_sigma: initial noise of energies, eV."""
     blocks, done = RowBlocks(features, columns.size), 0
+    centre = features.centre if features.store is not None else mean_kernels(features.basis)
     for batch, rows in ordered_map(lambda batch: (batch, _rows(features, batch)), batches(frames), features.device):
         for group, phi in zip(batch, rows, strict=True):
             for frame in group:
                 level = frames.levels.index(frame.fidelity)
                 labels = columns.labels(baselines, frame.atoms, level)
                 extra = columns.rows_of(frame.atoms, labels).to(phi.device)
-                blocks.add(level, frame_rows(frame, phi, columns, extra, level, default_sigma))
+                blocks.add(level, frame_rows(frame, phi, columns, extra, level, default_sigma, centre))
         done += sum(len(group) for group in batch)
         report("labels", done, len(frames), batch[-1][-1].fidelity)
     return blocks.finish()

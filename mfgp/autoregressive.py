@@ -171,6 +171,10 @@ class Posterior:
         """Weights of level t on the columns of A: sum_u d[t, u] o theta_u, [M'] (eV)."""
         return (self.d[level] * self.mean).sum(0)
 
+    def level_means(self) -> Tensor:
+        """The weights of every level, [T, M'] (eV)."""
+        return torch.stack([self.level_mean(t) for t in range(len(self.mean))])
+
     def inverse(self) -> Tensor:
         """P^-1, [T, M', T, M']."""
         n_levels, size = self.mean.shape

@@ -20,6 +20,7 @@ from mfgp.doctor_moments import moment_checks
 from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import unused_label_keys
+from mfgp.same_structure import groups
 
 _SAME_ENERGY = 1e-4  # eV/atom
 _SAME_FORCE = 1e-3  # eV/Å
@@ -78,10 +79,12 @@ def _held_out(frames: FrameSet) -> list[Finding]:
         splits = ", ".join(sorted({str(frame.split) for frame in test}))
         message = f"held out of training by info['split'] ({splits}): {counts} frames."
         findings.append(about("info", "split", message, test.frames))
-    trained = by_structure(frames.training())
+    number = dict(zip(map(id, frames), groups([f.atoms for f in frames]), strict=True))
+    trained: dict[int, list[Frame]] = defaultdict(list)
+    for frame in frames.training():
+        trained[number[id(frame)]].append(frame)
     for level in frames.levels:
-        twins = [(frame, twin) for key, own in by_structure(test.of(level)).items() for frame in own
-                 for twin in trained.get(key, [])]  # fmt: skip
+        twins = [(frame, twin) for frame in test.of(level) for twin in trained.get(number[id(frame)], [])]
         for same in (True, False):
             leaked = list({frame.source: frame for frame, twin in twins if (twin.fidelity == level) is same}.values())
             if leaked:
@@ -94,9 +97,9 @@ def _held_out(frames: FrameSet) -> list[Finding]:
 
 def _duplicates(level: str, frames: Sequence[Frame]) -> list[Finding]:
     """The same structure more than once in a level, with equal or with different labels."""
-    groups = [own for own in by_structure(f for f in frames if not f.isolated_atom).values() if len(own) > 1]
-    differing = [frame for own in groups if any(_differ(own[0], other) for other in own[1:]) for frame in own]
-    equal = [frame for own in groups if not any(_differ(own[0], other) for other in own[1:]) for frame in own]
+    repeated = [own for own in by_structure(f for f in frames if not f.isolated_atom).values() if len(own) > 1]
+    differing = [frame for own in repeated if any(_differ(own[0], other) for other in own[1:]) for frame in own]
+    equal = [frame for own in repeated if not any(_differ(own[0], other) for other in own[1:]) for frame in own]
     findings = []
     if differing:
         message = f"fidelity {level!r}: {len(differing)} frames repeat a structure with other labels, "

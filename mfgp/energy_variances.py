@@ -109,14 +109,6 @@ class EnergyForms:
         return products.square() @ self.signs[panel.first :]
 
 
-def mean_inducing_features(basis: InducingBasis) -> Tensor:
-    """Mean of phi over the inducing environments of each species, [S, M]: phi(z_m) is row m of L."""
-    out = basis.factors[0].new_zeros(len(basis.species), basis.size)
-    for index, columns in basis.blocks():
-        out[index, columns] = basis.factors[index].mean(0)
-    return out
-
-
 @dataclass(frozen=True)
 class EnergyVariances:
     """The parts of the variance of the total energy, and the variance of each local energy; S: species of the basis."""

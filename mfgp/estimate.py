@@ -40,7 +40,8 @@ from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
-from mfgp.single_point import geometry, structure_hash
+from mfgp.same_structure import groups
+from mfgp.single_point import structure_hash
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
 from mfgp.training_frames import CALIBRATION_STRUCTURES, spread, trainable
@@ -193,7 +194,7 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
 def _left_out(training: FrameSet, config: FitConfig) -> int:
     """Structures that calibration leaves out; those at several levels count once."""
     sample = spread(training, CALIBRATION_STRUCTURES, config.seed)
-    return len({geometry(f.atoms) for f in sample})
+    return len(set(groups([f.atoms for f in sample])))
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

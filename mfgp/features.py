@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
+from mfgp.centring import mean_features
 from mfgp.config import FitConfig
 from mfgp.devices import resolve_device
 from mfgp.errors import ConfigError, DataError
@@ -68,9 +69,11 @@ class Features:
     device: torch.device
     store: RowStore | None = field(default=None, repr=False)
     forms: InducingForms = field(init=False, repr=False)  # of basis and soap
+    centre: Tensor = field(init=False, repr=False)  # [S, M] mean features of the basis (centring)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forms", inducing_forms(self.basis, self.soap))
+        object.__setattr__(self, "centre", mean_features(self.basis))
 
     @staticmethod
     def build(frames: FrameSet, config: FitConfig, report: Report = silent, keep_rows: bool = False) -> Features:

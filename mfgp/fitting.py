@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mfgp.accumulation import accumulate
 from mfgp.baselines import Baseline, first_levels
+from mfgp.centring import centred_prior
 from mfgp.config import BaselineConfig, FitConfig, FixedRho
 from mfgp.errors import ConfigError, NumericalError
 from mfgp.features import Features
@@ -27,7 +28,7 @@ from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, frame_rows
 from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
-from mfgp.single_point import geometry
+from mfgp.same_structure import groups
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
@@ -117,8 +118,8 @@ def accumulate_sites(frames: FrameSet, features: Features, report: Report = sile
 
 
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
-    """n parts of the structures, seeded; frames of one geometry are in one part, isolated atoms in none."""
-    keys = {id(f): geometry(f.atoms) for f in frames}
+    """n parts of the structures, seeded; frames of the same structure are in one part, isolated atoms in none."""
+    keys = dict(zip(map(id, frames), groups([f.atoms for f in frames]), strict=True))
     distinct = list(dict.fromkeys(keys[id(f)] for f in frames if not f.isolated_atom))
     order = np.random.default_rng(seed).permutation(len(distinct))
     home = {distinct[i]: k % n for k, i in enumerate(order)}
@@ -135,9 +136,14 @@ def prior_traces(
     """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind)."""
     out: dict[Key, Tensor] = {}
     for i, frame in enumerate(frames):
-        deviation = features.functionals(frame.atoms).prior.clamp(min=0.0).sqrt()  # [row, S]; symmetry: some are -0
+        functionals, composition = features.functionals(frame.atoms), columns.composition(frame.atoms.numbers)
+        found = functionals.phi[:1] - composition.to(features.centre) @ features.centre
+        prior = functionals.prior.clone()
+        prior[:1] = centred_prior(prior[:1], functionals.phi[:1], found, features.basis)
+        deviation = prior.clamp(min=0.0).sqrt()  # [row, S]; symmetry: some are -0
         level, nothing = frames.levels.index(frame.fidelity), deviation.new_zeros(len(deviation), columns.size)
-        for kind, (a, _) in frame_rows(frame, deviation, columns, nothing, level, default_sigma).items():
+        none = deviation.new_zeros(len(columns.species), deviation.shape[1])
+        for kind, (a, _) in frame_rows(frame, deviation, columns, nothing, level, default_sigma, none).items():
             scaled = a[:, : deviation.shape[1]]
             out[level, kind] = out.get((level, kind), torch.zeros_like(deviation[0])) + (scaled**2).sum(0)
         report("prior variances", i + 1, len(frames), frame.fidelity)

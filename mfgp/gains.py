@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from mfgp.autoregressive import Posterior
+from mfgp.centring import uncentred_covariance
 
 
-def cross_level_covariance(posterior: Posterior) -> Tensor:
-    """C [T, T, M', M'] between the weights that two levels see (eV^2)."""
+def cross_level_covariance(posterior: Posterior, centre: Tensor) -> Tensor:
+    """C [T, T, M', M'] between the weights w and e0 that two levels see (eV^2); centre [S, M] of the fit (centring)."""
     levels, inverse = range(len(posterior.mean)), posterior.inverse()
-    return torch.stack([torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels])
+    fitted = torch.stack([torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels])
+    return uncentred_covariance(fitted, centre)
 
 
 def information_factor(covariance: Tensor, rows: Tensor, level: int) -> Tensor:

@@ -23,7 +23,7 @@ from mfgp.statistics import Key, Statistics
 LEARNED_KINDS = ("energy", "forces", "virial")
 FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial value, and from a level to the next
 ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
-LARGEST = 1e14  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
+LARGEST = 1e13  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
 LARGEST_GIVEN = 1e12  # the same of labels with a sigma of their own, which nothing bounds from below
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 

@@ -30,12 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.autoregressive import Posterior
+from mfgp.centring import centred
 from mfgp.features import Functionals
 from mfgp.frames import Frame, FrameSet
 from mfgp.observations import labelled_rows, telling
 from mfgp.progress import Report, silent
 from mfgp.residual import residual_variance
-from mfgp.single_point import geometry, structure_hash
+from mfgp.same_structure import groups
+from mfgp.single_point import structure_hash
 from mfgp.site_moments import SitePosterior, with_constant
 from mfgp.statistics import Key
 
@@ -43,9 +45,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
-ROUNDING = (
-    0.6  # times epsilon times prior over noise variance: 4 - 40 times the error of H_SS on nearly exact labels (H2O)
-)
+ROUNDING = 7.0  # times epsilon times prior over noise variance: 1 - 100 times the error of H_SS on nearly exact labels
 ALONE = 1e-5  # what is left of 1 - H where one structure alone says what the prior does not
 
 
@@ -75,17 +75,18 @@ def leave_one_out(
 ) -> Iterator[LeftOut]:
     """Closed-form leave-one-structure-out predictions of the labels of training frames of `model`.
 
-    Frames of one geometry (single_point.geometry) are left out together, so `frames` should hold all of them that the
-    model was trained on. Isolated atoms, and structures whose left-out prediction rounding would decide, are passed over.
+    Frames of the same structure in whatever description (same_structure) are left out together, so `frames` should hold
+    all of them that the model was trained on. Isolated atoms, and structures whose left-out prediction rounding would
+    decide, are passed over.
     """
     smoother = Smoother.of(model)
-    groups: dict[str, list[Frame]] = {}
-    for frame in frames:
-        if not frame.isolated_atom:
-            groups.setdefault(geometry(frame.atoms), []).append(frame)
-    for i, group in enumerate(groups.values()):
+    chosen = [frame for frame in frames if not frame.isolated_atom]
+    same: dict[int, list[Frame]] = {}
+    for frame, number in zip(chosen, groups([f.atoms for f in chosen]), strict=True):
+        same.setdefault(number, []).append(frame)
+    for i, group in enumerate(same.values()):
         yield from _structure(model, smoother, group)
-        report("leave one out", i + 1, len(groups), "")
+        report("leave one out", i + 1, len(same), "")
 
 
 def hat_inverse(hat: Tensor, smallest: float) -> Tensor | None:
@@ -108,8 +109,7 @@ class Smoother:
     @staticmethod
     def of(model: MultiFidelityGP) -> Smoother:
         posterior = model.posterior()
-        mean = torch.stack([posterior.level_mean(t) for t in range(len(posterior.mean))])
-        return Smoother(posterior, mean, (posterior.d**2).sum(1), model.noises())
+        return Smoother(posterior, posterior.level_means(), (posterior.d**2).sum(1), model.noises())
 
     def turned(self, rows: Tensor, level: int) -> Tensor:
         """V [row, T M'] of rows [row, M'] of a level."""
@@ -202,6 +202,7 @@ def labelled_parts(
     extra = model.columns.rows_of(frame.atoms, labels).to(functionals.phi)
     residual_std = residual_variance(model, level, functionals.phi, functionals.prior).sqrt()
     design = torch.cat([functionals.phi, extra, residual_std[:, None]], dim=1)  # one more column: scaled like the rows
+    design = centred(design, model.features.centre)
     axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
     for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
         key: Key = (level, kind)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.autoregressive import mixing_matrix
+from mfgp.centring import uncentred_covariance
 
 if TYPE_CHECKING:
     from mfgp.calibration import Calibration
@@ -47,7 +48,7 @@ class LevelShares:
         inverse = joint.inverse()
         terms = [joint.term_covariance(inverse, level, u, level) for u in range(level + 1)]
         self.level, self.names = level, model.levels[: level + 1]
-        self.covariances = torch.stack(terms)  # [u, M', M'] eV^2
+        self.covariances = uncentred_covariance(torch.stack(terms), model.features.centre)  # [u, M', M'] eV^2
         scale = model.prior.scale.detach()
         w = mixing_matrix(model.prior.rho.detach())[level, : level + 1]  # [u, S]
         self.variances = w**2 * scale[: level + 1, None] ** 2  # [u, S] eV^2

@@ -30,6 +30,7 @@ from mfgp.baselines import Baseline, make_baselines
 from mfgp.batched import predict_many
 from mfgp.calibration import Calibration
 from mfgp.calibration_fit import fit_calibration
+from mfgp.centring import uncentred, uncentred_covariance
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
@@ -86,7 +87,7 @@ class MultiFidelityGP:
         self.baselines, self.data, self.seen = baselines, data, seen
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
-        self.calculated: frozenset[str] = frozenset()  # level and structure of the training frames (calculation_key)
+        self.calculated: frozenset[str] = frozenset()  # training_frames.calculations
         self.costs = CostModel()  # of labels, as far as the training frames say
         self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
@@ -189,7 +190,7 @@ class MultiFidelityGP:
         check_seen(frames, self.calculated, self.seen)
 
     def posterior(self, statistics: Statistics | None = None) -> Posterior:
-        """The joint posterior over all levels' weights at the present hyperparameters."""
+        """The joint posterior over all levels' weights, of w and e0' (centring), at the present hyperparameters."""
         statistics = statistics or self.statistics
         with torch.no_grad():
             d = self._scales()
@@ -201,8 +202,8 @@ class MultiFidelityGP:
 
     def _solution(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """Weights and covariances of every level."""
-        joint = self.posterior(statistics)
-        return torch.stack([joint.level_mean(t) for t in range(len(self.levels))]), joint.level_covariances()
+        joint, centre = self.posterior(statistics), self.features.centre
+        return uncentred(joint.level_means(), centre), uncentred_covariance(joint.level_covariances(), centre)
 
     def refresh(self) -> None:
         """Recompute the posterior from the statistics and hyperparameters."""
@@ -281,11 +282,10 @@ class MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points: fit again where a
-        new structure is far from all others, for noise and inducing points are not made for it. Frames of
-        calculations that the model has already, and held-out ones, are skipped with a warning; labels that look like
-        another unit or reference are learned with one. Raises DataError for elements or levels that it has not seen; the
-        model is unchanged then. Calculators and predictors made before keep the old state; the calibration stays that of
-        the last `fit` or `calibrate`.
+        new structure is far from all others, for noise and inducing points are not made for it. Frames of calculations that
+        the model has already, and held-out ones, are skipped with a warning; labels that look like another unit or reference
+        are learned with one. Raises DataError for elements or levels that it has not seen; the model is unchanged then.
+        Calculators and predictors made before keep the old state; the calibration is that of the last `fit` or `calibrate`.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():

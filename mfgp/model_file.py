@@ -3,7 +3,7 @@
 The header holds the schema version, units, levels, configuration, descriptor species, baselines (name and settings, never
 code), counts and hash of the training data, and what training did; tensors hold the rest. Symmetric matrices are stored as
 their lower triangle. `SCHEMA` grows with every change of meaning: a file of an earlier schema is upgraded on reading by the
-functions in `UPGRADES`, one of a later schema explains itself.
+functions in `model_upgrades`, one of a later schema explains itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from descriptors import SOAP, Contraction
 from mfgp import __version__
 from mfgp.baselines import first_levels, make_baselines
 from mfgp.calibration import Calibration
+from mfgp.centring import centred_statistics
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.devices import resolve_device
@@ -34,6 +35,7 @@ from mfgp.files import replacing
 from mfgp.fitting import make_noise, make_prior
 from mfgp.inducing import InducingBasis, build_basis
 from mfgp.model import MultiFidelityGP
+from mfgp.model_upgrades import SCHEMA, Header, upgraded
 from mfgp.observations import Columns
 from mfgp.pair_term import pair_term
 from mfgp.site_moments import site_posterior
@@ -41,83 +43,9 @@ from mfgp.statistics import Moments, Statistics
 from mfgp.training import TrainingResult
 from mfgp.vacuum_term import vacuum_term
 
-SCHEMA = 10
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 
 _EXPECTED = "expected what `mfgp fit CONFIG.yaml -o MODEL` or model.save(MODEL) wrote"
-
-Header = dict[str, Any]
-
-
-def _without_calibration(header: Header) -> Header:
-    """Schema 1 knew no calibration, and its configurations asked for none that was done."""
-    return {**header, "calibration": None}
-
-
-def _without_costs(header: Header) -> Header:
-    """Schema 2 kept no costs of labels, and no magnetic moments."""
-    return {**header, "costs": {"sums": {}, "given": {}}, "sites": []}
-
-
-def _without_composition(header: Header) -> Header:
-    """Schema 3 learned costs of labels from their numbers of atoms alone: n, sum x, sum x^2, sum y, sum xy, sum y^2."""
-    sums = {
-        level: {"elements": [], "moments": [[n, x, y], [x, xx, xy], [y, xy, yy]]}
-        for level, (n, x, xx, y, xy, yy) in header["costs"]["sums"].items()
-    }
-    return {**header, "costs": {**header["costs"], "sums": sums}}
-
-
-def _without_novelty(header: Header) -> Header:
-    """Schema 4 calibrated forces without the novelty of their surroundings."""
-    calibration = header["calibration"]
-    return {**header, "calibration": None if calibration is None else {**calibration, "novelty": []}}
-
-
-def _without_energy_novelty(header: Header) -> Header:
-    """Schema 5 calibrated energies without their novelty."""
-    calibration = header["calibration"]
-    return {**header, "calibration": None if calibration is None else {**calibration, "energy_novelty": []}}
-
-
-def _without_calculations(header: Header) -> Header:
-    """Schema 6 did not say which structures had been calculated."""
-    return {**header, "calculated": []}
-
-
-def _without_scatter(header: Header) -> Header:
-    """Schema 7 calibrated energies of all compositions alike."""
-    calibration = header["calibration"]
-    return {**header, "calibration": None if calibration is None else {**calibration, "scatter": []}}
-
-
-def _without_scatter_of_forces(header: Header) -> Header:
-    """Schema 8 calibrated forces of all compositions alike; its scatter was that of energies."""
-    calibration = header["calibration"]
-    if calibration is None:
-        return header
-    kept = {name: value for name, value in calibration.items() if name != "scatter"}
-    energies = [{**s, "least": 1.0} for s in calibration["scatter"]]
-    return {**header, "calibration": {**kept, "energy_scatter": energies, "force_scatter": []}}
-
-
-def _without_vacuum(header: Header) -> Header:
-    """Schema 9 knew no difference between an isolated atom and others, and made the factors of K_MM again."""
-    return {**header, "vacuum": [], "jitter": None}
-
-
-# header of schema n -> of schema n + 1
-UPGRADES: dict[int, Callable[[Header], Header]] = {
-    1: _without_calibration,
-    2: _without_costs,
-    3: _without_composition,
-    4: _without_novelty,
-    5: _without_energy_novelty,
-    6: _without_calculations,
-    7: _without_scatter,
-    8: _without_scatter_of_forces,
-    9: _without_vacuum,
-}
 
 
 def save(model: MultiFidelityGP, path: str | Path) -> None:
@@ -176,6 +104,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "config": model.config.model_dump(mode="json"),
         "baselines": list(model.columns.baselines),
         "jitter": model.basis.jitter,
+        "centred": True,
         "vacuum": [] if model.columns.vacuum is None else list(model.columns.vacuum.species),
         "retained": None if model.soap.contraction is None else list(model.soap.contraction.retained),
         "data": model.data,
@@ -197,11 +126,7 @@ def _header(model: MultiFidelityGP) -> Header:
 
 def read_header(path: str | Path) -> Header:
     """The header alone, upgraded to the present schema. Raises ModelFileError for what is not a whole model file."""
-    header = _stored_header(Path(path))
-    while header["schema"] < SCHEMA:
-        schema = header["schema"]
-        header = {**UPGRADES[schema](header), "schema": schema + 1}
-    return header
+    return upgraded(_stored_header(Path(path)))
 
 
 def _stored_header(path: Path) -> Header:
@@ -282,6 +207,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     features = Features(_soap(config, species, header, tensors), basis, device)
     calculators = make_baselines(config.baselines, baselines, levels)
     statistics = _statistics(header, tensors, size)
+    if not header["centred"]:
+        statistics = centred_statistics(statistics, features.centre)
     noise.know_forces(statistics)
     data, seen = header["data"], frozenset(header["seen"])
     model = MultiFidelityGP(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from descriptors import SOAP, Jacobian, Neighborhoods
 from mfgp.baselines import Baseline
+from mfgp.centring import centred
 from mfgp.errors import DataError
 from mfgp.frames import Frame
 from mfgp.inducing import InducingBasis
@@ -245,16 +246,19 @@ def labelled_rows(frame: Frame, design: Tensor, mean: Tensor) -> dict[str, tuple
 
 
 def frame_rows(
-    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float
+    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float, centre: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """`isolated_rows` of isolated atoms, `labelled_rows` of other frames; phi [1+3N+6, M], extra [1+3N+6, column]."""
+    """`isolated_rows` of isolated atoms, `labelled_rows` of other frames; in terms of w and e0' (centring).
+
+    phi [1+3N+6, M], extra [1+3N+6, column], centre [S, M] of features like phi, whitened or not.
+    """
     if frame.isolated_atom:
-        return isolated_rows(frame, phi[0], columns, extra[0], level, default_sigma)
-    return labelled_rows(frame, torch.cat([phi, extra], dim=1), columns.mean(extra, level))
+        return isolated_rows(frame, phi[0], columns, extra[0], level, default_sigma, centre)
+    return labelled_rows(frame, centred(torch.cat([phi, extra], dim=1), centre), columns.mean(extra, level))
 
 
 def isolated_rows(
-    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float
+    frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float, centre: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The rows of an isolated atom with an energy, both of kind `given`; none without.
 
@@ -274,4 +278,5 @@ def isolated_rows(
         other = max(sigma, default_sigma)
         rows.append(torch.cat([phi, extra]) / other)
         labels.append(y / other)
-    return {"given": (torch.stack(rows), torch.cat(labels))}
+    each = [centred(row[None], centre) for row in rows]
+    return {"given": (torch.cat(each), torch.cat(labels))}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
-from mfgp.energy_variances import EnergyForms, energy_variances, local_variances, mean_inducing_features
+from mfgp.energy_variances import EnergyForms, energy_variances, local_variances
 from mfgp.errors import DataError
 from mfgp.inducing import InducingBasis
 from mfgp.kernels import functional_covariance
@@ -71,7 +71,7 @@ class Predictor:
         self.weights = model.weights[level]  # [M'] eV
         self.covariance = model.covariances[level]  # [M', M'] eV^2
         self.variances = model.prior.local_variances()[level].detach()  # [S] eV^2
-        self.reference = mean_inducing_features(model.basis)  # [S, M]
+        self.reference = model.features.centre  # [S, M]
         self.draws = weight_draws(self.covariance, draws, seed)  # [draw, M'] about the mean
         self.alpha_draws = [dual_weights(model.basis, w) for w in self.draws]
         self.shares = LevelShares(model, level) if by_level else None

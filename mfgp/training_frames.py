@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
 from mfgp.errors import DataError
-from mfgp.frames import FrameSet, disagreeing_atoms
+from mfgp.frames import Frame, FrameSet, disagreeing_atoms
+from mfgp.same_structure import groups, keys
 from mfgp.single_point import geometry
 
 CALIBRATION_STRUCTURES = (
@@ -41,35 +43,58 @@ def trainable(frames: FrameSet) -> FrameSet:
 
 
 def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
-    """n structures of each level (all, if it has fewer) with all the frames that share their geometry, seeded.
+    """n structures of each level (all, if it has fewer) with all frames of the same structures (same_structure), seeded.
 
     Highest level first; what it chose counts for the lower ones, which may so hold more than n. No isolated atoms.
     """
-    keys = {id(f): geometry(f.atoms) for f in frames}
-    chosen: set[str] = set()
+    numbers = dict(zip(map(id, frames), groups([f.atoms for f in frames]), strict=True))
+    chosen: set[int] = set()
     for level in reversed(frames.levels):
-        own = list(dict.fromkeys(keys[id(f)] for f in frames.of(level) if not f.isolated_atom))
+        own = list(dict.fromkeys(numbers[id(f)] for f in frames.of(level) if not f.isolated_atom))
         rest = [k for k in own if k not in chosen]
         room = max(0, n - (len(own) - len(rest)))
         chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
-    return FrameSet(frames.levels, tuple(f for f in frames if keys[id(f)] in chosen))
+    return FrameSet(frames.levels, tuple(f for f in frames if numbers[id(f)] in chosen))
 
 
 def calculations(frames: FrameSet) -> frozenset[str]:
-    """The calculations that those frames are the results of."""
-    return frozenset(calculation_key(frame.fidelity, frame.atoms) for frame in frames)
+    """The calculations that those frames are the results of: what `known` asks for."""
+    every = keys([f.atoms for f in frames])
+    return frozenset(_key(f.fidelity, f.atoms, own) for f, (own, *_) in zip(frames, every, strict=True))
 
 
-def calculation_key(level: str, atoms: Atoms) -> str:
-    """What is calculated at which level, whatever comes out."""
+def known(frames: Sequence[Frame], calculated: frozenset[str], level: str | None = None) -> list[bool]:
+    """Whether each frame is of a calculation among those: as many atoms of the same structure (same_structure), at its
+    level or the one given."""
+    every = calculation_keys([f.atoms for f in frames], [[level or f.fidelity] for f in frames])
+    return [not calculated.isdisjoint(of_level) for (of_level,) in every]
+
+
+def calculation_keys(structures: Sequence[Atoms], levels: Sequence[Sequence[str]]) -> list[list[tuple[str, ...]]]:
+    """Keys of the calculation of each structure at each of its levels, of which another one of the same has the first.
+
+    The last is that of models before schema 11, which knew a structure in one description only.
+    """
+    return [
+        [(*(_key(level, atoms, key) for key in found), exact_key(level, atoms)) for level in own]
+        for atoms, own, found in zip(structures, levels, keys(structures), strict=True)
+    ]
+
+
+def _key(level: str, atoms: Atoms, structure: str) -> str:
+    return f"{level} {len(atoms)} {structure}"
+
+
+def exact_key(level: str, atoms: Atoms) -> str:
+    """What is calculated at which level in one description: atoms in one order and orientation, as files round them."""
     return f"{level} {geometry(atoms)}"
 
 
-def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> FrameSet:
-    """The frames that are no results of a calculation in `known`, nor have a hash in `seen` (older models have no
+def new_calculations(frames: FrameSet, calculated: frozenset[str], seen: frozenset[str]) -> FrameSet:
+    """The frames that are no results of a calculation in `calculated`, nor have a hash in `seen` (older models have no
     calculations); warns about the others."""
-    hashed = zip(frames, frames.frame_hashes(), strict=True)
-    fresh = tuple(f for f, key in hashed if key not in seen and calculation_key(f.fidelity, f.atoms) not in known)
+    every = zip(frames, frames.frame_hashes(), known(frames.frames, calculated), strict=True)
+    fresh = tuple(f for f, key, old in every if key not in seen and not old)
     if len(fresh) < len(frames):
         warnings.warn(
             f"{len(frames) - len(fresh)} frames are of calculations that the model has already (same structure and level); "
@@ -79,11 +104,11 @@ def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[st
     return FrameSet(frames.levels, fresh)
 
 
-def check_seen(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> None:
-    """DataError for frames that are neither in `seen` by their hash nor results of a calculation in `known`; a warning where
-    their last digits alone may be others."""
+def check_seen(frames: FrameSet, calculated: frozenset[str], seen: frozenset[str]) -> None:
+    """DataError for frames that are neither in `seen` by their hash nor results of a calculation in `calculated`; a warning
+    where their last digits alone may be others."""
     other = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in seen]
-    strange = [f for f in other if calculation_key(f.fidelity, f.atoms) not in known]
+    strange = [f for f, old in zip(other, known(other, calculated), strict=True) if not old]
     if strange:
         raise DataError(
             f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mfgp.centring import recentred
+
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
@@ -34,9 +36,9 @@ class Residual:
 
 def training_residuals(model: MultiFidelityGP) -> list[Residual]:
     """By level and kind of label."""
-    out, noises = [], model.noises()
+    out, noises, weights = [], model.noises(), recentred(model.weights, model.features.centre)
     for t, kind in model.statistics.observed():
-        m, w = model.statistics.moments[t, kind], model.weights[t]
+        m, w = model.statistics.moments[t, kind], weights[t]
         left = m.square - 2.0 * float(w @ m.projection) + float(w @ m.gram @ w)
         rms = [math.sqrt(max(v, 0.0) / m.count) for v in (m.square, left)]
         out.append(Residual(model.levels[t], kind, m.count, rms[0], rms[1], noises[t, kind]))

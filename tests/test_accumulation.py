@@ -25,7 +25,7 @@ def one_by_one(model: MultiFidelityGP, frames: FrameSet) -> Statistics:
         level = frames.levels.index(frame.fidelity)
         extra = model.columns.rows(frame.atoms.numbers, [], cell_volume(frame.atoms))
         phi = model.features.rows(frame.atoms)
-        for kind, part in frame_rows(frame, phi, model.columns, extra, level, SIGMA).items():
+        for kind, part in frame_rows(frame, phi, model.columns, extra, level, SIGMA, model.features.centre).items():
             rows.setdefault((level, kind), []).append(part)
     out = Statistics(size)
     for (level, kind), parts in rows.items():

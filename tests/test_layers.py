@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress", "threads"),
     *("labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
-    *("config_errors", "yaml_files", "config", "zbl", "single_point", "baselines", "costs"),
+    *("config_errors", "yaml_files", "config", "zbl", "single_point", "same_structure", "baselines", "costs"),
     *(
         "doctor_report",
         "doctor_composition",
@@ -26,12 +26,13 @@ LAYERS = [
     *(
         "kernels",
         "inducing",
+        "statistics",
+        "centring",
         "pair_term",
         "vacuum_term",
         "row_sums",
         "rows",
         "observations",
-        "statistics",
         "site_moments",
         "autoregressive",
         "hyperparameters",
@@ -64,6 +65,7 @@ LAYERS = [
         "calculator",
         "surprises",
         "model",
+        "model_upgrades",
         "model_file",
         "compression",
         "tuning",

@@ -18,7 +18,8 @@ from descriptors.soap import environments
 from descriptors.streamed import streamed_coefficients, streamed_pullback
 from mfgp import DataError, MultiFidelityGP, local_variances
 from mfgp import energy_variances as energy_variances_module
-from mfgp.energy_variances import EnergyForms, energy_variances, mean_inducing_features
+from mfgp.centring import mean_features
+from mfgp.energy_variances import EnergyForms, energy_variances
 from mfgp.energy_variances import local_variances as local_energy_variances
 from mfgp.inducing import build_basis
 from mfgp.kernels import power
@@ -211,7 +212,7 @@ def test_forms_of_energies_are_the_sums_that_they_stand_for(
     found = energy_variances(basis, forms, q, members, inner_products(basis, q, members), extra)
     phi = local_features(basis, q, numbers)  # [atom, M]
     rows, residual = phi.clone(), phi.new_empty(6)
-    parts = zip(basis.blocks(), members, mean_inducing_features(basis), (300.0, 200.0, 100.0), strict=False)
+    parts = zip(basis.blocks(), members, mean_features(basis), (300.0, 200.0, 100.0), strict=False)
     for (index, columns), own, row, amplitude in parts:
         rows[own] -= row
         residual[own] = amplitude * (1.0 - phi[own].square().sum(1))

@@ -128,6 +128,8 @@ def dense_posterior(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of all functionals of `atoms` at the top level by the dense two-level formula.
 
+    Energies are those against as many mean environments (centring), whose kernels with a functional are its features times
+    their mean.
     `labelled` picks the functionals of each frame that carry a label.
     """
     structures = [(f.atoms, frames.levels.index(f.fidelity)) for f in frames] + [(atoms, 1)]
@@ -135,12 +137,17 @@ def dense_posterior(
     numbers = [torch.from_numpy(a.numbers.astype(np.int64)) for a, _ in structures]
     extra = [model.columns.rows(a.numbers, [], a.get_volume()) for a, _ in structures]
     scale, rho = model.prior.scale.tolist(), model.prior.rho[0].tolist()
-    species, zeta = model.basis.species, model.basis.zeta
+    species, zeta, centre = model.basis.species, model.basis.zeta, model.features.centre
+    phi = [model.features.rows(a) for a, _ in structures]
+    counts = [e[:, : len(species)] for e in extra]  # of atoms: 0 for derivatives
 
     def block(i: int, j: int) -> np.ndarray:
         (_, t), (_, u) = structures[i], structures[j]
         weight = {z: scale[0] ** 2 * rho[k] ** (t + u) + scale[1] ** 2 * t * u for k, z in enumerate(species)}
         cov = functional_covariance(jacs[i], numbers[i], jacs[j], numbers[j], weight, zeta)
+        w = torch.tensor([weight[z] for z in species], dtype=torch.float64)[model.basis.species_index()]
+        mean_i, mean_j = counts[i] @ centre, counts[j] @ centre
+        cov = cov - (phi[i] * w) @ mean_j.T - (mean_i * w) @ phi[j].T + (mean_i * w) @ mean_j.T
         for level in range(min(t, u) + 1):
             cov = cov + (extra[i] * model.column_std[level] ** 2) @ extra[j].T
         return cov.numpy()

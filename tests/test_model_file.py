@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.hyperparameters import Evidence
-from mfgp.model_file import SCHEMA, read_header
 from mfgp.model_file import _hash as contents_hash
+from mfgp.model_file import read_header
+from mfgp.model_upgrades import SCHEMA
 
 
 @pytest.fixture

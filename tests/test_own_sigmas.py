@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales
+from mfgp.centring import uncentred
 from mfgp.hyperparameters import LARGEST_GIVEN, Evidence
 from mfgp.observations import frame_rows
 
@@ -58,15 +59,15 @@ def test_the_posterior_is_that_of_the_rows(sigma: float) -> None:
     for frame in data:
         t = data.levels.index(frame.fidelity)
         extra = model.columns.rows_of(frame.atoms, [])
-        phi = model.features.rows(frame.atoms)
-        for kind, (a, y) in frame_rows(frame, phi, model.columns, extra, t, CONFIG.training.noise_energy).items():
+        phi, sigma, centre = model.features.rows(frame.atoms), CONFIG.training.noise_energy, model.features.centre
+        for kind, (a, y) in frame_rows(frame, phi, model.columns, extra, t, sigma, centre).items():
             rows.append((a[:, None] * d[t]).flatten(1) / noises[t, kind])
             targets.append(y / noises[t, kind])
     a, y = torch.cat(rows).numpy(), torch.cat(targets).numpy()
     a, y = np.vstack([a, np.eye(a.shape[1])]), np.concatenate([y, np.zeros(a.shape[1])])
     theta = torch.from_numpy(np.linalg.lstsq(a, y, rcond=None)[0]).view(2, -1)
     for t, level in enumerate(model.levels):
-        weights = (d[t] * theta).sum(0)
+        weights = uncentred((d[t] * theta).sum(0), model.features.centre)
         for atoms in (alloy(900), alloy(901)):
             design = torch.cat([model.features.rows(atoms), model.columns.rows_of(atoms, [])], dim=1)
             expected = design @ weights + model.columns.mean(design[:, model.basis.size :], t)

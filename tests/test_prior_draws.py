@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
 from mfgp.autoregressive import block_scales
-from mfgp.energy_variances import mean_inducing_features
+from mfgp.centring import mean_features
 from mfgp.evaluation import evaluate
 from mfgp.features import Features
 from mfgp.frames import Frame
@@ -107,7 +107,7 @@ def test_coverage_of_local_energies() -> None:
         for t, level in enumerate(model.levels):
             for i, frame in enumerate(draw.test.of(level)):
                 of_atom = np.searchsorted(basis.species, frame.atoms.numbers)
-                rows = model.features.functionals(frame.atoms).local - mean_inducing_features(basis)[of_atom]  # [N, M]
+                rows = model.features.functionals(frame.atoms).local - mean_features(basis)[of_atom]  # [N, M]
                 said, true = ((rows @ w[t, : basis.size]).numpy() for w in (model.weights, draw.weights))
                 if (level, i) not in std:  # the same for all draws: the labels' values do not enter
                     p = model.predict(frame.atoms, level, uncertainty="energies")

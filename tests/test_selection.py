@@ -74,7 +74,7 @@ def test_prior_variance_along_a_direction(model: MultiFidelityGP, pool: list[Ato
 def test_gain_is_what_an_update_does(model: MultiFidelityGP, pool: list[Atoms], level: str) -> None:
     """Forces, energy and stress of one calculation, against the variances of the updated model."""
     u, s = model.level(level), search(model, pool[:6])
-    joint = cross_level_covariance(model.posterior())
+    joint = cross_level_covariance(model.posterior(), model.features.centre)
     design = torch.cat([model.features.rows(pool[7]), model.predictor("high").columns_of(pool[7])], dim=1)
     rows = design[1:-6]  # all forces of another structure as the target
     projected = joint[:, 1] @ rows.T
@@ -109,7 +109,7 @@ def test_gain_with_a_baseline_and_cells_of_two_sizes(two_levels: FrameSet, confi
 def test_conditioning_is_the_updated_posterior(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     s = search(model, pool[:6])
     condition(s.covariance, s.labelled(2, 0), 0)
-    expected = cross_level_covariance(updated(model, pool[2], "low").posterior())
+    expected = cross_level_covariance(updated(model, pool[2], "low").posterior(), model.features.centre)
     # the labels here have next to no noise: rounding of the sums times a condition number of 3e9
     assert_allclose(s.covariance.numpy(), expected.numpy(), rtol=0, atol=1e-6 * float(expected.abs().max()))
 

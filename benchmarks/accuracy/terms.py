@@ -30,6 +30,7 @@ from torch import Tensor
 from mfgp import FitConfig, FrameSet, read_frames
 from mfgp.autoregressive import block_scales, posterior
 from mfgp.baselines import make_baselines
+from mfgp.centring import mean_features, uncentred
 from mfgp.config import ModelConfig
 from mfgp.datasets import load_lmfp
 from mfgp.features import Features
@@ -211,7 +212,8 @@ def solve(
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
         joint = posterior(data.statistics, d, inverse_variances(noise, data.statistics, d))
     rho = ", ".join(f"{x:.2f}" for x in prior.rho_parameter.flatten().tolist())
-    return joint.level_mean(len(training.levels) - 1), {"noise": 1e3 * float(noise.noise[-1, 1].detach()), "rho": rho}
+    weights = uncentred(joint.level_mean(len(training.levels) - 1), mean_features(basis))
+    return weights, {"noise": 1e3 * float(noise.noise[-1, 1].detach()), "rho": rho}
 
 
 def errors(fold: list[Frame], rows: list[tuple[Tensor, Tensor]], weights: Tensor) -> str:

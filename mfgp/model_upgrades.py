@@ -1,0 +1,95 @@
+"""Headers of model files of earlier schemas, as the present one would have written them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+SCHEMA = 11
+
+Header = dict[str, Any]
+
+
+def upgraded(header: Header) -> Header:
+    """The header of any schema up to the present one, upgraded to that."""
+    while header["schema"] < SCHEMA:
+        schema = header["schema"]
+        header = {**UPGRADES[schema](header), "schema": schema + 1}
+    return header
+
+
+def _without_calibration(header: Header) -> Header:
+    """Schema 1 knew no calibration, and its configurations asked for none that was done."""
+    return {**header, "calibration": None}
+
+
+def _without_costs(header: Header) -> Header:
+    """Schema 2 kept no costs of labels, and no magnetic moments."""
+    return {**header, "costs": {"sums": {}, "given": {}}, "sites": []}
+
+
+def _without_composition(header: Header) -> Header:
+    """Schema 3 learned costs of labels from their numbers of atoms alone: n, sum x, sum x^2, sum y, sum xy, sum y^2."""
+    sums = {
+        level: {"elements": [], "moments": [[n, x, y], [x, xx, xy], [y, xy, yy]]}
+        for level, (n, x, xx, y, xy, yy) in header["costs"]["sums"].items()
+    }
+    return {**header, "costs": {**header["costs"], "sums": sums}}
+
+
+def _without_novelty(header: Header) -> Header:
+    """Schema 4 calibrated forces without the novelty of their surroundings."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "novelty": []}}
+
+
+def _without_energy_novelty(header: Header) -> Header:
+    """Schema 5 calibrated energies without their novelty."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "energy_novelty": []}}
+
+
+def _without_calculations(header: Header) -> Header:
+    """Schema 6 did not say which structures had been calculated."""
+    return {**header, "calculated": []}
+
+
+def _without_scatter(header: Header) -> Header:
+    """Schema 7 calibrated energies of all compositions alike."""
+    calibration = header["calibration"]
+    return {**header, "calibration": None if calibration is None else {**calibration, "scatter": []}}
+
+
+def _without_scatter_of_forces(header: Header) -> Header:
+    """Schema 8 calibrated forces of all compositions alike; its scatter was that of energies."""
+    calibration = header["calibration"]
+    if calibration is None:
+        return header
+    kept = {name: value for name, value in calibration.items() if name != "scatter"}
+    energies = [{**s, "least": 1.0} for s in calibration["scatter"]]
+    return {**header, "calibration": {**kept, "energy_scatter": energies, "force_scatter": []}}
+
+
+def _without_vacuum(header: Header) -> Header:
+    """Schema 9 knew no difference between an isolated atom and others, and made the factors of K_MM again."""
+    return {**header, "vacuum": [], "jitter": None}
+
+
+def _uncentred(header: Header) -> Header:
+    """Schema 10 had statistics in terms of w and e0 (centring): they are turned into the present ones after reading."""
+    return {**header, "centred": False}
+
+
+# header of schema n -> of schema n + 1
+UPGRADES: dict[int, Callable[[Header], Header]] = {
+    1: _without_calibration,
+    2: _without_costs,
+    3: _without_composition,
+    4: _without_novelty,
+    5: _without_energy_novelty,
+    6: _without_calculations,
+    7: _without_scatter,
+    8: _without_scatter_of_forces,
+    9: _without_vacuum,
+    10: _uncentred,
+}
