@@ -32,7 +32,7 @@ def label_noises(model: MultiFidelityGP) -> Tensor:
     """Noise of the labels that a calculation at each level gives, [T, 3]: energies, forces, virials; infinite for none.
 
     What a level gives is what its training frames have. Kinds whose labels all carry a sigma of their own have no learned
-    noise; they are taken with the initial one of the configuration.
+    noise; they are taken with the rms of those (of earlier model files, with the initial noise of the configuration).
     """
     training = model.config.training
     initial = (training.noise_energy, training.noise_force, training.noise_virial)
@@ -42,7 +42,7 @@ def label_noises(model: MultiFidelityGP) -> Tensor:
             if not model.data[level].get(count):
                 out[t, k] = torch.inf
             elif (t, kind) not in model.statistics.moments:
-                out[t, k] = initial[k]
+                out[t, k] = model.own_sigmas[t, k] or initial[k]
     return out
 
 

@@ -39,7 +39,7 @@ def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
     scored = {id(s.frame) for s in scores if s.kind != "moment"}
     if unscored := [f for f in frames if id(f) not in scored and not f.isolated_atom]:
         message = f"{len(unscored)} frames have no leave-one-out score, {examples(unscored)}: "
-        message += "labels with a sigma of their own, or too few of their kind."
+        message += "too few of their kind."
         out.append(about("info", "leave-one-out", message, unscored))
     charged = {id(f) for f in other_moments(scores)}
     for level in dict.fromkeys(s.frame.fidelity for s in scores):

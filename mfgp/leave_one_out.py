@@ -53,7 +53,7 @@ ALONE = 1e-5  # what is left of 1 - H where one structure alone says what the pr
 class LeftOut:
     """Labels of one kind of one frame, and what the model without its structure says of them, each [row].
 
-    kind: energy (eV per sqrt(atom)), forces (eV/Å), virial (eV per sqrt(atom)) or given (the labels' own sigma).
+    kind: energy (eV per sqrt(atom)), forces (eV/Å) or virial (eV per sqrt(atom)), with a sigma of their own or without.
     error: predicted - label; weight_variance, residual_variance, noise_variance: of the posterior weights, of what the
     inducing points do not carry, and of the label, in the unit squared; species: atomic number of the atom that a force
     acts on, component: three times its place among the atoms plus 0, 1, 2 for x, y, z; both 0 of other kinds. Forces and
@@ -124,7 +124,10 @@ class Smoother:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Labelled rows of one kind of one frame, divided by the standard deviation of their noise; some tell something."""
+    """Labelled rows of one kind of one frame, divided by the standard deviation of their noise; some tell something.
+
+    noise is in the unit of LeftOut.
+    """
 
     frame: Frame
     level: int
@@ -204,13 +207,28 @@ def labelled_parts(
     design = torch.cat([functionals.phi, extra, residual_std[:, None]], dim=1)  # one more column: scaled like the rows
     design = centred(design, model.features.centre)
     axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
-    for kind, (rows, y) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
-        key: Key = (level, kind)
-        noise = smoother.noise[key]
-        a = rows[:, :-1] / noise
-        component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
-        species = frame.atoms.numbers[component // 3] * int(kind == "forces")
-        told = telling(rows).cpu().numpy()
-        turned, residual = smoother.turned(a, level), y / noise - a @ smoother.mean[level]
-        excess = (rows[:, -1] / noise) ** 2
-        yield LabelledRows(frame, level, kind, a, turned, residual, excess, noise, species, component, told)
+    for found, (every, targets) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
+        for kind, here, unit in of_kinds(frame, found, len(targets)):
+            rows, y, key = every[here], targets[here], (level, found)
+            noise = smoother.noise[key]
+            a = rows[:, :-1] / noise
+            component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
+            species = frame.atoms.numbers[component // 3] * int(kind == "forces")
+            told = telling(rows).cpu().numpy()
+            turned, residual = smoother.turned(a, level), y / noise - a @ smoother.mean[level]
+            excess = (rows[:, -1] / noise) ** 2
+            yield LabelledRows(frame, level, kind, a, turned, residual, excess, unit * noise, species, component, told)
+
+
+def of_kinds(frame: Frame, found: str, n: int) -> Iterator[tuple[str, slice, float]]:
+    """What the n rows of a kind are, which of them, and their unit: of `given` ones the own sigmas, energy before forces."""
+    if found != "given":
+        yield found, slice(0, n), 1.0
+        return
+    start = 0
+    if frame.energy is not None and frame.energy_sigma is not None:
+        yield "energy", slice(0, 1), frame.energy_sigma / len(frame.atoms) ** 0.5
+        start = 1
+    if start < n:
+        assert frame.force_sigma is not None
+        yield "forces", slice(start, n), frame.force_sigma

@@ -52,6 +52,7 @@ from mfgp.training_frames import (
     check_seen,
     distinct,
     new_calculations,
+    own_sigmas,
     spread,
     trainable,
 )
@@ -89,6 +90,7 @@ class MultiFidelityGP:
         self.calibration: Calibration | None = None
         self.calculated: frozenset[str] = frozenset()  # training_frames.calculations
         self.costs = CostModel()  # of labels, as far as the training frames say
+        self.own_sigmas = torch.zeros(len(levels), 3, dtype=torch.float64)  # training_frames.own_sigmas
         self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
         self.weights: Tensor  # [T, M'] w_t, eV
         self.covariances: Tensor  # [T, M', M'] C_t, eV^2
@@ -138,7 +140,7 @@ class MultiFidelityGP:
         learned = (columns, column_std, prior, noise, learning.statistics)
         data, seen = training.summary(), frozenset(training.frame_hashes())
         model = cls(config, frames.levels, features, *learned, calculators, data, seen)
-        model.training, model.costs = result, CostModel.learn(training)
+        model.training, model.costs, model.own_sigmas = result, CostModel.learn(training), own_sigmas(training)
         model.calculated = calculations(training)
         model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
@@ -159,15 +161,15 @@ class MultiFidelityGP:
         found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
         if self.calibration is None:
-            why = "too few structures to calibrate on (own sigmas do not count); standard deviations are the posterior's own"
+            why = "too few structures to calibrate on; standard deviations are the posterior's own"
             warnings.warn(why, stacklevel=3)
         warn_of_left_out(sample, found, left_out)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:
-        """Learned noises of energies, forces and virials at a level [3]; 0 of a kind that has no labels there."""
-        seen = [(level, kind) in self.statistics.moments for kind in LEARNED_KINDS]
-        return self.noise.noise[level].detach() * self.weights.new_tensor(seen)
+        """Noises of energies, forces and virials at a level [3]: learned, else the rms of own sigmas, else 0."""
+        learned = torch.tensor([(level, kind) in self.statistics.moments for kind in LEARNED_KINDS])
+        return torch.where(learned, self.noise.noise[level].detach().cpu(), self.own_sigmas[level]).to(self.weights)
 
     def noises(self) -> dict[Key, float]:
         """Standard deviation of the labels of each (level, kind) in the posterior, in the unit of their rows."""
@@ -322,14 +324,12 @@ class MultiFidelityGP:
         symbols = [chemical_symbols[z] for z in self.basis.species]
         m = self.basis.size
         e0 = self.columns.reference + self.weights[:, m : m + len(symbols)]
-        noise = self.noise.noise.tolist()
+        noise, seen = self.noise.noise.tolist(), self.statistics.moments
         out: dict[str, Any] = {
             "outputscale": dict(zip(self.levels, (self.prior.scale**2).tolist(), strict=True)),
             "rho": [dict(zip(symbols, row, strict=True)) for row in self.prior.rho.tolist()],
             "noise": {
-                level: {
-                    kind: noise[t][k] for k, kind in enumerate(LEARNED_KINDS) if (t, kind) in self.statistics.moments
-                }
+                level: {kind: noise[t][k] for k, kind in enumerate(LEARNED_KINDS) if (t, kind) in seen}
                 for t, level in enumerate(self.levels)
             },
             "e0": {level: dict(zip(symbols, e0[t].tolist(), strict=True)) for t, level in enumerate(self.levels)},

@@ -115,6 +115,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "training": None if model.training is None else asdict(model.training),
         "calibration": None if model.calibration is None else model.calibration.to_json(),
         "costs": model.costs.to_json(),
+        "own_sigmas": model.own_sigmas.tolist(),
         "sites": [
             [*key, m.square, m.count, model.sites[key].amplitude, model.sites[key].noise]
             for key, m in sorted(model.site_statistics.moments.items())
@@ -219,6 +220,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
         model.calibration = Calibration.from_json(header["calibration"])
     model.costs = CostModel.from_json(header["costs"])
     model.calculated = frozenset(header["calculated"])
+    if "own_sigmas" in header:  # early files of this schema have none
+        model.own_sigmas = torch.tensor(header["own_sigmas"], dtype=torch.float64)
     _load_sites(model, header, tensors)
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])

@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from torch import Tensor
 
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet, disagreeing_atoms
@@ -55,6 +57,19 @@ def spread(frames: FrameSet, n: int, seed: int) -> FrameSet:
         room = max(0, n - (len(own) - len(rest)))
         chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:room]}
     return FrameSet(frames.levels, tuple(f for f in frames if numbers[id(f)] in chosen))
+
+
+def own_sigmas(frames: FrameSet) -> Tensor:
+    """Root mean square of the sigmas that energies (eV per sqrt(atom)) and forces (eV/Å) came with, [T, 3]; 0 for none."""
+    out = torch.zeros(len(frames.levels), 3, dtype=torch.float64)
+    for t, level in enumerate(frames.levels):
+        own = [f for f in frames.of(level) if not f.isolated_atom]
+        energies = [f.energy_sigma / len(f.atoms) ** 0.5 for f in own if f.energy is not None and f.energy_sigma]
+        forces = [f.force_sigma for f in own if f.forces is not None and f.force_sigma]
+        for k, sigmas in enumerate((energies, forces)):
+            if sigmas:
+                out[t, k] = float(np.mean(np.square(sigmas))) ** 0.5
+    return out
 
 
 def calculations(frames: FrameSet) -> frozenset[str]:

@@ -191,13 +191,26 @@ def test_moments_between_two_states_excuse_no_label() -> None:
     assert read.of("high")[11].source in named(scores, read)["leave-one-out"]
 
 
-def test_labels_with_a_sigma_of_their_own_are_said_to_have_no_score() -> None:
+def test_labels_with_a_sigma_of_their_own_are_scored_like_others() -> None:
     frames = with_moments()
     for atoms in frames["high"][:6]:
         atoms.info["energy_sigma"], atoms.info["force_sigma"] = 0.01, 0.1
     scores, read = scored(frames)
-    (finding,) = [f for f in fit_checks(scores, read) if "no leave-one-out score" in f.message]
-    assert finding.frames == tuple(f.source for f in read.of("high")[:6])  # though their moments have
+    high = read.of("high")
+    assert {id(s.frame) for s in scores if s.kind == "energy"} >= {id(f) for f in high}
+    assert (high[4].source, "forces", 2) in suspects(scores)  # of the wrong sign, among those with a sigma
+
+
+def test_frames_without_a_score_are_named(clean: list[LabelScore]) -> None:
+    frames = tuple(dict.fromkeys(s.frame.source for s in clean))
+    read = read_frames(data())
+    few = [s for s in clean if s.frame.source != frames[3]]
+    (finding,) = [
+        f
+        for f in fit_checks(few, FrameSet(read.levels, tuple({id(s.frame): s.frame for s in clean}.values())))
+        if "no leave-one-out score" in f.message
+    ]
+    assert set(finding.frames) == {frames[3]}
 
 
 def test_command_line_lists_them(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_forces_know_the_species_they_act_on(training: FrameSet, left_out: list[
 
 
 def test_masked_forces_are_left_alone(config: FitConfig) -> None:
-    """Forces on three of four atoms: nine rows, with their species; labels with a sigma of their own are of kind `given`."""
+    """Forces on three of four atoms: nine rows, with their species; a sigma of their own is their noise."""
     own, masked = label(alloy(3), "high"), label(alloy(4), "high")
     own.info["force_sigma"] = 0.1  # eV/Å
     masked.arrays["force_mask"] = np.array([1, 0, 1, 1])
@@ -104,9 +104,9 @@ def test_masked_forces_are_left_alone(config: FitConfig) -> None:
     parts = {(p.frame.source, p.kind): p for p in leave_one_out(model, frames) if p.frame.fidelity == "high"}
     first, second = (f.source for f in frames.of("high")[:2])
     assert parts[second, "forces"].species.tolist() == np.repeat(masked.numbers[[0, 2, 3]], 3).tolist()
-    assert len(parts[first, "given"].error) == 12
-    assert_allclose(parts[first, "given"].noise_variance, 1.0, rtol=0, atol=1e-6)  # in units of its own sigma
-    assert (first, "forces") not in parts
+    assert len(parts[first, "forces"].error) == 12
+    assert_allclose(parts[first, "forces"].noise_variance, 0.01, rtol=1e-6)  # (eV/Å)^2
+    assert parts[first, "forces"].species.tolist() == np.repeat(own.numbers, 3).tolist()
 
 
 def test_what_one_structure_alone_determines_is_passed_over(config: FitConfig) -> None:

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.autoregressive import block_scales
 from mfgp.centring import uncentred
+from mfgp.evaluation import evaluate
 from mfgp.hyperparameters import LARGEST_GIVEN, Evidence
 from mfgp.observations import frame_rows
 
@@ -74,3 +75,25 @@ def test_the_posterior_is_that_of_the_rows(sigma: float) -> None:
             found = model.predict(atoms, level)
             assert_allclose(found.forces.flatten(), expected[1:-6], rtol=0, atol=2e-3)  # eV/Å
             assert found.energy == pytest.approx(float(expected[0]), abs=1e-3)
+
+
+def noisy(seed: int, sigma: float | None) -> Atoms:
+    """An alloy whose forces have noise of 0.1 eV/Å, said or not."""
+    atoms = label(alloy(seed, rattle=0.08), "high")
+    atoms.arrays["REF_forces"] += np.random.default_rng(seed).normal(0.0, 0.1, atoms.positions.shape)
+    if sigma is not None:
+        atoms.info["force_sigma"] = sigma
+    return atoms
+
+
+def test_labels_with_a_sigma_of_their_own_are_calibrated_on() -> None:
+    """As others are: intervals hold new labels, with that sigma in them, whatever the sigma says."""
+    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"calibrate": True})})
+    new = read_frames({"high": [noisy(i, None) for i in range(500, 540)]})
+    for sigma in (0.1, 0.05, 0.2):
+        model = MultiFidelityGP.fit(read_frames({"high": [noisy(i, sigma) for i in range(30)]}), config, progress=False)
+        assert model.calibration is not None
+        assert {f.kind for f in model.calibration.fitted} >= {"energy", "forces"}
+        assert model.label_noise(0)[1] == pytest.approx(sigma)
+        z = evaluate(model, new, "high").forces.scores.z_std
+        assert 0.85 < z < 1.2
