@@ -100,7 +100,7 @@ class SkinPairs:
         if last is None or not self._serves(last, atoms):
             last = self._last = self._search(atoms)
             return last.pairs
-        positions = torch.from_numpy(atoms.positions).to(self.device)
+        positions = torch.from_numpy(atoms.positions.astype(np.float64, copy=False)).to(self.device)
         old = last.pairs
         vectors = old.vectors(positions, last.shifts)
         return replace(old, slots=replace(old.slots, vectors=vectors))

@@ -187,7 +187,8 @@ def geometry_problems(atoms: Atoms) -> list[str]:
 def _overlaps(atoms: Atoms) -> list[str]:
     pairs = vesin.NeighborList(cutoff=_SEARCH_CUTOFF, full_list=False, n_threads=1)
     cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)  # rows of non-periodic directions are unused
-    first, second, distance = pairs.compute(atoms.positions, cell, atoms.pbc, "ijd")
+    positions = atoms.positions.astype(np.float64)  # ASE keeps an array of another type that replaces them
+    first, second, distance = pairs.compute(positions, cell, atoms.pbc, "ijd")
     if not len(distance) or distance.min() >= MIN_DISTANCE:
         return []
     k = int(np.argmin(distance))

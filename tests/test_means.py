@@ -74,6 +74,19 @@ def test_pairs_are_searched_when_the_structure_changes(model: MultiFidelityGP) -
     assert predictor.pairs.searches == step + 1
 
 
+@pytest.mark.parametrize("uncertainty", ["full", "energies", "none"])
+def test_positions_of_another_type_are_those_in_float64(model: MultiFidelityGP, uncertainty: str) -> None:
+    """ASE lets another array take the place of the positions; what it holds counts, in float64."""
+    single, double, predictor = alloy(96), alloy(96), model.predictor(skin=0.3)
+    single.arrays["positions"] = single.positions.astype(np.float32)
+    double.positions = single.positions
+    assert np.abs(double.positions - alloy(96).positions).max() > 0  # Å
+    for _ in range(2):  # after a search, and with the pairs of the last one
+        found, expected = predictor(single, uncertainty), model.predict(double, uncertainty=uncertainty)
+        assert found.forces.dtype == np.float64
+        assert_allclose(found.forces, expected.forces, rtol=0, atol=1e-10)  # eV/Å
+
+
 def test_steps_into_nonsense_are_errors(model: MultiFidelityGP) -> None:
     predictor, atoms = model.predictor(skin=3.0), alloy(97)
     predictor(atoms, "none")
