@@ -160,10 +160,7 @@ class MultiFidelityGP:
         left_out = list(self.leave_one_out(sample, report))
         found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
         self.calibration = found if found.fitted else None
-        if self.calibration is None:
-            why = "too few structures to calibrate on; standard deviations are the posterior's own"
-            warnings.warn(why, stacklevel=3)
-        warn_of_left_out(sample, found, left_out)
+        warn_of_left_out(frames, sample, found, left_out)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:

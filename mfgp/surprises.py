@@ -10,13 +10,14 @@ them, and none hides by widening what is expected of all.
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mfgp.calibration import Calibration
+from mfgp.calibration_fit import MIN_STRUCTURES
 from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import LeftOut
 from mfgp.prediction import Prediction
@@ -32,6 +33,7 @@ CERTAIN, USUAL_THEN = 0.999, 1.7  # cosine where the model knows such structures
 UNITS = {"Hartree/Bohr": 51.422, "Ry/Bohr": 25.711, "eV/Bohr": 1.8897, "kcal/mol/Å": 0.043364}  # in eV/Å
 CONTRADICTED = {"energy": 6.0, "forces": 12.0}  # deviations of the bulk; good labels: docs/doctor.md
 PASSED_OVER = 0.25  # share of the structures of a level
+KINDS = {"energy": ("energy", "energies"), "forces": ("forces", "forces"), "virial": ("stress", "stresses")}
 MATTERS = {"energy": 0.002, "forces": 0.1}  # eV/atom, eV/Å; nearly exact labels have errors of heavy tails below
 
 
@@ -97,24 +99,51 @@ def _energy(frame: Frame) -> float:
     return frame.energy
 
 
-def warn_of_left_out(frames: FrameSet, calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
-    """Warn of what left-out errors of `frames` say of labels and of the `calibration` that was fitted to them."""
+def warn_of_left_out(frames: FrameSet, sample: FrameSet, calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
+    """Warn of what left-out errors of a `sample` of the training frames say of labels and of the `calibration` that was
+    fitted to them."""
     if calibration.fitted:
-        _warn_of_passed_over(frames, left_out)
+        told = _warn_of_passed_over(sample, left_out)
+        _warn_of_few([level for level in frames.levels if level not in told], frames, left_out)
+    else:
+        why = (
+            "too few structures to calibrate on; standard deviations are the posterior's own"
+        )
+        warnings.warn(why, stacklevel=4)
     _warn_of_contradictions(frames.levels, calibration, left_out)
 
 
-def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut]) -> None:
-    """Where many of the frames could not be left out a calibration rests on those that are easy to predict."""
-    found = {id(part.frame) for part in left_out}
+def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut]) -> set[str]:
+    """Where many of the frames could not be left out a calibration rests on those that are easy to predict; the levels."""
+    found, told = {id(part.frame) for part in left_out}, set[str]()
     for level in frames.levels:
         own = [f for f in frames.of(level) if not f.isolated_atom]
         missing = sum(id(f) not in found for f in own)
         if missing > PASSED_OVER * len(own):
+            rest = "rest on the others" if missing < len(own) else "are the posterior's own"
             warnings.warn(
                 f"fidelity {level!r}: {missing} of {len(own)} structures cannot be left out, since nothing else says what "
-                "they are, or rounding hides it beside nearly exact labels. Standard deviations rest on the others and may "
-                "be too narrow; more structures would help",
+                f"they are, or rounding hides it beside nearly exact labels. Standard deviations {rest} and may be too "
+                "narrow; more structures would help",
+                stacklevel=5,
+            )
+            told.add(level)
+    return told
+
+
+def _warn_of_few(levels: Sequence[str], frames: FrameSet, left_out: Sequence[LeftOut]) -> None:
+    """Kinds of labels that a level has, but that too few left-out structures have to be calibrated on."""
+    count = Counter((part.frame.fidelity, part.kind) for part in left_out)
+    for level in levels:
+        own, few = [f for f in frames.of(level) if not f.isolated_atom], []
+        for kind, (label, name) in KINDS.items():
+            n = max(count[level, kind], count[level, "forces"] if kind == "virial" else 0)  # whose factors virials take
+            if n < MIN_STRUCTURES and any(getattr(f, label) is not None for f in own):
+                few.append(f"{name} of {count[level, kind]} left-out structures")
+        if few:
+            warnings.warn(
+                f"fidelity {level!r}: {' and '.join(few)} are too few to calibrate on; their "
+                "standard deviations are the posterior's own and may be too narrow. Labels of more structures would help",
                 stacklevel=5,
             )
 

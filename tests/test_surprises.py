@@ -56,6 +56,23 @@ def test_a_calibration_on_few_of_the_structures_is_told() -> None:
         MultiFidelityGP.fit(few, config, progress=False)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_a_kind_of_label_that_too_few_structures_have_is_told(n: int) -> None:
+    """Not of energies that the level has none of, nor of those of three structures; one alone cannot be left out."""
+    high = labelled("high")
+    for atoms in high[n:]:
+        del atoms.info["REF_energy"]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = fit(labelled("low"), high)
+    assert model.calibration is not None
+    assert {f.kind for f in model.calibration.fitted if f.level == "high"} >= {"forces"}
+    found = [str(w.message).partition(" to calibrate on")[0] for w in told]
+    few = f"fidelity 'high': energies of {n - n % 2} left-out structures are too few"
+    assert found == ([few] if n in (1, 2) else [])
+    assert all(w.filename == __file__ for w in told)
+
+
 def test_the_bulk_is_what_a_normal_distribution_has_and_wrong_labels_do_not_move_it() -> None:
     rng = np.random.default_rng(0)
     for components in (1, 3):
