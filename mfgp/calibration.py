@@ -10,8 +10,8 @@ energies and forces v_weights and v_residual are multiplied by the factor of nov
 composition (composition_scatter.py). calibration_fit.py has how all that comes from left-out errors. The noise
 of a fit holds what the model cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std
 is that of the difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard
-deviations) a second pair a', b' without it takes over. Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022);
-Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+deviations) a second pair a', b' without it takes over. Magnetic moments have one factor (moment_calibration.py). Variance
+scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Fitted:
 @dataclass(frozen=True)
 class Calibration:
     """Scales of energies and virials by level, of forces by level and atomic number; novelty and scatter by composition of
-    energies and of forces, by level.
+    energies and of forces, by level; factors of the variances of magnetic moments by level and atomic number, for those that
+    have one.
     """
 
     energy: tuple[Scale, ...]
@@ -78,6 +79,7 @@ class Calibration:
     energy_novelty: tuple[EnergyNovelty, ...] = ()
     energy_scatter: tuple[CompositionScatter, ...] = ()
     force_scatter: tuple[CompositionScatter, ...] = ()
+    moments: tuple[dict[int, float], ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 for the virial.
@@ -119,6 +121,11 @@ class Calibration:
         """a and r of local energies: those of total energies; without novelty, scatter and noise."""
         return self.energy[level].weights, self.energy[level].residual
 
+    def moment_factors(self, level: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the variances of the magnetic moments of atoms with these atomic numbers, [N]; 1 where there is none."""
+        found = self.moments[level] if self.moments else {}
+        return np.array([found.get(int(z), 1.0) for z in numbers])
+
     def energy_scale(self, level: int, numbers: NDArray[np.int64]) -> Scale:
         """Of the energy of a structure with these atomic numbers [N]."""
         factor = self.energy_scatter[level].factor(numbers) if self.energy_scatter else 1.0
@@ -150,11 +157,12 @@ class Calibration:
             "energy_novelty": [asdict(n) for n in self.energy_novelty],
             "energy_scatter": [composition_scatter.to_json(s) for s in self.energy_scatter],
             "force_scatter": [composition_scatter.to_json(s) for s in self.force_scatter],
+            "moments": [{chemical_symbols[z]: c for z, c in level.items()} for level in self.moments],
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave."""
+        """What `to_json` gave, also before it had factors of moments."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -167,6 +175,7 @@ class Calibration:
             tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),
             tuple(composition_scatter.from_json(s) for s in data["energy_scatter"]),
             tuple(composition_scatter.from_json(s) for s in data["force_scatter"]),
+            tuple({atomic_numbers[z]: c for z, c in level.items()} for level in data.get("moments", [])),
         )
 
 

@@ -219,8 +219,8 @@ def evaluate(
         frames = _read_labelled(data, level, fitted, label_keys(keys))
         chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything, split=split, tag=tag)
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
-        if which == "calibrated" and fitted.predictor(level).has_moments:
-            which += ", those of moments the posterior's own"
+        if which == "calibrated" and (raw := fitted.predictor(level).raw_moments):
+            which += f", those of moments of {', '.join(raw)} the posterior's own"
         console.say(notices, f"{note}; standard deviations: {which}")
         if seen := sum(known(chosen, fitted.calculated, level)):
             text = f"warning: the model was trained on {seen} of these frames: their errors are too small."

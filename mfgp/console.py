@@ -170,8 +170,8 @@ def scattering(calibration: Mapping[str, Any], levels: Sequence[str]) -> Iterato
 
 _CALIBRATION_NOTE = (
     "x: factors of the three parts of a standard deviation (posterior of the weights; what the inducing points do not "
-    "carry; label noise); in 95 %: share of left-out labels inside the 95 % interval, before and after these factors and "
-    "novelty (without what differs by composition)"
+    "carry; label noise), one for all three of moments; in 95 %: share of left-out labels inside the 95 % interval, before "
+    "and after these factors and novelty (without what differs by composition)"
 )
 
 

@@ -38,6 +38,7 @@ from mfgp.features import Features
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
 from mfgp.leave_one_out import LeftOut, leave_one_out
+from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction
 from mfgp.predictor import Predictor
@@ -159,7 +160,8 @@ class MultiFidelityGP:
         sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
         left_out = list(self.leave_one_out(sample, report))
         found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
-        self.calibration = found if found.fitted else None
+        moments = leave_moments_out(self, sample, report)
+        self.calibration = with_moments(found, moments, self.levels) if found.fitted else None
         warn_of_left_out(frames, sample, found, left_out)
         return self.calibration
 

@@ -19,7 +19,7 @@ class Prediction:
 
     energy eV; forces [N, 3] eV/Å; stress [6] eV/Å^3 (ASE sign and Voigt order); energies [N] eV; *_std alike, >= 0.
     magmoms [N] Bohr magnetons, where the training data have some at that level (NaN for an element without), the std that
-    of the difference to a new calculation.
+    of the difference to a new calculation, scaled to left-out moments where `calibrated` and three structures have some.
     Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean
     over the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the
     difference to a new calculation at that level, and energies_std is scaled as energy_std, novelty left out; otherwise

@@ -124,6 +124,13 @@ class Predictor:
         """Whether the training data have magnetic moments at this level."""
         return any(level == self.level for level, _ in self.sites)
 
+    @property
+    def raw_moments(self) -> list[str]:
+        """Elements with moments in the training data at this level whose standard deviations are not calibrated."""
+        own = sorted(z for level, z in self.sites if level == self.level)
+        known = {} if self.calibration is None or not self.calibration.moments else self.calibration.moments[self.level]
+        return [chemical_symbols[z] for z in own if z not in known]
+
     def magnetic_moments(self, atoms: Atoms) -> tuple[Array, Array]:
         """Moments and their standard deviations [N] in Bohr magnetons; NaN for elements without labels at this level."""
         self.check(atoms)
@@ -133,7 +140,9 @@ class Predictor:
     def _moments(self, numbers: NDArray[np.int64], phi: Tensor) -> tuple[Array, Array]:
         of_atom = torch.from_numpy(numbers.astype(np.int64)).to(phi.device)
         mean, std = predict_sites(self.model.basis, self.sites, self.level, of_atom, phi)
-        return _numpy(mean), _numpy(std)
+        if self.calibration is None:
+            return _numpy(mean), _numpy(std)
+        return _numpy(mean), _numpy(std) * np.sqrt(self.calibration.moment_factors(self.level, numbers))
 
     def columns_of(self, atoms: Atoms) -> Tensor:
         """Composition and baselines of every functional, [1+3N+6, column]."""

@@ -62,6 +62,7 @@ LAYERS = [
         "composition_scatter",
         "calibration",
         "calibration_fit",
+        "moment_calibration",
         "calculator",
         "surprises",
         "model",

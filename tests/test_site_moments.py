@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -15,11 +16,13 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
-from mfgp import DataError, FitConfig, MultiFidelityGP, read_frames
+from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration import Calibration
 from mfgp.cli import app
 from mfgp.datasets import load_lmfp
 from mfgp.frames import to_atoms
 from mfgp.leave_one_out import left_out_moments
+from mfgp.moment_calibration import LeftOutMoments, leave_moments_out, with_moments
 from mfgp.observations import local_features
 from mfgp.site_moments import (
     C_STD,
@@ -48,10 +51,22 @@ def magnetic(seed: int, level: str) -> Atoms:
     return atoms
 
 
+def training_frames() -> FrameSet:
+    return read_frames({level: [magnetic(i, level) for i in range(n)] for level, n in (("low", 8), ("high", 14))})
+
+
 @pytest.fixture(scope="module")
 def fitted(config: FitConfig) -> MultiFidelityGP:
-    low, high = ([magnetic(i, level) for i in range(n)] for level, n in (("low", 8), ("high", 14)))
-    return MultiFidelityGP.fit(read_frames({"low": low, "high": high}), config, progress=False)
+    return MultiFidelityGP.fit(training_frames(), config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def calibrated(fitted: MultiFidelityGP, tmp_path_factory: pytest.TempPathFactory) -> MultiFidelityGP:
+    path = tmp_path_factory.mktemp("site_moments") / "m.mfgp"
+    fitted.save(path)
+    model = MultiFidelityGP.load(path)
+    model.calibrate(training_frames())
+    return model
 
 
 def features(model: MultiFidelityGP, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +162,67 @@ def test_coverage_on_draws_from_the_prior(model: MultiFidelityGP) -> None:
     assert abs(inside / count - 0.95) < 0.015
 
 
+def test_moments_are_left_out_by_whole_structures(fitted: MultiFidelityGP) -> None:
+    """Both coppers of a structure together, against the statistics without them; a rounded copy goes with its structure."""
+    frames = training_frames()
+    found = [part for part in leave_moments_out(fitted, frames) if part.species == 29]
+    assert [part.level for part in found] == ["high"] * 14
+    numbers, q = features(fitted, alloy(3))
+    phi, columns = local_features(fitted.basis, q, numbers)[numbers == 29], dict(fitted.basis.blocks())
+    phi = phi[:, columns[list(fitted.basis.species).index(29)]]
+    without = SiteStatistics()
+    for seed in set(range(14)) - {3}:
+        atoms = alloy(seed)
+        without.add(fitted.basis, 1, *features(fitted, atoms), torch.from_numpy(moments_of(atoms)))
+    posterior = fitted.sites[1, 29]
+    mean, std = site_posterior(without.moments[1, 29], posterior.amplitude, posterior.noise).predict(phi)
+    error = mean.numpy() - moments_of(alloy(3))[:2]
+    assert np.abs(error).max() > 0.01  # Bohr magnetons: something to get wrong
+    assert_allclose(found[3].error, error, rtol=0, atol=1e-6)
+    assert_allclose(found[3].std, std, rtol=0, atol=1e-6)
+    copy = magnetic(3, "high")
+    copy.positions += 1e-7
+    both = FrameSet(frames.levels, (*frames.frames, *read_frames({"high": [copy]}).frames))
+    assert [len(part.error) for part in leave_moments_out(fitted, both) if part.species == 29].count(4) == 1
+
+
+def test_factors_are_those_of_left_out_errors() -> None:
+    """Errors of twice their standard deviation: a factor of four; two structures are too few."""
+    rng, nothing = np.random.default_rng(0), Calibration((), (), ())
+
+    def parts(species: int, n: int) -> list[LeftOutMoments]:
+        std = 0.1 * np.ones((n, 6))
+        return [LeftOutMoments("high", species, 2.0 * s * rng.standard_normal(6), s) for s in std]
+
+    found = with_moments(nothing, [*parts(29, 200), *parts(79, 2)], ("low", "high"))
+    assert_allclose(found.moment_factors(1, np.array([29, 79])), [4.0, 1.0], rtol=0.15)
+    assert_allclose(found.moment_factors(0, np.array([29])), [1.0], rtol=0)
+    (row,) = found.fitted
+    assert (row.level, row.kind, row.species, row.structures, row.labels) == ("high", "moments", "Cu", 200, 1200)
+    assert row.coverage_before < 0.75
+    assert abs(row.coverage_after - 0.95) < 0.02
+    assert_allclose(nothing.moment_factors(1, np.array([29])), [1.0], rtol=0)
+
+
+def test_calibrated_standard_deviations_of_moments(calibrated: MultiFidelityGP, tmp_path: Path) -> None:
+    """They are the posterior's own times the factor, are kept in the file, and old files have none."""
+    calibration, atoms, copper = calibrated.calibration, alloy(735), alloy(735).numbers == 29
+    assert calibration is not None
+    factor = calibration.moment_factors(1, np.array([29]))[0]
+    assert abs(factor - 1.0) > 0.02
+    raw, scaled = (calibrated.predict(atoms, "high", calibrated=c) for c in (False, True))
+    assert_allclose(scaled.magmoms_std[copper], factor**0.5 * raw.magmoms_std[copper], rtol=1e-12)
+    assert_allclose(scaled.magmoms, raw.magmoms, rtol=0, atol=0)
+    assert_allclose(calibrated.predictor("high").magnetic_moments(atoms)[1], scaled.magmoms_std, rtol=0, atol=1e-9)
+    calibrated.save(tmp_path / "m.mfgp")
+    again = MultiFidelityGP.load(tmp_path / "m.mfgp")
+    assert_allclose(again.predict(atoms, "high").magmoms_std, scaled.magmoms_std, rtol=1e-9)
+    old = {name: value for name, value in calibration.to_json().items() if name != "moments"}
+    assert Calibration.from_json(old).moments == ()
+    assert calibrated.predictor("high").raw_moments == []
+    assert calibrated.predictor("high", calibrated=False).raw_moments == ["Cu", "Au"]
+
+
 def test_a_fit_learns_moments(fitted: MultiFidelityGP) -> None:
     errors, spread, inside = [], [], []
     for seed in range(700, 712):
@@ -208,6 +284,23 @@ def test_commands(fitted: MultiFidelityGP, tmp_path: Path) -> None:
     written = ase.io.read(out, 0)
     assert_allclose(written.calc.results["magmoms"], fitted.predict(magnetic(740, "high"), "high").magmoms, atol=1e-6)
     assert written.arrays["magmoms_std"].shape == (4,)
+
+
+def test_commands_say_how_sure_moments_are(
+    calibrated: MultiFidelityGP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ase.io.write(tmp_path / "data.extxyz", [magnetic(740, "high")])
+    for factors, said in (
+        (calibrated.calibration.moments, "deviations: calibrated\n"),
+        ((), "of Cu, Au the posterior's"),
+    ):
+        monkeypatch.setattr(calibrated, "calibration", replace(calibrated.calibration, moments=factors))
+        calibrated.save(tmp_path / "m.mfgp")
+        result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m.mfgp"), str(tmp_path / "data.extxyz")])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "m.mfgp")])
+    assert "moments on Cu" in result.stdout
 
 
 def test_reading() -> None:

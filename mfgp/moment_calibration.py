@@ -1,0 +1,105 @@
+"""Calibration of the standard deviations of magnetic moments (site_moments.py).
+
+The variance of the difference between a predicted moment and that of a new calculation is taken as
+
+    Var = c [b^T C b + s^2 (1 - |phi|^2) + sigma^2]
+
+with one factor c for each level and element. Amplitude and noise maximise the evidence of the moments of one element, of a
+dozen atoms in a small data set, and then say too little of what other structures do. c is fitted as the factors of other
+labels are (calibration_fit.fit_factors: log-normal prior, a structure counts as one), to the moments of structures that are
+left out whole, in closed form (leave_one_out.left_out_moments). Amplitude and noise are those of all, so that with few
+structures what is left out still looks a little too certain.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mfgp.calibration import Calibration, Fitted, Scale
+from mfgp.calibration_fit import MIN_STRUCTURES, fit_factors
+from mfgp.frames import Frame, FrameSet
+from mfgp.leave_one_out import left_out_moments
+from mfgp.observations import local_features
+from mfgp.progress import Report, silent
+from mfgp.scores import scores
+from mfgp.single_point import geometry
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LeftOutMoments:
+    """Moments of one element in one structure, left out: error [atom] predicted - label and std [atom], Bohr magnetons."""
+
+    level: str
+    species: int
+    error: Array
+    std: Array
+
+
+def leave_moments_out(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Iterator[LeftOutMoments]:
+    """What the model would say of the moments of each structure of `frames`, had it not been trained on that structure.
+
+    Frames of one geometry at a level are left out together; isolated atoms, and elements of which nothing else has moments,
+    are passed over. Hyperparameters and inducing points are those of the fit.
+    """
+    groups = defaultdict[tuple[str, str], list[Frame]](list)
+    for frame in frames:
+        if frame.magmoms is not None and not frame.isolated_atom:
+            groups[frame.fidelity, geometry(frame.atoms)].append(frame)
+    for i, ((level, _), group) in enumerate(groups.items()):
+        numbers, phi, moments = _environments(model, group)
+        for index, columns in model.basis.blocks():
+            own = torch.nonzero(numbers == model.basis.species[index]).squeeze(1)
+            posterior = model.sites.get((model.level(level), model.basis.species[index]))
+            if posterior is None or not len(own):
+                continue
+            left = left_out_moments(posterior, phi[own, columns], moments[own])
+            if left is not None:
+                mean, std = (value.cpu().numpy() for value in left)
+                yield LeftOutMoments(level, model.basis.species[index], mean - moments[own].cpu().numpy(), std)
+        report("leave moments out", i + 1, len(groups), level)
+
+
+def _environments(model: MultiFidelityGP, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
+    """Atomic numbers [atom], local features [atom, M] and moments [atom] of frames with moments."""
+    nb = model.soap.neighborhoods([frame.atoms for frame in frames], device=model.features.device)
+    phi = local_features(model.basis, model.soap.values(nb), nb.numbers)
+    moments = np.concatenate([frame.magmoms for frame in frames if frame.magmoms is not None])
+    return nb.numbers, phi, torch.from_numpy(moments).to(phi)
+
+
+def with_moments(calibration: Calibration, left_out: Iterable[LeftOutMoments], levels: Sequence[str]) -> Calibration:
+    """The calibration with factors of moments, for elements whose moments MIN_STRUCTURES of a level tell and more."""
+    parts = defaultdict[tuple[str, int], list[LeftOutMoments]](list)
+    for part in left_out:
+        parts[part.level, part.species].append(part)
+    fitted: list[Fitted] = []
+    factors: list[dict[int, float]] = []
+    for level in levels:
+        own = {z: found for (name, z), found in sorted(parts.items()) if name == level and len(found) >= MIN_STRUCTURES}
+        fitted += (rows := [_fitted(level, z, found) for z, found in own.items()])
+        factors.append({z: row.scale.weights for z, row in zip(own, rows, strict=True)})
+    return replace(calibration, moments=tuple(factors), fitted=(*calibration.fitted, *fitted))
+
+
+def _fitted(level: str, z: int, parts: Sequence[LeftOutMoments]) -> Fitted:
+    """The factor of the moments of one element, and what it does to left-out ones."""
+    error, std = (np.concatenate([getattr(part, name) for part in parts]) for name in ("error", "std"))
+    (factor,) = fit_factors(error, [std**2], len(parts))
+    before, after = scores(error, std), scores(error, factor**0.5 * std)
+    coverages, widths = (before.coverage95, after.coverage95), (before.z_std, after.z_std)
+    scale = Scale(factor, factor, factor, factor, factor)
+    return Fitted(level, "moments", chemical_symbols[z], len(parts), len(error), scale, *coverages, *widths)
