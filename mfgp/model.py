@@ -284,8 +284,8 @@ class MultiFidelityGP:
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points: fit again where a
         new structure is far from all others, for noise and inducing points are not made for it. Frames of calculations that
-        the model has already, and held-out ones, are skipped with a warning; labels that look like another unit or reference
-        are learned with one. Raises DataError for elements or levels that it has not seen; the model is unchanged then.
+        the model has, and held-out ones, are skipped with a warning; labels that look like another unit or reference, and
+        isolated atoms of elements that the fit had none of, too. DataError, and no change, for unseen elements or levels.
         Calculators and predictors made before keep the old state; the calibration is that of the last `fit` or `calibrate`.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)

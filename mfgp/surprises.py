@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from mfgp.calibration import Calibration
 from mfgp.calibration_fit import MIN_STRUCTURES
@@ -39,7 +40,8 @@ MATTERS = {"energy": 0.002, "forces": 0.1}  # eV/atom, eV/Å; nearly exact label
 
 def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet, then: str = LEARNED) -> None:
     """Warn of energies that `model` would not have thought possible, before it learns them, and of forces that are a factor
-    times what it expects. then: what comes of them."""
+    times what it expects; and of isolated atoms that it has no term for. then: what comes of the former."""
+    _warn_of_isolated(model, frames)
     own = [f for f in frames if not f.isolated_atom and (f.energy is not None or f.forces is not None)]
     predictors = {level: model.predictor(level) for level in {f.fidelity for f in own}}
     expected = [(f, predictors[f.fidelity](f.atoms, "none")) for f in own]
@@ -63,6 +65,21 @@ def warn_of_surprises(model: MultiFidelityGP, frames: FrameSet, then: str = LEAR
         )
     for level in model.levels:
         _warn_of_factor(level, force_factor([(f, p) for f, p in expected if f.fidelity == level]), then)
+
+
+def _warn_of_isolated(model: MultiFidelityGP, frames: FrameSet) -> None:
+    """Isolated atoms of elements without a column in the vacuum term, which only a fit makes."""
+    term = model.columns.vacuum
+    known = set() if term is None else set(term.species)
+    new = {int(f.atoms.numbers[0]) for f in frames if f.isolated_atom and f.energy is not None} - known
+    if new:
+        names = ", ".join(chemical_symbols[z] for z in sorted(new))
+        warnings.warn(
+            f"isolated atoms of {names}: the fit had none of them (or an earlier version made it), so they change e0 alone "
+            "and are not predicted as labelled. Energies of atoms that leave, and atomisation energies, need a new fit with "
+            "these frames",
+            stacklevel=4,
+        )
 
 
 def _warn_of_factor(level: str, factor: float | None, then: str) -> None:

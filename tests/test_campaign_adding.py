@@ -133,6 +133,13 @@ def test_other_units_are_told_and_taken_in(folder: Path) -> None:  # noqa: F811
     assert all("campaign add --replace" in text for text in texts)
 
 
+def test_isolated_atoms_that_the_fit_did_not_have_are_told(folder: Path) -> None:  # noqa: F811
+    start(folder)
+    gold = Atoms("Au", info={"REF_energy": 2.0, "config_type": "IsolatedAtom", "fidelity": "high"})
+    with pytest.warns(UserWarning, match="isolated atoms of Au: the fit had none"):
+        assert add(folder, gold) == 1
+
+
 @pytest.mark.filterwarnings("default:1 of 1 frames are held out")
 def test_commands_say_why_nothing_happens(folder: Path) -> None:  # noqa: F811
     start(folder)

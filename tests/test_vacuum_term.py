@@ -181,7 +181,7 @@ def test_a_loaded_model_is_the_same_one(with_atoms: MultiFidelityGP, tmp_path: P
 
 
 def test_an_update_with_isolated_atoms_is_a_refit(with_atoms: MultiFidelityGP) -> None:
-    """Of the element that has a column; another one's fix its e0 alone."""
+    """Of the element that has a column; another one's fix its e0 alone, with a warning."""
     frames = data(True)
     some = {level: [a for a in of if str(a.symbols) != "Cu" or level == "low"] for level, of in frames.items()}
     model = fitted(some)
@@ -190,7 +190,10 @@ def test_an_update_with_isolated_atoms_is_a_refit(with_atoms: MultiFidelityGP) -
     assert model.predict(Atoms("Cu"), "high").energy == pytest.approx(frames["high"][-2].info["REF_energy"], abs=1e-5)
     alone = fitted(data(False))
     assert alone.columns.vacuum is None
-    alone.update({"low": frames["low"][-1:]})
+    with pytest.warns(UserWarning, match="isolated atoms of Au: the fit had none .* need a new fit") as told:
+        alone.update({"low": frames["low"][-1:]})
+    assert [w.filename for w in told] == [__file__]
+    assert abs(alone.predict(Atoms("Au"), "low").energy - frames["low"][-1].info["REF_energy"]) > 0.1  # eV
     assert alone.hyperparameters()["e0"]["low"]["Au"] == pytest.approx(frames["low"][-1].info["REF_energy"], abs=1e-3)
 
 
