@@ -125,8 +125,14 @@ def without_labels(atoms: Atoms, keys: LabelKeys) -> Atoms:
 
 
 def calculator_results(atoms: Atoms) -> dict[str, Any]:
-    """Results held by `atoms.calc`, without computing anything; empty when there is no calculator."""
-    return dict(getattr(atoms.calc, "results", None) or {})
+    """Results held by `atoms.calc`, without computing anything; empty when there is no calculator.
+
+    Of what `mfgp predict` has written only those by which `predicted` knows it: its stresses and moments are no labels
+    beside an energy and forces under names of their own.
+    """
+    results = dict(getattr(atoms.calc, "results", None) or {})
+    known = {name for label in ("energy", "forces") for name in _CALCULATOR_KEYS[label]}
+    return results if PREDICTED not in atoms.info else {k: v for k, v in results.items() if k in known}
 
 
 def total_moment(atoms: Atoms) -> float | None:

@@ -457,6 +457,14 @@ def test_predictions_are_no_labels() -> None:
     """What `mfgp predict` writes looks like the results of a calculation."""
     atoms = dimer(predicted_fidelity="low")
     read_frames({"low": [atoms]})  # labels of its own
+    predictions = {"energy": -11.0, "forces": FORCES, "stress": np.ones(6), "magmoms": np.array([1.0, np.nan])}
+    atoms.set_cell([9.0, 9.0, 9.0])
+    atoms.pbc = True
+    atoms.calc = SinglePointCalculator(atoms, **predictions)
+    (frame,) = read_frames({"low": [atoms]})
+    assert frame.energy == atoms.info["REF_energy"]
+    assert frame.stress is None
+    assert frame.magmoms is None
     del atoms.info["REF_energy"], atoms.arrays["REF_forces"]
     atoms.calc = SinglePointCalculator(atoms, energy=-11.0, forces=FORCES)
     with pytest.raises(DataError, match=r"frame 0 .*'low': its energy and forces are predictions of a model"):
