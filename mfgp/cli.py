@@ -302,17 +302,22 @@ def predict(
 
 
 def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
-    """A copy with the prediction on its calculator, standard deviations in info and arrays."""
+    """A copy with the prediction on its calculator, standard deviations in info and arrays.
+
+    Moments and their standard deviations are NaN on atoms of elements without labels of them, as extxyz and ASE have it;
+    a structure with such atoms alone has neither.
+    """
     import numpy as np
     from ase.calculators.singlepoint import SinglePointCalculator
 
     from mfgp.labels import COSTS, FIDELITY_TAGS, PREDICTED
 
     out = atoms.copy()
-    magmoms = p.magmoms if p.magmoms is not None and np.isfinite(p.magmoms).all() else None  # NaN is no label
+    known = p.magmoms is not None and bool(np.isfinite(p.magmoms).any())
+    magmoms, magmoms_std = (p.magmoms, p.magmoms_std) if known else (None, None)
     results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": magmoms}
     info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
-    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": p.magmoms_std}
+    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": magmoms_std}
     earlier = ("free_energy", "total_magmom", *COSTS, *FIDELITY_TAGS)
     for name in (*results, *info, *arrays, *earlier):  # what it says is of this level now
         out.info.pop(name, None)

@@ -303,6 +303,37 @@ def test_commands_say_how_sure_moments_are(
     assert "moments on Cu" in result.stdout
 
 
+def test_elements_without_moments_are_nan_in_what_predict_writes(
+    calibrated: MultiFidelityGP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both arrays, on their atoms alone; neither where no atom has any. Such a file is read for its own labels."""
+    monkeypatch.setattr(calibrated, "sites", {key: site for key, site in calibrated.sites.items() if key[1] == 29})
+    monkeypatch.setattr(
+        calibrated,
+        "site_statistics",
+        SiteStatistics({k: m for k, m in calibrated.site_statistics.moments.items() if k[1] == 29}),
+    )
+    calibrated.save(tmp_path / "m.mfgp")
+    mixed, gold = label(alloy(750), "high"), label(alloy(751), "high")
+    gold.symbols[:] = "Au"
+    ase.io.write(tmp_path / "in.extxyz", [mixed, gold])
+    command = ["predict", str(tmp_path / "m.mfgp"), str(tmp_path / "in.extxyz"), "-o", str(tmp_path / "out.extxyz")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    first, second = ase.io.read(tmp_path / "out.extxyz", ":")
+    expected, copper = calibrated.predict(mixed, "high"), mixed.numbers == 29
+    assert 0 < copper.sum() < 4
+    for found, wanted in (
+        (first.calc.results["magmoms"], expected.magmoms),
+        (first.arrays["magmoms_std"], expected.magmoms_std),
+    ):
+        assert np.isnan(found[~copper]).all()
+        assert_allclose(found[copper], wanted[copper], rtol=0, atol=1e-6)  # Bohr magnetons
+    assert "magmoms" not in second.calc.results
+    assert "magmoms_std" not in second.arrays
+    assert [f.magmoms for f in read_frames({"high": tmp_path / "out.extxyz"})] == [None, None]
+
+
 def test_reading() -> None:
     atoms = label(alloy(1), "high")
     atoms.calc = SinglePointCalculator(atoms, magmoms=np.arange(4.0))
