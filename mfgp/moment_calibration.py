@@ -30,8 +30,8 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import left_out_moments
 from mfgp.observations import local_features
 from mfgp.progress import Report, silent
+from mfgp.same_structure import groups
 from mfgp.scores import scores
-from mfgp.single_point import geometry
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -52,14 +52,14 @@ class LeftOutMoments:
 def leave_moments_out(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Iterator[LeftOutMoments]:
     """What the model would say of the moments of each structure of `frames`, had it not been trained on that structure.
 
-    Frames of one geometry at a level are left out together; isolated atoms, and elements of which nothing else has moments,
+    Frames of the same structure at a level are left out together; isolated atoms, and elements of which nothing else has moments,
     are passed over. Hyperparameters and inducing points are those of the fit.
     """
-    groups = defaultdict[tuple[str, str], list[Frame]](list)
-    for frame in frames:
-        if frame.magmoms is not None and not frame.isolated_atom:
-            groups[frame.fidelity, geometry(frame.atoms)].append(frame)
-    for i, ((level, _), group) in enumerate(groups.items()):
+    same = defaultdict[tuple[str, int], list[Frame]](list)
+    chosen = [frame for frame in frames if frame.magmoms is not None and not frame.isolated_atom]
+    for frame, number in zip(chosen, groups([f.atoms for f in chosen]), strict=True):
+        same[frame.fidelity, number].append(frame)
+    for i, ((level, _), group) in enumerate(same.items()):
         numbers, phi, moments = _environments(model, group)
         for index, columns in model.basis.blocks():
             own = torch.nonzero(numbers == model.basis.species[index]).squeeze(1)
@@ -70,7 +70,7 @@ def leave_moments_out(model: MultiFidelityGP, frames: FrameSet, report: Report =
             if left is not None:
                 mean, std = (value.cpu().numpy() for value in left)
                 yield LeftOutMoments(level, model.basis.species[index], mean - moments[own].cpu().numpy(), std)
-        report("leave moments out", i + 1, len(groups), level)
+        report("leave moments out", i + 1, len(same), level)
 
 
 def _environments(model: MultiFidelityGP, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
