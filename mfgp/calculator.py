@@ -67,9 +67,10 @@ class MultiFidelityCalculator(Calculator):
     compression (eV): largest change of a local energy at an inducing environment by summing the mean over fewer terms than
     inducing points (kernels with zeta 1 or 2; not with `full`). 1e-5 is fast and changes forces by less than 1e-4 eV/Å on
     LMFP; `mfgp.compression.compression_error` says by how much on structures of yours.
-    dtype: `float32` is faster (with `full` nothing changes). Forces differ by less than 1e-4 eV/Å on LMFP, silicon and
-    metals, by 1e-4 to 2e-3 on small molecules with the preset `molecule`: the more, the larger the amplitude s that was learned
-    (tenfold from 1 to 1000 eV) and the smaller the noise of forces (docs/theory.md). Compare both on structures of yours.
+    dtype: `float32` is faster (with `full` nothing changes). Forces differ by 1e-4 eV/Å or less on LMFP, silicon and metals
+    (1.3e-4 at most), by 1e-4 to 2e-3 on small molecules with the preset `molecule`: the more, the larger the amplitude s
+    that was learned (tenfold from 1 to 1000 eV) and the smaller the noise of forces (docs/theory.md). Compare both on
+    structures of yours.
 
     The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`).
     """

@@ -52,8 +52,8 @@ class LeftOutMoments:
 def leave_moments_out(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Iterator[LeftOutMoments]:
     """What the model would say of the moments of each structure of `frames`, had it not been trained on that structure.
 
-    Frames of the same structure at a level are left out together; isolated atoms, and elements of which nothing else has moments,
-    are passed over. Hyperparameters and inducing points are those of the fit.
+    Frames of the same structure at a level are left out together; isolated atoms, and elements of which nothing else has
+    moments, are passed over. Hyperparameters and inducing points are those of the fit.
     """
     same = defaultdict[tuple[str, int], list[Frame]](list)
     chosen = [frame for frame in frames if frame.magmoms is not None and not frame.isolated_atom]

@@ -123,9 +123,7 @@ def warn_of_left_out(frames: FrameSet, sample: FrameSet, calibration: Calibratio
         told = _warn_of_passed_over(sample, left_out)
         _warn_of_few([level for level in frames.levels if level not in told], frames, left_out)
     else:
-        why = (
-            "too few structures to calibrate on; standard deviations are the posterior's own"
-        )
+        why = "too few structures to calibrate on; standard deviations are the posterior's own"
         warnings.warn(why, stacklevel=4)
     _warn_of_contradictions(frames.levels, calibration, left_out)
 
