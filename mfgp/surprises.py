@@ -153,12 +153,13 @@ def _warn_of_few(levels: Sequence[str], frames: FrameSet, left_out: Sequence[Lef
         own, few = [f for f in frames.of(level) if not f.isolated_atom], []
         for kind, (label, name) in KINDS.items():
             n = max(count[level, kind], count[level, "forces"] if kind == "virial" else 0)  # whose factors virials take
-            if n < MIN_STRUCTURES and any(getattr(f, label) is not None for f in own):
-                few.append(f"{name} of {count[level, kind]} left-out structures")
+            if n < MIN_STRUCTURES and (labelled := sum(getattr(f, label) is not None for f in own)):
+                few.append(f"{name} of {count[level, kind]} left-out structures (of {labelled})")
         if few:
             warnings.warn(
-                f"fidelity {level!r}: {' and '.join(few)} are too few to calibrate on; their "
-                "standard deviations are the posterior's own and may be too narrow. Labels of more structures would help",
+                f"fidelity {level!r}: {' and '.join(few)} are too few to calibrate on (what symmetry makes zero does not "
+                "count, nor structures that nothing else says enough of); their standard deviations are the posterior's own "
+                "and may be too narrow. Labels of more structures would help",
                 stacklevel=5,
             )
 

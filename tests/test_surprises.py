@@ -68,7 +68,7 @@ def test_a_kind_of_label_that_too_few_structures_have_is_told(n: int) -> None:
     assert model.calibration is not None
     assert {f.kind for f in model.calibration.fitted if f.level == "high"} >= {"forces"}
     found = [str(w.message).partition(" to calibrate on")[0] for w in told]
-    few = f"fidelity 'high': energies of {n - n % 2} left-out structures are too few"
+    few = f"fidelity 'high': energies of {n - n % 2} left-out structures (of {n}) are too few"
     assert found == ([few] if n in (1, 2) else [])
     assert all(w.filename == __file__ for w in told)
 
