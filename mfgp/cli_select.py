@@ -122,7 +122,8 @@ def select(
     """Choose the calculations that reduce the target level's uncertainty most for their hours: which, at which level.
 
     The frames of SELECTED come in the order of choice, each with `fidelity` (where to calculate it), `rank`, `gain` (fall of
-    the mean variance), `expected_std_after`, `cost_hours` and `pool_index`.
+    the mean variance), `expected_std_after`, `cost_hours` and `pool_index`. With -n and no cost of any level the gain alone
+    decides, and there is no `cost_hours`.
     """
     with friendly() as notices:
         from mfgp import selection

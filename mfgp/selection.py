@@ -9,8 +9,9 @@ KEEP structures of largest estimated gain per hour stay.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -46,7 +47,7 @@ class Choice:
 
     index: of the pool; gain: fall of the target's mean variance (eV^2/Å^2 for forces) when it is done after those
     before it; std_after: the target's standard deviation then (eV/Å; eV/atom where energies alone are the target), as
-    `predict` would give it, root mean square; hours: what it costs.
+    `predict` would give it, root mean square; hours: what it costs, NaN where no cost is known.
     """
 
     index: int
@@ -67,7 +68,7 @@ class Selection:
 
     @property
     def hours(self) -> float:
-        """What the batch costs."""
+        """What the batch costs; NaN where no cost is known."""
         return sum(choice.hours for choice in self.choices)
 
 
@@ -89,11 +90,12 @@ def select(
     """Choose calculations until `budget_hours` are spent, or `n` are chosen; no labels are needed.
 
     pool: structures that may be calculated. target: level to become certain at (the highest by default). costs: hours by
-    level and structure (by default what the model learned from its training frames). levels: that may be calculated (all
-    by default). targets: structures to become certain about (the pool by default). weights: of mean variances,
-    {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was
-    trained on (`known_calculations`); a structure that the pool holds more than once is offered once. Raises DataError for
-    an empty pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
+    level and structure (by default what the model learned from its training frames); where none of the levels has any and
+    `n` is the only limit, the gain alone decides, with a UserWarning. levels: that may be calculated (all by default).
+    targets: structures to become certain about (the pool by default). weights: of mean variances, {"forces": 1} by default,
+    also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was trained on
+    (`known_calculations`); a structure that the pool holds more than once is offered once. Raises DataError for an empty
+    pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
     """
     if budget_hours is None and n is None:
         raise ConfigError("no limit: give budget_hours (--budget-hours) or n (-n).")
@@ -101,11 +103,14 @@ def select(
         raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
     predictor, costs = model.predictor(target), costs or model.costs
     names = tuple(dict.fromkeys(levels or model.levels))
-    check(predictor, pool, names, costs)
+    free = budget_hours is None and costs.missing(names) == list(names)
+    check(predictor, pool, names, CostModel.fixed(dict.fromkeys(names, 1.0)) if free else costs)
     for number, atoms in enumerate(targets or ()):
         predictor.check_elements(atoms, f"structure {number} of the targets")
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
-    hours = np.column_stack([costs.hours(name, pool) for name in names])
+    if free:
+        warnings.warn(_by_gain_alone(names), stacklevel=2)
+    hours = np.column_stack([np.ones(len(pool)) if free else costs.hours(name, pool) for name in names])
     hours[_not_offered(model, pool, names, taken)] = np.inf
     search = Search(predictor, pool, names, aim, hours, seed, report)
     limit = int(np.isfinite(hours).sum()) if n is None else n
@@ -116,7 +121,18 @@ def select(
         left -= choices[-1].hours
         done = (len(choices), limit) if not budget_hours else (round(100 * (1 - left / budget_hours)), 100)
         report("selection", *done, f"std {choices[-1].std_after:.4g}")
+    if free:
+        choices = [replace(choice, hours=np.nan) for choice in choices]
     return Selection(tuple(choices), std_before, predictor.fidelity)
+
+
+def _by_gain_alone(names: Sequence[str]) -> str:
+    """What a choice without costs favours."""
+    what = (
+        "the dearer level and the larger structure usually win" if len(names) > 1 else "larger structures usually win"
+    )
+    options = " ".join(f"--cost {name}=HOURS" for name in names)
+    return f"no cost known for {', '.join(names)}: chosen by gain alone, so {what}; {options} changes that"
 
 
 def _not_offered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ SHOWN = 20  # rows of a table; the file has all
 
 
 def selected_frames(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys) -> list[Atoms]:
-    """The chosen structures without labels; fidelity, rank, gain, expected_std_after, cost_hours, pool_index in info."""
+    """The chosen structures without labels; fidelity, rank, gain, expected_std_after, cost_hours (where it is known) and
+    pool_index in info."""
     out = []
     for choice in selection.choices:
         atoms = without_labels(pool[choice.index], keys)
@@ -32,9 +34,10 @@ def selected_frames(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys
             rank=choice.rank,
             gain=choice.gain,
             expected_std_after=choice.std_after,
-            cost_hours=choice.hours,
             pool_index=choice.index,
         )
+        if not math.isnan(choice.hours):
+            atoms.info["cost_hours"] = choice.hours
         out.append(atoms)
     return out
 
@@ -45,13 +48,13 @@ def write_selected(selection: Selection, pool: Sequence[Atoms], keys: LabelKeys,
 
 
 def selection_json(selection: Selection, unit: str) -> dict[str, Any]:
-    """Everything about a batch in plain numbers."""
+    """Everything about a batch in plain numbers; hours that nobody knows are None."""
     return {
         "target": selection.target,
         "unit": unit,
         "std_before": selection.std_before,
         "std_after": selection.choices[-1].std_after if selection.choices else selection.std_before,
-        "hours": selection.hours,
+        "hours": _or_none(selection.hours),
         "choices": [
             {
                 "rank": c.rank,
@@ -59,11 +62,19 @@ def selection_json(selection: Selection, unit: str) -> dict[str, Any]:
                 "fidelity": c.level,
                 "gain": c.gain,
                 "expected_std_after": c.std_after,
-                "cost_hours": c.hours,
+                "cost_hours": _or_none(c.hours),
             }
             for c in selection.choices
         ],
     }
+
+
+def _or_none(hours: float) -> float | None:
+    return None if math.isnan(hours) else hours
+
+
+def _shown(hours: float) -> str:
+    return "–" if math.isnan(hours) else f"{hours:.3g}"
 
 
 def selection_table(selection: Selection, pool: Sequence[Atoms], unit: str) -> Table:
@@ -74,7 +85,7 @@ def selection_table(selection: Selection, pool: Sequence[Atoms], unit: str) -> T
             f"{c.index} {pool[c.index].info.get('structure_id', '')}".strip(),
             str(pool[c.index].symbols),
             c.level,
-            f"{c.hours:.3g}",
+            _shown(c.hours),
             f"{c.std_after:.4g}",
         )
         for c in selection.choices[:SHOWN]
@@ -93,7 +104,7 @@ def summary_line(selection: Selection, unit: str) -> str:
     what = ", ".join(f"{n} {level}" for level, n in counts.items()) or "no calculation"
     after = selection.choices[-1].std_after if selection.choices else selection.std_before
     return (
-        f"{what}; {selection.hours:.3g} hours; expected std of the target (rms): {selection.std_before:.4g} -> "
+        f"{what}; {_shown(selection.hours)} hours; expected std of the target (rms): {selection.std_before:.4g} -> "
         f"{after:.4g} {unit}"
     )
 

@@ -88,6 +88,23 @@ def test_select_writes_what_to_calculate(files: tuple[Path, Path], tmp_path: Pat
     assert values["std_after"] < values["std_before"]
 
 
+@pytest.mark.filterwarnings("default:no cost known for")
+def test_a_number_of_calculations_needs_no_costs(
+    model: MultiFidelityGP, files: tuple[Path, Path], tmp_path: Path, pool: list[Atoms]
+) -> None:
+    out, report = tmp_path / "chosen.extxyz", tmp_path / "chosen.json"
+    result = run("select", *files, "--target", "high", "-n", 3, "-o", out, "--json", report)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("no cost known for low, high: chosen by gain alone") == 1
+    assert "--cost low=HOURS --cost high=HOURS changes that" in result.stderr
+    assert "; – hours;" in result.stdout
+    values = json.loads(report.read_text())
+    assert [values["hours"], *(c["cost_hours"] for c in values["choices"])] == [None] * 4
+    assert not any("cost_hours" in a.info for a in ase.io.read(out, ":"))
+    equal = select(model, pool, "high", CostModel.fixed({"low": 1.0, "high": 1.0}), n=3)
+    assert [c["gain"] for c in values["choices"]] == pytest.approx([c.gain for c in equal.choices])
+
+
 def test_select_by_budget_targets_and_weights(files: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "chosen.extxyz"
     options = ("--budget-hours", 0.05, "--targets", files[1], "--weight", "energy=1", "--level", "high")
@@ -129,7 +146,9 @@ def test_plan_writes_a_forecast(files: tuple[Path, Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-n", 1), "--cost low=HOURS --cost high=HOURS"),
+        (("--budget-hours", 1), "--cost low=HOURS --cost high=HOURS"),
+        (("--budget-hours", 1, "-n", 1), "--cost low=HOURS --cost high=HOURS"),
+        (("-n", 1, "--cost", "low=1"), "no cost known for high"),
         (GIVEN, "no limit"),
         (("-n", 1, "--cost", "mag=1"), "unknown level; this model has low, high"),
         (("-n", 1, "--cost", "low"), "expected F=HOURS"),
@@ -175,7 +194,9 @@ def test_a_crystal_is_known_when_it_comes_back_from_a_file(tmp_path: Path) -> No
 def test_missing_costs_name_what_they_are_learned_from(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     assert not model.costs.sums
     with pytest.raises(ConfigError, match="`cpu_seconds` or `wall_seconds`"):
-        select(model, pool, "high", n=3)
+        select(model, pool, "high", budget_hours=3)
+    with pytest.warns(UserWarning, match="no cost known for low: chosen by gain alone, so larger structures"):
+        assert len(select(model, pool, "high", n=3, levels=["low"]).choices) == 3
 
 
 def test_a_budget_for_nothing_writes_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_wrong_input(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     with pytest.raises(ConfigError, match="unknown level best"):
         select(model, pool, "high", COSTS, n=1, levels=["best"])
     with pytest.raises(ConfigError, match="--cost low=HOURS --cost high=HOURS"):
-        select(model, pool, "high", n=1)
+        select(model, pool, "high", budget_hours=1)
     with pytest.raises(ConfigError, match="weights stress"):
         select(model, pool, "high", COSTS, n=1, weights={"stress": 1.0})
     with pytest.raises(DataError, match="no structure"):
