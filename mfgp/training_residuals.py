@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mfgp.centring import recentred
+from mfgp.training import RHO_BOUNDS
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is said to be noise
+AT_BOUND = 1e-3  # of rho
 NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
 
 
@@ -46,7 +50,7 @@ def training_residuals(model: MultiFidelityGP) -> list[Residual]:
 
 
 def transfer_notes(model: MultiFidelityGP) -> list[str]:
-    """Signs that a level does not help those above it: forces that the model takes for noise, or a rho near zero.
+    """Signs that a level does not help those above it: forces that the model takes for noise, a rho near zero or at a bound.
 
     Such a level does no harm either (its noise or rho lets the fit ignore it); the notes say to look at its data.
     """
@@ -67,4 +71,18 @@ def transfer_notes(model: MultiFidelityGP) -> list[str]:
         if rho < NO_TRANSFER:
             low, high = model.levels[t : t + 2]
             notes.append(f"rho of {low} -> {high} is {rho:.2f}: {low} says next to nothing about {high}.")
-    return notes
+    return [*notes, *_rho_at_bounds(model)]
+
+
+def _rho_at_bounds(model: MultiFidelityGP) -> Iterator[str]:
+    """A learned rho that would have gone on: a factor between the labels, or a level that goes the other way."""
+    symbols = model.hyperparameters()["rho"] if isinstance(model.config.model.rho, str) else []
+    for (low, high), found in zip(pairwise(model.levels), symbols, strict=False):
+        for bound in RHO_BOUNDS:
+            there = [symbol for symbol, rho in found.items() if abs(rho - bound) < AT_BOUND]
+            if there:
+                of = "" if len(there) == len(found) else f" of {', '.join(there)}"
+                yield (
+                    f"rho of {low} -> {high}{of} is {bound:g}, the end of what is searched ({RHO_BOUNDS[0]:g} to "
+                    f"{RHO_BOUNDS[1]:g}): are the labels of both levels in the same units? Or does {low} go against {high}?"
+                )

@@ -10,6 +10,7 @@ from ase import Atoms
 from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.config import FixedRho
 from mfgp.features import Features
 from mfgp.training_residuals import transfer_notes
 
@@ -98,3 +99,30 @@ def test_stresses_of_other_structures_are_pointed_out(low: list[Atoms], high: li
         atoms.info["REF_stress"] = -3.0 * other.info["REF_stress"]
     notes = transfer_notes(MultiFidelityGP.fit(read_frames({"low": spoiled, "high": high}), CONFIG, progress=False))
     assert any("level low: the model explains next to nothing of its stresses" in note for note in notes)
+
+
+def in_other_units(frames: list[Atoms], factor: float) -> list[Atoms]:
+    """Every label times a factor."""
+    out = [atoms.copy() for atoms in frames]
+    for atoms in out:
+        atoms.info.update({name: factor * atoms.info[name] for name in LABELS})
+        atoms.arrays["REF_forces"] = factor * atoms.arrays["REF_forces"]
+    return out
+
+
+@pytest.mark.parametrize(("factor", "bound"), [(0.1, "3"), (-1.0, "-1")])
+def test_a_rho_at_its_bound_is_pointed_out(low: list[Atoms], factor: float, bound: str) -> None:
+    above = in_other_units(low, 1.0)
+    for atoms in above:
+        atoms.info["fidelity"] = "high"
+    frames = read_frames({"low": in_other_units(low, factor), "high": above})
+    (note,) = transfer_notes(MultiFidelityGP.fit(frames, CONFIG, progress=False))
+    assert f"rho of low -> high is {bound}, the end of what is searched (-1 to 3)" in note
+    assert "same units" in note
+
+
+def test_a_fixed_rho_is_where_it_was_put(low: list[Atoms], high: list[Atoms]) -> None:
+    model = CONFIG.model.model_copy(update={"rho": FixedRho(fixed=3.0)})
+    frames = read_frames({"low": low, "high": high})
+    found = MultiFidelityGP.fit(frames, CONFIG.model_copy(update={"model": model}), progress=False)
+    assert not any("the end of what is searched" in note for note in transfer_notes(found))
