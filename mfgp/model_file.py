@@ -35,7 +35,7 @@ from mfgp.files import replacing
 from mfgp.fitting import make_noise, make_prior
 from mfgp.inducing import InducingBasis, build_basis
 from mfgp.model import MultiFidelityGP
-from mfgp.model_upgrades import SCHEMA, Header, upgraded
+from mfgp.model_upgrades import SCHEMA, Header, checked, early_version
 from mfgp.observations import Columns
 from mfgp.pair_term import pair_term
 from mfgp.site_moments import site_posterior
@@ -127,7 +127,7 @@ def _header(model: MultiFidelityGP) -> Header:
 
 def read_header(path: str | Path) -> Header:
     """The header alone, upgraded to the present schema. Raises ModelFileError for what is not a whole model file."""
-    return upgraded(_stored_header(Path(path)))
+    return checked(Path(path), _stored_header(Path(path)))
 
 
 def _stored_header(path: Path) -> Header:
@@ -149,7 +149,9 @@ def _stored_header(path: Path) -> Header:
         schema = header["schema"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} is damaged: its header cannot be read. Copy it again or fit again.") from error
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if type(schema) is not int or schema < 1:
+        raise ModelFileError(f"{path} has schema {schema!r}, which no version of mfgp wrote; {_EXPECTED}.")
+    if schema > SCHEMA:
         raise ModelFileError(
             f"{path} has schema {schema}, written by mfgp {header.get('mfgp_version')}; this is mfgp {__version__}, which "
             f"reads schemas up to {SCHEMA}. Upgrade mfgp to read it."
@@ -181,12 +183,16 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     baselines: calculators by name for baselines that are not in the registry. Raises ModelFileError for a damaged file, or
     one of a later schema; ConfigError naming the baselines that are missing.
     """
-    stored, header = _stored_header(Path(path)), read_header(path)
+    stored = _stored_header(Path(path))
+    header = checked(Path(path), stored)
     with safe_open(Path(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if stored.get("hash") != _hash({k: v for k, v in stored.items() if k != "hash"}, tensors):
         raise ModelFileError(f"{path} is damaged: its contents do not match its checksum. Copy it again or fit again.")
-    config = FitConfig.model_validate(header["config"])
+    with early_version(Path(path), stored):
+        config, costs = FitConfig.model_validate(header["config"]), CostModel.from_json(header["costs"])
+        training = None if header["training"] is None else TrainingResult(**header["training"])
+        calibration = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
     if config.device == "cuda" and not torch.cuda.is_available():
         warnings.warn("the model was fitted on CUDA and there is none here; it runs on the CPU", stacklevel=3)
     device = resolve_device("cpu" if config.device == "cpu" else "auto")
@@ -215,10 +221,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
     )
-    model.training = None if header["training"] is None else TrainingResult(**header["training"])
-    if header["calibration"] is not None:
-        model.calibration = Calibration.from_json(header["calibration"])
-    model.costs = CostModel.from_json(header["costs"])
+    model.training, model.calibration, model.costs = training, calibration, costs
     model.calculated = frozenset(header["calculated"])
     if "own_sigmas" in header:  # early files of this schema have none
         model.own_sigmas = torch.tensor(header["own_sigmas"], dtype=torch.float64)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mfgp.errors import ModelFileError
+
 SCHEMA = 11
+REQUIRED = frozenset(  # of a header of the present schema
+    (
+        *("mfgp_version", "torch_version", "levels", "species", "config", "baselines", "retained", "n_inducing"),
+        *("jitter", "centred", "vacuum", "data", "data_hash", "seen", "calculated", "statistics"),
+        *("training", "hyperparameters", "calibration", "costs"),
+    )
+)
 
 Header = dict[str, Any]
 
@@ -15,6 +26,36 @@ def upgraded(header: Header) -> Header:
     while header["schema"] < SCHEMA:
         schema = header["schema"]
         header = {**UPGRADES[schema](header), "schema": schema + 1}
+    return header
+
+
+@contextmanager
+def early_version(path: Path, stored: Header) -> Iterator[None]:
+    """ModelFileError, where a header as it was `stored`, of an earlier schema, is not what its upgrade counts on.
+
+    Schemas 1 and 2 were written in several forms before the first release.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if stored["schema"] == SCHEMA:
+            raise
+        version = stored.get("mfgp_version", "unknown")
+        raise ModelFileError(
+            f"{path} (schema {stored['schema']}, mfgp {version}) was written by an early version that this one cannot read; "
+            "fit again."
+        ) from error
+
+
+def checked(path: Path, stored: Header) -> Header:
+    """The header, upgraded. ModelFileError where it lacks what every header has."""
+    with early_version(path, stored):
+        header = upgraded(stored)
+        missing = ", ".join(sorted(REQUIRED - set(header)))
+        if missing and stored["schema"] < SCHEMA:
+            raise KeyError(missing)
+        if missing:
+            raise ModelFileError(f"{path} is damaged: its header has no {missing}. Copy it again or fit again.")
     return header
 
 

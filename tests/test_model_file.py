@@ -230,6 +230,32 @@ def test_a_file_of_schema_1_is_upgraded(model: MultiFidelityGP, path: Path) -> N
     assert loaded.predict(alloy(80)).energy == pytest.approx(model.predict(alloy(80)).energy, abs=1e-9)
 
 
+@pytest.mark.parametrize("schema", [0, -1, "3", True, 2.0])
+def test_a_schema_that_never_was(path: Path, schema: object) -> None:
+    rewrite(path, {"schema": schema})
+    with pytest.raises(ModelFileError, match="which no version of mfgp wrote"):
+        read_header(path)
+
+
+def test_files_of_early_versions_say_so(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
+    """The first headers of schema 1 had no number of inducing points, those of schema 2 another calibration."""
+    loaded = MultiFidelityGP.load(path)
+    loaded.calibrate(two_levels.training())
+    loaded.save(path)
+    calibration = read_header(path)["calibration"]
+    renamed = {**calibration, "energy": [{**s, "function": 1.0} for s in calibration["energy"]]}
+    as_written(path, {"schema": 2, "calibration": renamed})
+    with pytest.raises(ModelFileError, match=r"alloy\.mfgp \(schema 2, mfgp .*an early version .*; fit again"):
+        MultiFidelityGP.load(path)
+    as_written(path, {"schema": 1}, ("n_inducing",))
+    for read in (MultiFidelityGP.load, read_header):
+        with pytest.raises(ModelFileError, match=r"\(schema 1, .*an early version .*; fit again"):
+            read(path)
+    as_written(path, {"schema": SCHEMA}, ("n_inducing",))
+    with pytest.raises(ModelFileError, match="damaged: its header has no n_inducing"):
+        read_header(path)
+
+
 def as_written(path: Path, changed: dict[str, Any], without: tuple[str, ...] = ()) -> None:
     """Write the file again with another header, and the checksum that goes with it."""
     with safe_open(path, framework="pt") as file:
