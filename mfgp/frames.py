@@ -70,6 +70,14 @@ class Frame:
     magmoms: Array | None = None
     total_magmom: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<Frame {self.source}: {self.atoms.symbols} at {self.fidelity}, {', '.join(self.label_names) or 'no label'}>"
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Which labels it has: energy, forces, stress, magmoms."""
+        return tuple(name for name in ("energy", "forces", "stress", "magmoms") if getattr(self, name) is not None)
+
     @property
     def held_out(self) -> bool:
         """Whether info["split"] keeps the frame out of training: 'test', 'test_ood', 'validation', ..."""
@@ -86,6 +94,13 @@ class FrameSet:
 
     levels: tuple[str, ...]
     frames: tuple[Frame, ...]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{level}: {own['frames']} frames" + (f" ({own['held_out']} held out)" if own["held_out"] else "")
+            for level, own in self.summary().items()
+        )
+        return f"<FrameSet of {counts}>"
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -252,7 +252,7 @@ class MultiFidelityGP:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
         uncertainty: `full`, `by_level` (the same, and split over the levels in `std_by_level`), `energies` (total and local
-        energies only, much cheaper) or `none`. Units eV, eV/Å, eV/Å^3.
+        energies only, much cheaper), `local` (of local energies alone) or `none`. Units eV, eV/Å, eV/Å^3.
         calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
         Raises DataError for an element or a level that the model has not seen.
         """

@@ -94,11 +94,16 @@ class Predictor:
 
     def check_uncertainty(self, uncertainty: str) -> None:
         """ValueError for a kind of uncertainty that there is not, or that this predictor was not made for."""
-        known = (*UNCERTAINTIES, "by_level")
-        if uncertainty not in known:
-            raise ValueError(f"uncertainty must be one of {', '.join(known)}, not {uncertainty!r}")
+        if uncertainty not in (*UNCERTAINTIES, "by_level"):
+            raise ValueError(
+                f"uncertainty must be one of full, by_level, energies, local or none, not {uncertainty!r}; `sampled` comes "
+                "from model.predictor(fidelity, draws=8) and from calculators"
+            )
         if uncertainty == "sampled" and not len(self.draws):
-            raise ValueError("uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8)")
+            raise ValueError(
+                "uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8), or model.calculator(fidelity, "
+                "uncertainty='sampled')"
+            )
         if uncertainty == "by_level" and self.shares is None:
             raise ValueError(
                 "uncertainty='by_level' needs a predictor that splits: model.predictor(fidelity, by_level=True)"

@@ -109,6 +109,22 @@ def test_a_kind_of_uncertainty_is_checked_first(model: MultiFidelityGP) -> None:
         list(predict_many(model.predictor(), [alloy(70)], "by_level"))
 
 
+def test_the_kinds_that_the_message_names_are_those_that_predict_takes(model: MultiFidelityGP) -> None:
+    with pytest.raises(ValueError, match="must be one of") as found:
+        model.predict(alloy(70), uncertainty="fulll")
+    offered = str(found.value).split("must be one of ")[1].split(", not")[0].replace(" or ", ", ").split(", ")
+    assert len(offered) == 5
+    assert all(model.predict(alloy(70), uncertainty=kind).energy for kind in offered)
+    for message in (str(found.value), _refused(model, "sampled")):
+        assert "model.predictor(fidelity, draws=8)" in message
+
+
+def _refused(model: MultiFidelityGP, uncertainty: str) -> str:
+    with pytest.raises(ValueError, match=uncertainty) as found:
+        model.predict(alloy(70), uncertainty=uncertainty)
+    return str(found.value)
+
+
 def test_float32_stays_float32(model: MultiFidelityGP) -> None:
     predictor, exact = model.predictor(dtype="float32"), model.predictor()
     (many,), alone = predict_many(predictor, [alloy(70)], "none"), predictor(alloy(70), "none")

@@ -121,3 +121,10 @@ def test_frames_from_accepts_what_update_is_given(frames: FrameSet) -> None:
         with pytest.raises(DataError) as caught:
             frames_from(new, levels)  # type: ignore[arg-type]
         contains(str(caught.value), *parts)
+
+
+def test_what_is_printed_is_short() -> None:
+    frames = read_frames({"nm": [dimer(1.0 + 0.1 * i) for i in range(50)], "mag": [crystal(), crystal(split="test")]})
+    assert repr(frames) == "<FrameSet of nm: 50 frames, mag: 2 frames (1 held out)>"
+    assert repr(frames.frames[0]) == f"<Frame {frames.frames[0].source}: CO at nm, energy, forces>"
+    assert repr(frames.frames[-1]).endswith("Cu2 at mag, energy>")
