@@ -110,18 +110,22 @@ def fit(
 
 
 def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.devices import available_memory, resolve_device
+    from mfgp.devices import available_memory, resident_memory, resolve_device
     from mfgp.estimate import estimate
 
+    device = resolve_device(settings.device)
+    held = (
+        resident_memory() if device.type == "cpu" else None
+    )  # before the estimate, whose workspaces the fit uses again
     cost = estimate(frames, settings)
-    console.say(out, console.estimate_line(cost))
+    console.say(out, console.estimate_line(cost, held))
     if settings.baselines:
         names = ", ".join(baseline.name for baseline in settings.baselines)
         console.say(notices, f"note: the estimate leaves out what the baselines take ({names}).")
-    available = available_memory(resolve_device(settings.device))
+    available = available_memory(device)
     if available is not None and cost.memory_bytes > available:
         free = console.human_bytes(available)
-        text = f"warning: that is more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
+        text = f"warning: the fit takes more memory than is free ({free}); lower model.n_inducing or descriptor.n_max."
         console.say(notices, text, "yellow")
 
 

@@ -175,12 +175,18 @@ _CALIBRATION_NOTE = (
 )
 
 
-def estimate_line(estimate: Estimate) -> str:
-    """Memory and time of a fit, and what they rest on."""
+def estimate_line(estimate: Estimate, resident: float | None = None) -> str:
+    """Memory and time of a fit, and what they rest on. resident: bytes that the process holds already, counted in."""
     slowest = max(estimate.parts, key=lambda name: estimate.parts[name])
+    memory = f"{human_bytes(estimate.memory_bytes)} of memory"
+    if resident is not None:
+        memory = (
+            f"{human_bytes(resident + estimate.memory_bytes)} of memory ({human_bytes(resident)} that Python, its libraries "
+            f"and the data take already, {human_bytes(estimate.memory_bytes)} for the fit)"
+        )
     return (
-        f"estimate: {human_bytes(estimate.memory_bytes)} of memory, {human_seconds(estimate.seconds)} (most of it: "
-        f"{slowest}); {estimate.n_features} features per environment, {estimate.gemm_gflops:.0f} GFLOP/s measured"
+        f"estimate: {memory}, {human_seconds(estimate.seconds)} (most of it: {slowest}); {estimate.n_features} features per "
+        f"environment, {estimate.gemm_gflops:.0f} GFLOP/s measured"
     )
 
 

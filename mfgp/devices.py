@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device: cuda, but {missing}; or set device: cpu.")
     warnings.warn(f"the GPU is not used: {missing}.", stacklevel=1)  # from one place: python shows it once
     return torch.device("cpu")
+
+
+def resident_memory() -> float | None:
+    """Bytes of memory that this process holds (`top`: RES), on other systems than Linux its peak so far; None if unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024.0 * float(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available_memory(device: torch.device) -> float | None:

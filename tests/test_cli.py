@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from mfgp.cli import app
 from mfgp.frames import to_atoms
 from mfgp.model_file import read_header
 from mfgp.report import PLOTS
+
+MEMORY = r"estimate: ([\d.]+) .B of memory \(([\d.]+) MB that Python, .* already, ([\d.]+) MB for the fit\)"
 
 
 def run(*arguments: object) -> Result:
@@ -126,7 +129,10 @@ def test_dry_run_estimates_and_writes_nothing(folder: Path, tmp_path: Path):
     assert "estimate:" in result.stdout
     assert "rho" not in result.stdout
     assert list(tmp_path.iterdir()) == []
-    assert "estimate:" in ok("fit", folder / "config.yaml", "--dry-run").stdout
+    again = ok("fit", folder / "config.yaml", "--dry-run").stdout
+    total, held, fit = (float(x) for x in re.search(MEMORY, again).groups())  # type: ignore[union-attr]
+    assert held > 100  # MB: Python and torch
+    assert total == pytest.approx(held + fit, rel=0.02)
 
 
 def test_fit_refuses_bad_settings(folder: Path, tmp_path: Path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import mfgp.devices
-from mfgp.devices import resolve_device
+from mfgp.devices import resident_memory, resolve_device
 from mfgp.errors import ConfigError
 
 
@@ -37,3 +38,12 @@ def test_a_gpu_that_cannot_be_used() -> None:
 @pytest.mark.gpu
 def test_a_gpu_that_can(cuda: torch.device) -> None:
     assert resolve_device("auto").type == resolve_device("cuda").type == cuda.type
+
+
+def test_memory_that_the_process_holds() -> None:
+    before = resident_memory()
+    block = np.ones(25_000_000)  # 200 MB
+    after = resident_memory()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.5 * block.nbytes
