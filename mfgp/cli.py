@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
     from mfgp.prediction import Prediction
 
-WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
-WEAK_REPULSION = 0.2  # off 1, from which on the coefficient of zbl is told
 app = typer.Typer(
     name="mfgp",
     no_args_is_help=True,
@@ -105,7 +103,7 @@ def fit(
         if output is not None and not dry_run:
             model = _fitted(frames, settings, workers, scheduler)
             model.save(output)
-            _say_results(model, settings, out, notices)
+            _say_results(model, out, notices)
             console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
@@ -141,48 +139,16 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
         return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
 
 
-def _say_results(model: MultiFidelityGP, settings: FitConfig, out: Console, notices: Console) -> None:
-    from mfgp.training_residuals import training_residuals, transfer_notes
+def _say_results(model: MultiFidelityGP, out: Console, notices: Console) -> None:
+    from mfgp.training_residuals import training_residuals
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
         out.print(table)
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json(), model.levels))
-    for notice in [*_notices(model, settings), *(f"warning: {note}" for note in transfer_notes(model))]:
-        console.say(notices, notice, "yellow")
-
-
-def _notices(model: MultiFidelityGP, settings: FitConfig) -> list[str]:
-    """What a fit did that was not asked for in so many words."""
-    out = []
-    if model.basis.size < settings.model.n_inducing:
-        out.append(
-            f"note: {model.basis.size} inducing points, not {settings.model.n_inducing}: the kernel tells no more "
-            "environments of the training data apart."
-        )
-    if model.basis.jitter > 0:
-        out.append(f"note: {model.basis.jitter:g} was added to the diagonal of K_MM; fewer inducing points avoid it.")
-    training = model.training
-    if training is not None and not training.converged and (training.last_gain is None or training.last_gain > WORTH):
-        gained = "" if training.last_gain is None else f" by {training.last_gain:.1f} nats an iteration"
-        out.append(
-            f"note: the objective was still rising{gained} after {training.evaluations} evaluations with all inducing "
-            f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
-        )
-    if without := [level for level, counts in model.data.items() if not counts["forces"]]:
-        out.append(
-            f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
-            "compared with an error, and can be too small."
-        )
-    for level, coefficients in model.hyperparameters().get("baselines", {}).items():
-        if abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
-            out.append(
-                f"warning: the coefficient of zbl is {coefficients['zbl']:.2f} at {level}, so atoms that come close are "
-                "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
-                "std of its coefficient to 0.01 (docs/configuration.md)."
-            )
-    return out
+    for note in model.notes():
+        console.say(notices, note, "yellow")
 
 
 @app.command()

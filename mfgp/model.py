@@ -35,8 +35,10 @@ from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
 from mfgp.features import Features
+from mfgp.fit_notes import fit_notes
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
+from mfgp.learned import learned
 from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.observations import Columns
@@ -320,26 +322,15 @@ class MultiFidelityGP:
 
     def hyperparameters(self) -> dict[str, Any]:
         """What was learned: outputscale s_t^2 (eV^2), rho [T-1][species], noises by level, e0 (eV) by level and element."""
-        symbols = [chemical_symbols[z] for z in self.basis.species]
-        m = self.basis.size
-        e0 = self.columns.reference + self.weights[:, m : m + len(symbols)]
-        noise, seen = self.noise.noise.tolist(), self.statistics.moments
-        out: dict[str, Any] = {
-            "outputscale": dict(zip(self.levels, (self.prior.scale**2).tolist(), strict=True)),
-            "rho": [dict(zip(symbols, row, strict=True)) for row in self.prior.rho.tolist()],
-            "noise": {
-                level: {kind: noise[t][k] for k, kind in enumerate(LEARNED_KINDS) if (t, kind) in seen}
-                for t, level in enumerate(self.levels)
-            },
-            "e0": {level: dict(zip(symbols, e0[t].tolist(), strict=True)) for t, level in enumerate(self.levels)},
-        }
-        if self.columns.coefficients is not None:
-            coefficients = self.columns.coefficients + self.weights[:, m:][:, self.columns.of_baselines]
-            out["baselines"] = {
-                level: dict(zip(self.columns.baselines, coefficients[t].tolist(), strict=True))
-                for t, level in enumerate(self.levels)
-            }
-        return out
+        return learned(self)
+
+    def notes(self) -> list[str]:
+        """What `mfgp fit` says at its end: sentences that begin with `note:` or `warning:`, none where all went as asked.
+
+        Fewer inducing points than wanted, an optimisation that was not done, labels that the model takes for noise, a rho at
+        a bound or near zero, a repulsion (zbl) learned away. Of a loaded model, too.
+        """
+        return fit_notes(self)
 
     def data_hash(self) -> str:
         """sha256 over the training frames (structures, labels, levels), whatever their order."""

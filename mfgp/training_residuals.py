@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is said to be noise
 AT_BOUND = 1e-3  # of rho
+NOTHING_LEFT = 1e-3  # eV/Å; where e0 and baselines leave no more of the forces, there is nothing to explain
 NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
 
 
@@ -56,7 +57,7 @@ def transfer_notes(model: MultiFidelityGP) -> list[str]:
     """
     notes = []
     for found in training_residuals(model):
-        if found.kind == "forces" and found.residual > NOT_EXPLAINED * found.labels:
+        if found.kind == "forces" and found.residual > NOT_EXPLAINED * found.labels > NOT_EXPLAINED * NOTHING_LEFT:
             notes.append(
                 f"level {found.level}: the model explains next to nothing of its forces (residual "
                 f"{1e3 * found.residual:.0f} of {1e3 * found.labels:.0f} meV/Å): do its labels belong to its structures?"

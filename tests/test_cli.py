@@ -384,7 +384,16 @@ def test_a_fit_tells_of_levels_without_forces_and_of_a_weak_repulsion(folder: Pa
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     notices = ok("fit", tmp_path / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.optimise=false").stderr
     assert "note: no forces among the labels of high: standard deviations" in notices
-    assert "warning: the coefficient of zbl is 0.1" in notices
+    assert notices.count("warning: the coefficient of zbl is 0.1") == 2  # a level each
+    told = MultiFidelityGP.load(tmp_path / "m.mfgp").notes()
+    assert len(told) >= 3
+    assert all(notices.count(note) == 1 for note in told)
+
+
+def test_a_baseline_has_no_weak_repulsion_where_it_is_not_used(folder: Path, tmp_path: Path):
+    zbl = "baselines=[{name: zbl, from_level: high, coefficient: {mean: 1.0, std: 0.01}}]"
+    options = ("--set", zbl, "--set", "training.optimise=false")
+    assert "coefficient of zbl" not in ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp", *options).stderr
 
 
 def test_no_word_about_stress_where_there_are_labels(model_file: Path, folder: Path, tmp_path: Path):

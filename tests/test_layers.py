@@ -65,6 +65,9 @@ LAYERS = [
         "moment_calibration",
         "calculator",
         "surprises",
+        "learned",
+        "training_residuals",
+        "fit_notes",
         "model",
         "model_upgrades",
         "model_file",
@@ -78,7 +81,6 @@ LAYERS = [
     *("campaign_start", "campaign"),
     *(
         "evaluation",
-        "training_residuals",
         "doctor_fit",
         "doctor_suspects",
         "doctor_rounds",

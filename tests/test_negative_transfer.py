@@ -90,6 +90,9 @@ def test_noise_below_does_not_make_exact_labels_noisy(low: list[Atoms], high: li
 def test_labels_of_other_structures_are_pointed_out(low: list[Atoms], high: list[Atoms]) -> None:
     spoiled = MultiFidelityGP.fit(read_frames({"low": shuffled(low), "high": high}), CONFIG, progress=False)
     assert any("level low: the model explains next to nothing" in note for note in transfer_notes(spoiled))
+    assert [note for note in spoiled.notes() if note.startswith("warning:")] == [
+        f"warning: {note}" for note in transfer_notes(spoiled)
+    ]
     assert transfer_notes(MultiFidelityGP.fit(read_frames({"low": low, "high": high}), CONFIG, progress=False)) == []
 
 

@@ -1,0 +1,47 @@
+"""What a user should know of a fit, from the model alone: `MultiFidelityGP.notes`, and what `mfgp fit` prints at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mfgp.training_residuals import transfer_notes
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+
+WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
+WEAK_REPULSION = 0.2  # off 1, from which on the coefficient of zbl is told
+
+
+def fit_notes(model: MultiFidelityGP) -> list[str]:
+    """A sentence each, which begins with `note:` or `warning:`: what a fit did that was not asked for in so many words, and
+    signs that a level does not help those above it (`transfer_notes`)."""
+    out, wanted = [], model.config.model.n_inducing
+    if model.basis.size < wanted:
+        out.append(
+            f"note: {model.basis.size} inducing points, not {wanted}: the kernel tells no more "
+            "environments of the training data apart."
+        )
+    if model.basis.jitter > 0:
+        out.append(f"note: {model.basis.jitter:g} was added to the diagonal of K_MM; fewer inducing points avoid it.")
+    training = model.training
+    if training is not None and not training.converged and (training.last_gain is None or training.last_gain > WORTH):
+        gained = "" if training.last_gain is None else f" by {training.last_gain:.1f} nats an iteration"
+        out.append(
+            f"note: the objective was still rising{gained} after {training.evaluations} evaluations with all inducing "
+            f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
+        )
+    if without := [level for level, counts in model.data.items() if not counts["forces"]]:
+        out.append(
+            f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
+            "compared with an error, and can be too small."
+        )
+    first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
+    for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
+        if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
+            out.append(
+                f"warning: the coefficient of zbl is {coefficients['zbl']:.2f} at {level}, so atoms that come close are "
+                "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
+                "std of its coefficient to 0.01 (docs/configuration.md)."
+            )
+    return [*out, *(f"warning: {note}" for note in transfer_notes(model))]
