@@ -94,7 +94,7 @@ def fit(
         check_outputs([output], [config, *training_files(settings)])
         if not settings.fidelities:
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
-        frames = read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys)
+        frames = _once(read_frames({f.name: list(f.train) for f in settings.fidelities}, keys=settings.keys))
         out = console.stdout()
         out.print(console.data_table(frames.summary(), frames.levels))
         _say_estimate(frames, settings, out, notices)
@@ -105,6 +105,16 @@ def fit(
             model.save(output)
             _say_results(model, out, notices)
             console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
+
+
+def _once(frames: FrameSet) -> FrameSet:
+    """Each training frame once, with the warning of the fit about others: a dry run counts what a fit takes."""
+    from dataclasses import replace
+
+    from mfgp.training_frames import distinct
+
+    taken = {id(frame) for frame in distinct(frames.training())}
+    return replace(frames, frames=tuple(frame for frame in frames if frame.held_out or id(frame) in taken))
 
 
 def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: Console) -> None:

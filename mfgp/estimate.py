@@ -44,7 +44,7 @@ from mfgp.same_structure import groups
 from mfgp.single_point import structure_hash
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
-from mfgp.training_frames import CALIBRATION_STRUCTURES, spread, trainable
+from mfgp.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
@@ -98,7 +98,7 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
 
     Raises DataError where there is nothing to train on.
     """
-    training = trainable(frames)
+    training = distinct(trainable(frames))
     device = resolve_device(config.device)
     sample = _sample(training, config.seed)
     species = tuple(sorted({int(z) for f in training for z in f.atoms.numbers}))

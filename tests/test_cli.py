@@ -77,6 +77,21 @@ def leftovers(path: Path) -> list[str]:
     return [p.name for p in path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.filterwarnings("default:.*frames are repeated")
+def test_a_dry_run_counts_what_a_fit_takes(folder: Path, tmp_path: Path):
+    frames = ase.io.read(folder / "low.extxyz", ":")
+    ase.io.write(tmp_path / "low.extxyz", [*frames, *frames[:5]])
+    level = f"fidelities=[{{name: low, train: {tmp_path / 'low.extxyz'}}}]"
+    results = [
+        ok("fit", folder / "config.yaml", *options, "--set", level, "--set", "training.optimise=false")
+        for options in (("--dry-run",), ("-o", tmp_path / "m.mfgp"))
+    ]
+    for result in results:
+        assert result.stderr.count("5 frames are repeated (same structure and labels); skipped") == 1
+        assert re.search(r"low +12 +48 +12 +12 +12", result.stdout)
+    assert MultiFidelityGP.load(tmp_path / "m.mfgp").data["low"]["frames"] == 12
+
+
 def test_help_is_quick_and_complete():
     code = "import sys; from mfgp.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
