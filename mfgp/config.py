@@ -185,7 +185,7 @@ class FitConfig(Section):
     def _apply_preset(cls, data: Any) -> Any:
         name = data.get("preset") if isinstance(data, Mapping) else None
         if not isinstance(name, str) or name not in PRESETS:
-            return data
+            return _with_scaling(data)
         preset = PRESETS[name]
         return {**data, **{section: _over(preset[section], data.get(section)) for section in preset}}
 
@@ -236,6 +236,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, 
     except ConfigError as error:
         raise in_file(path, str(error).splitlines()) from None
     return _with_paths(config, path, sources)
+
+
+def _with_scaling(data: Any) -> Any:
+    """Without a preset: what a radial scaling leaves open has the defaults, too, as every other setting."""
+    descriptor = data.get("descriptor") if isinstance(data, Mapping) else None
+    scaling = descriptor.get("radial_scaling") if isinstance(descriptor, Mapping) else None
+    default = SOAPConfig().radial_scaling
+    if not isinstance(descriptor, Mapping) or not isinstance(scaling, Mapping) or default is None:
+        return data
+    return {**data, "descriptor": {**descriptor, "radial_scaling": {**default.model_dump(), **scaling}}}
 
 
 def _over(preset: Mapping[str, Any], given: Any) -> Any:

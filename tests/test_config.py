@@ -50,6 +50,17 @@ def contains(message: str, *parts: str) -> None:
     assert not missing, f"{missing} not in {message!r}"
 
 
+def test_half_a_radial_scaling_has_the_default_for_the_other_half(folder: Path) -> None:
+    text, default = "fidelities: [{name: a, train: nm.extxyz}]\n", SOAPConfig().radial_scaling
+    assert default is not None
+    for override, expected in (("r0=1.5", (1.5, default.m)), ("m=3", (default.r0, 3.0))):
+        found = loaded(folder, text, f"descriptor.radial_scaling.{override}").descriptor.radial_scaling
+        assert found is not None
+        assert (found.r0, found.m) == expected
+    assert FitConfig(descriptor={"radial_scaling": None}).descriptor.radial_scaling is None
+    assert "unknown key" in error_of(folder, text, "descriptor.radial_scaling.n=1")
+
+
 def test_the_documented_file_is_read(folder: Path) -> None:
     config = loaded(folder, FULL)
     assert config.levels == ("nm", "mag")
