@@ -28,7 +28,7 @@ from mfgp.campaign_learning import MODELS, Models
 from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE
 from mfgp.campaign_start import start
-from mfgp.campaign_store import Store, only_process
+from mfgp.campaign_store import LOCK, Store, only_process
 from mfgp.campaign_tasks import Tasks
 from mfgp.campaign_workers import workers
 from mfgp.costs import CostModel
@@ -78,13 +78,21 @@ class Campaign:
         """Make a campaign in a new (or empty) directory: reads the data, fits or loads the first model. Returns notices.
 
         calculators: factories of ASE calculators by level, for levels whose configuration names none. Raises ConfigError
-        and DataError for what cannot be used; nothing that an interrupted `init` leaves is in the way of another.
+        and DataError for what cannot be used, and leaves no directory that it made then; nothing that an interrupted `init`
+        leaves is in the way of another.
         """
         settings = config if isinstance(config, CampaignConfig) else load_campaign_config(config)
         directory = Path(directory)
+        new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         with only_process(directory):
-            return start(settings, directory, dict(calculators or {}), progress)
+            try:
+                return start(settings, directory, dict(calculators or {}), progress)
+            except BaseException:
+                if new and [path.name for path in directory.iterdir()] == [LOCK]:
+                    (directory / LOCK).unlink()
+                    directory.rmdir()
+                raise
 
     @classmethod
     @contextmanager

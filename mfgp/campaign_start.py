@@ -35,7 +35,7 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
         for level in config.levels.values():
             if level.calculator is not None:
                 calculator_class(level.calculator)
-    store = Store.create(directory / DATABASE)
+    store, made = Store.create(directory / DATABASE), False
     try:
         notices: list[str] = []
         fit = None if config.fit is None else load_config(config.fit)
@@ -57,9 +57,13 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         seconds = time.perf_counter() - begin
         _write(store, config, fit, model, frames, pool, targets, seconds)
+        made = True
         return notices
     finally:
         store.close()
+        if not made:  # a killed `init` leaves it, to be used again
+            for ending in ("", "-wal", "-shm"):
+                (directory / f"{DATABASE}{ending}").unlink(missing_ok=True)
 
 
 def _write(

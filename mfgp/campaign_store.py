@@ -27,6 +27,7 @@ from mfgp.labelling import Outcome
 from mfgp.single_point import structure_hash
 from mfgp.structure_json import structure_of, structure_record
 
+LOCK = "lock"
 MAX_INTERRUPTIONS = 3  # of one task: it may be what takes the machine down
 
 
@@ -38,7 +39,7 @@ def now() -> str:
 @contextmanager
 def only_process(directory: Path) -> Iterator[None]:
     """Hold the campaign's lock; the system gives it back when the process ends, however it ends. DataError if it is held."""
-    with open(directory / "lock", "a+", encoding="utf-8") as file:
+    with open(directory / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -75,3 +75,21 @@ def test_from_init_to_report(folder: Path) -> None:
     assert "the largest gain per hour left" in page
     outside_of_it = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|https?://|@import|url\(""", page)
     assert not outside_of_it
+
+
+def test_an_init_that_fails_leaves_nothing(folder: Path) -> None:
+    text = (folder / "campaign.yaml").read_text()
+    (folder / "campaign.yaml").write_text(text.replace("target: low", "target: best"))
+    before = sorted(path.name for path in folder.iterdir())
+    assert "'best' is no level of the model" in refused("campaign", "init", "campaign.yaml")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert "no campaign" in refused("campaign", "status")
+    (folder / "campaign").mkdir()
+    (folder / "campaign" / "notes.txt").write_text("mine")
+    refused("campaign", "init", "campaign.yaml")
+    assert (folder / "campaign" / "notes.txt").read_text() == "mine"
+    assert not list((folder / "campaign").glob("*.sqlite*"))
+    (folder / "campaign.yaml").write_text(text)
+    ok("campaign", "init", "campaign.yaml")
+    assert "holds a campaign already" in refused("campaign", "init", "campaign.yaml")
+    assert "0 steps" in ok("campaign", "status").output
