@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mfgp import fitting
 from mfgp.autoregressive import Posterior, block_scales, posterior
+from mfgp.baseline_checks import Check, baseline_checks
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.batched import predict_many
 from mfgp.calibration import Calibration
@@ -92,6 +93,7 @@ class MultiFidelityGP:
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
         self.calculated: frozenset[str] = frozenset()  # training_frames.calculations
+        self.baseline_checks = dict[str, Check]()  # of calculators that a caller gave
         self.costs = CostModel()  # of labels, as far as the training frames say
         self.own_sigmas = torch.zeros(len(levels), 3, dtype=torch.float64)  # training_frames.own_sigmas
         self.site_statistics, self.sites = SiteStatistics(), dict[SiteKey, SitePosterior]()  # of magnetic moments
@@ -145,6 +147,7 @@ class MultiFidelityGP:
         model = cls(config, frames.levels, features, *learned, calculators, data, seen)
         model.training, model.costs, model.own_sigmas = result, CostModel.learn(training), own_sigmas(training)
         model.calculated = calculations(training)
+        model.baseline_checks = baseline_checks(training, config.baselines, calculators)
         model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
         if config.training.calibrate:
@@ -344,7 +347,11 @@ class MultiFidelityGP:
 
     @classmethod
     def load(cls, path: str | Path, *, baselines: Mapping[str, Any] | None = None) -> MultiFidelityGP:
-        """Read a model file. Raises ModelFileError for what is not one; baselines as in `fit`."""
+        """Read a model file. Raises ModelFileError for what is not one; baselines as in `fit`.
+
+        Calculators for `baselines` are asked for one energy, of a training structure that the file keeps: ConfigError where
+        it is not that of the fit's calculator.
+        """
         from mfgp.model_file import load
 
         return load(path, baselines)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from descriptors import SOAP, Contraction
 from mfgp import __version__
+from mfgp.baseline_checks import verify
 from mfgp.baselines import first_levels, make_baselines
 from mfgp.calibration import Calibration
 from mfgp.centring import centred_statistics
@@ -103,6 +104,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "species": list(model.basis.species),
         "config": model.config.model_dump(mode="json"),
         "baselines": list(model.columns.baselines),
+        "baseline_checks": model.baseline_checks,
         "jitter": model.basis.jitter,
         "centred": True,
         "vacuum": [] if model.columns.vacuum is None else list(model.columns.vacuum.species),
@@ -181,7 +183,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     """Read a model file onto the configured device.
 
     baselines: calculators by name for baselines that are not in the registry. Raises ModelFileError for a damaged file, or
-    one of a later schema; ConfigError naming the baselines that are missing.
+    one of a later schema; ConfigError naming the baselines that are missing, or are not those of the fit.
     """
     stored = _stored_header(Path(path))
     header = checked(Path(path), stored)
@@ -213,6 +215,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     size = basis.size + columns.size
     features = Features(_soap(config, species, header, tensors), basis, device)
     calculators = make_baselines(config.baselines, baselines, levels)
+    checks = header.get("baseline_checks", {})  # early files of this schema have none
+    verify(checks, calculators)
     statistics = _statistics(header, tensors, size)
     if not header["centred"]:
         statistics = centred_statistics(statistics, features.centre)
@@ -221,6 +225,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
     )
+    model.baseline_checks = checks
     model.training, model.calibration, model.costs = training, calibration, costs
     model.calculated = frozenset(header["calculated"])
     if "own_sigmas" in header:  # early files of this schema have none

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.lj import LennardJones
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
+from mfgp import ConfigError, FitConfig, FrameSet, ModelFileError, MultiFidelityGP, read_frames
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
+from mfgp.frames import to_atoms
 from mfgp.hyperparameters import Evidence
 from mfgp.model_file import _hash as contents_hash
 from mfgp.model_file import read_header
@@ -228,6 +231,32 @@ def test_a_file_of_schema_1_is_upgraded(model: MultiFidelityGP, path: Path) -> N
     loaded = MultiFidelityGP.load(path)
     assert loaded.calibration is None
     assert loaded.predict(alloy(80)).energy == pytest.approx(model.predict(alloy(80)).energy, abs=1e-9)
+
+
+def test_a_baseline_is_the_one_of_the_fit(two_levels: FrameSet, tmp_path: Path) -> None:
+    """A structure of a level that uses it, and no isolated atom: those have the same energy whatever the parameters."""
+    single = Atoms("Cu", info={"REF_energy": -3.0, "fidelity": "high"})
+    small = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.4]], info={"REF_energy": -7.0, "fidelity": "low"})
+    frames = read_frames([single, small, *map(to_atoms, two_levels.training())], levels=["low", "high"])
+    config = FitConfig(
+        descriptor=DESCRIPTOR,
+        model={"zeta": 2, "n_inducing": 20},
+        training={"optimise": False, "calibrate": False},
+        baselines=[{"name": "mylj", "from_level": "high"}, {"name": "emt"}],
+    )
+    weak, strong = (LennardJones(sigma=2.3, epsilon=e, rc=6.0, smooth=True) for e in (0.05, 0.06))
+    model = MultiFidelityGP.fit(frames, config, baselines={"mylj": weak}, progress=False)
+    model.save(tmp_path / "m.mfgp")
+    assert set(read_header(tmp_path / "m.mfgp")["baseline_checks"]) == {"mylj"}
+    loaded = MultiFidelityGP.load(tmp_path / "m.mfgp", baselines={"mylj": weak})
+    loaded.save(tmp_path / "again.mfgp")
+    energies = [strong.get_potential_energy(alloy(0)), weak.get_potential_energy(alloy(0))]
+    text = rf"'mylj': this calculator gives AuCuAuCu.* {energies[0]:.4f} eV, .* gave {energies[1]:.4f} eV"
+    for name in ("m.mfgp", "again.mfgp"):
+        with pytest.raises(ConfigError, match=text):
+            MultiFidelityGP.load(tmp_path / name, baselines={"mylj": strong})
+    as_written(tmp_path / "m.mfgp", {}, ("baseline_checks",))
+    MultiFidelityGP.load(tmp_path / "m.mfgp", baselines={"mylj": strong})  # as files from before there was one
 
 
 @pytest.mark.parametrize("schema", [0, -1, "3", True, 2.0])
