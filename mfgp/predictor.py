@@ -100,14 +100,10 @@ class Predictor:
                 "from model.predictor(fidelity, draws=8) and from calculators"
             )
         if uncertainty == "sampled" and not len(self.draws):
-            raise ValueError(
-                "uncertainty='sampled' needs draws: model.predictor(fidelity, draws=8), or model.calculator(fidelity, "
-                "uncertainty='sampled')"
-            )
+            way = "model.predictor(fidelity, draws=8), or model.calculator(fidelity, uncertainty='sampled')"
+            raise ValueError(f"uncertainty='sampled' needs draws: {way}")
         if uncertainty == "by_level" and self.shares is None:
-            raise ValueError(
-                "uncertainty='by_level' needs a predictor that splits: model.predictor(fidelity, by_level=True)"
-            )
+            raise ValueError("uncertainty='by_level' needs model.predictor(fidelity, by_level=True)")
 
     def from_functionals(self, atoms: Atoms, functionals: Functionals, uncertainty: str = "full") -> Prediction:
         """`full` or `by_level` from the rows of all functionals of a structure that has been checked."""

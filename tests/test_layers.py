@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     *("errors", "files", "progress", "threads"),
     *("labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
-    *("config_errors", "yaml_files", "config", "zbl", "single_point", "same_structure", "baselines", "baseline_checks", "costs"),
+    *(
+        "config_errors",
+        "yaml_files",
+        "config",
+        "zbl",
+        "single_point",
+        "same_structure",
+        "baselines",
+        "baseline_checks",
+        "costs",
+    ),
     *(
         "doctor_report",
         "doctor_composition",
