@@ -67,7 +67,9 @@ def tune(
         rows = [
             (str(t.number), f"{t.score:.4f}", *(f"{t.settings[name]:.3g}" for name in names)) for t in scored[:SHOWN]
         ]
-        title = f"best of {len(found)} trials (trial 0: as configured; {len(found) - len(scored)} left out or failed)"
+        title = (
+            f"best of {len(scored)} trials (trial 0: as configured; {len(found) - len(scored)} more left out or failed)"
+        )
         columns = ["trial", "log density (nats/label)", *(name.removeprefix("descriptor.") for name in names)]
         console.stdout().print(console.table(title, columns, rows))
         with replacing(output) as temporary:

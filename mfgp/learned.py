@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 
-def learned(model: MultiFidelityGP) -> dict[str, Any]:
+def learned_hyperparameters(model: MultiFidelityGP) -> dict[str, Any]:
     """Outputscale s_t^2 (eV^2), rho [T-1][species], noises by level, e0 (eV) by level and element, baseline coefficients."""
     symbols = [chemical_symbols[z] for z in model.basis.species]
     m = model.basis.size

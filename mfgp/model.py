@@ -39,7 +39,7 @@ from mfgp.features import Features
 from mfgp.fit_notes import fit_notes
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
-from mfgp.learned import learned
+from mfgp.learned import learned_hyperparameters
 from mfgp.leave_one_out import LeftOut, leave_one_out
 from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.observations import Columns
@@ -325,7 +325,7 @@ class MultiFidelityGP:
 
     def hyperparameters(self) -> dict[str, Any]:
         """What was learned: outputscale s_t^2 (eV^2), rho [T-1][species], noises by level, e0 (eV) by level and element."""
-        return learned(self)
+        return learned_hyperparameters(self)
 
     def notes(self) -> list[str]:
         """What `mfgp fit` says at its end: sentences that begin with `note:` or `warning:`, none where all went as asked.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -80,30 +80,29 @@ def _of_batch(structures: Sequence[Atoms]) -> Iterator[Array]:
     nb = neighborhoods(structures, REACH)
     r = torch.linalg.vector_norm(nb.vectors, dim=1)
     fade, _ = smooth_cutoff(r, REACH, SOFT)
-    z = nb.numbers.to(r)
-    columns = []
-    for k, centre in enumerate(CENTRES):
-        g = torch.exp(-0.5 * ((r - centre) / WIDTH) ** 2) * fade * _coefficient(z[nb.neighbor], k)
-        columns.append(torch.zeros(len(z), dtype=r.dtype).index_add_(0, nb.centre, g))
-    a, start = torch.stack(columns, dim=1).numpy(), 0  # [atom, k]
+    k = torch.arange(1, len(CENTRES) + 1, dtype=r.dtype)
+    c = 0.5 + torch.remainder(0.6180339887 * nb.numbers[:, None].to(r) * k, 1.0)  # c_k(z_j), [atom, k]
+    g = torch.exp(-0.5 * ((r[:, None] - torch.tensor(CENTRES, dtype=r.dtype)) / WIDTH) ** 2)  # [pair, k]
+    g *= fade[:, None] * c[nb.neighbor]
+    a, start = torch.zeros_like(c).index_add_(0, nb.centre, g).numpy(), 0  # [atom, k]
+    of_element = {int(z): _coefficients(int(z)) for z in nb.numbers.unique()}
     for atoms in structures:
         own = a[start : start + len(atoms)]
         start += len(atoms)
-        yield _sums(own, atoms.numbers)
+        yield _sums(own, atoms.numbers, of_element)
 
 
-def _coefficient(z: torch.Tensor, k: int) -> torch.Tensor:
-    """c_k(z), between 0.5 and 1.5."""
-    return 0.5 + torch.remainder(0.6180339887 * z * (k + 1), 1.0)
+def _coefficients(z: int) -> Array:
+    """Of the mean, the smallest and the largest a_ik of an element, [3, k, DIRECTIONS]."""
+    which, k, d = np.meshgrid(np.arange(3), np.arange(len(CENTRES)), np.arange(DIRECTIONS), indexing="ij")
+    return np.cos(12.9898 * z + 78.233 * which + 37.719 * k + 4.1414 * d * (1 + k + 5 * which))
 
 
-def _sums(a: Array, numbers: NDArray[np.int64]) -> Array:
+def _sums(a: Array, numbers: NDArray[np.int64], of_element: Mapping[int, Array]) -> Array:
     """[DIRECTIONS] from a [atom, k]."""
-    total, species = np.zeros(DIRECTIONS), np.unique(numbers)
+    total, species = np.zeros(DIRECTIONS), np.unique(numbers).tolist()
     for z in species:
         own = a[numbers == z]
-        statistics = np.stack([own.mean(0), own.min(0), own.max(0)])  # [statistic, k]
-        which, k, d = np.meshgrid(np.arange(3), np.arange(len(CENTRES)), np.arange(DIRECTIONS), indexing="ij")
-        coefficients = np.cos(12.9898 * z + 78.233 * which + 37.719 * k + 4.1414 * d * (1 + k + 5 * which))
-        total += np.einsum("sk,skd->d", statistics, coefficients)
+        statistics = np.concatenate([own.mean(0), own.min(0), own.max(0)])  # [statistic k]
+        total += statistics @ of_element[z].reshape(-1, DIRECTIONS)
     return total / math.sqrt(3 * len(CENTRES) * len(species))

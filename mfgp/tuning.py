@@ -34,6 +34,7 @@ from mfgp.training_frames import distinct, trainable
 if TYPE_CHECKING:
     import optuna
 
+TRIES = 10  # of settings, for each that gets a score
 FEATURE_LIMIT = 2.0  # times the features of the start: a trial with more is not run, its MD steps would be slower
 
 
@@ -148,7 +149,10 @@ def tune(
     report: Report = silent,
     baselines: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
-    """Run trials until there are `n_trials` in `storage` (SQLite; made where there is none). Best first, then the failed.
+    """Run trials until `n_trials` in `storage` (SQLite; made where there is none) have a score. Best first, then the others.
+
+    Settings with too many features, or that float64 does not carry, have none and do not count, up to TRIES for each that
+    does.
 
     baselines: calculators by name, as in MultiFidelityGP.fit; each structure is computed once for all trials. Raises
     ConfigError for a storage of another search, settings that cannot be tuned, baselines that are not known, or a missing
@@ -164,7 +168,8 @@ def tune(
     limit = FEATURE_LIMIT * _n_features(config, training)
     for baseline, first in zip(calculators, first_levels(config.baselines, frames.levels), strict=True):
         _remember(baseline, [f for f in training if frames.levels.index(f.fidelity) >= first], report)
-    done = len(study.get_trials(states=_ended(optuna)))
+    complete, tried = (optuna.trial.TrialState.COMPLETE,), len(study.get_trials(states=_ended(optuna)))
+    done = len(study.get_trials(states=complete))
 
     def objective(trial: Any) -> float:
         proposed = with_settings(config, {name: r.suggest(trial, name) for name, r in space.items()})
@@ -178,10 +183,10 @@ def tune(
             raise optuna.TrialPruned("the score is not finite")
         return score
 
-    while done < n_trials:
+    while done < n_trials and tried < TRIES * n_trials:
         study.optimize(objective, n_trials=1)
-        done += 1
-        scored = [t.value for t in study.trials if t.value is not None]
+        scored = [float(t.value) for t in study.get_trials(states=complete) if t.value is not None]
+        done, tried = len(scored), tried + 1
         report("trials", done, n_trials, f"best {max(scored):.4f} nats a label" if scored else "")
     return _sorted(study, optuna)
 

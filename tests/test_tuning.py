@@ -83,6 +83,20 @@ def test_a_search_starts_from_the_configuration_and_goes_on(
     assert scores[0] >= start.score  # type: ignore[operator]
 
 
+def test_settings_that_are_not_tried_do_not_count(
+    two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with too many features cost nothing; where there are no others it ends nevertheless."""
+    monkeypatch.setattr(tuning, "cross_validated_score", lambda frames, config, calculators: -config.descriptor.n_max)
+    n_max = small.descriptor.n_max
+    space = {"descriptor.n_max": Range(n_max - 1, 3 * n_max, integer=True)}
+    found = tune(two_levels, small, 6, tmp_path / "t.db", space)
+    assert sum(t.score is not None for t in found) == 6 < len(found)
+    monkeypatch.setattr(tuning, "FEATURE_LIMIT", 0.1)
+    none = tune(two_levels, small, 2, tmp_path / "none.db", space)
+    assert [t.score for t in none] == [None] * 2 * tuning.TRIES
+
+
 def test_a_killed_first_trial_is_done_again(
     two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
