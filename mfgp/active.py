@@ -194,9 +194,7 @@ class OnTheFly:
             self._keep(label)
             frames = frames_from({level: [label]}, self.model.levels)
             row |= error_of(self.model.predictor(level)(atoms), frames.frames[0])
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*repeated, or already in the model")
-                self.model.update(frames)
+            self.model.update(frames)
             if self.refit_every is not None and len(self.labels) % self.refit_every == 0:
                 self._refit()
             self.calculator.refresh()

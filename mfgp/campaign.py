@@ -39,7 +39,7 @@ from mfgp.progress import Report, bars, silent
 from mfgp.selection import Selection, select
 from mfgp.sources import Sources
 from mfgp.surprises import warn_of_surprises
-from mfgp.training_frames import known, new_calculations
+from mfgp.training_frames import calculation_key, new_calculations
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -149,8 +149,7 @@ class Campaign:
         here = FrameSet(given.levels, (*found.known, *found.fresh))
         held = {id(frame) for frame in found.known}
         fresh = [f for f in new_calculations(here, model.calculated, model.seen) if id(f) not in held]
-        changed = [f for f, _ in found.changed]
-        unseen = [f for f, old in zip(changed, known(changed, model.calculated), strict=True) if not old]
+        unseen = [f for f, _ in found.changed if calculation_key(f.fidelity, f.atoms) not in model.calculated]
         warn_of_surprises(model, FrameSet(given.levels, (*fresh, *unseen)), TAKEN_IN)
         with self.store.transaction():
             rows = self.store.add_labels(FrameSet(given.levels, tuple(fresh)), "added", why="computed outside")

@@ -15,7 +15,7 @@ import numpy as np
 from mfgp.campaign_records import LabelRow, frames_of
 from mfgp.errors import ConfigError, DataError
 from mfgp.frames import Frame, FrameSet
-from mfgp.training_frames import exact_key
+from mfgp.training_frames import calculation_key
 
 SAME = 1e-4  # eV, eV/Å, eV/Å^3, Bohr magnetons: labels that differ by less were rounded by a file
 SHOWN = 3  # frames named in an error
@@ -35,7 +35,7 @@ def arrivals(given: FrameSet, accepted: Sequence[LabelRow]) -> Arrivals:
     own = _once(given)
     held = defaultdict[str, list[LabelRow]](list)
     for row in accepted:
-        if (key := exact_key(row.level, row.atoms)) in own:
+        if (key := calculation_key(row.level, row.atoms)) in own:
             held[key].append(row)
     fresh, known, changed = [], [], []
     for key, frame in own.items():
@@ -87,7 +87,7 @@ def _once(given: FrameSet) -> dict[str, Frame]:
     """Each calculation once, by its key; DataError where two frames have different results of one."""
     out: dict[str, Frame] = {}
     for frame in given:
-        first = out.setdefault(exact_key(frame.fidelity, frame.atoms), frame)
+        first = out.setdefault(calculation_key(frame.fidelity, frame.atoms), frame)
         if not same_labels(frame, first):
             raise DataError(
                 f"{first.source} and {frame.source} are one structure ({frame.atoms.symbols}) with different labels at "

@@ -6,7 +6,6 @@ A version is a file first (written whole) and a row then, in the transaction tha
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,7 @@ class Models:
                         f"failed: {error}"
                     ) from error
                 why += f"; the refit failed ({error}), so an update at the old hyperparameters"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*repeated, or already in the model")
-            model.update(frames_of(list(rows), model.levels))
+        model.update(frames_of(list(rows), model.levels))
         return model, "update", why
 
     def fit_config(self) -> FitConfig:

@@ -187,7 +187,7 @@ def evaluate(
         from mfgp import evaluation
         from mfgp.model import MultiFidelityGP
         from mfgp.progress import bars
-        from mfgp.training_frames import known
+        from mfgp.training_frames import calculation_key
 
         check_outputs([json_path], [model, data])
         if plots is not None and plots.exists() and not plots.is_dir():
@@ -202,7 +202,7 @@ def evaluate(
         if which == "calibrated" and (raw := fitted.predictor(level).raw_moments):
             which += f", those of moments of {', '.join(raw)} the posterior's own"
         console.say(notices, f"{note}; standard deviations: {which}")
-        if seen := sum(known(chosen, fitted.calculated, level)):
+        if seen := sum(calculation_key(level, f.atoms) in fitted.calculated for f in chosen):
             text = f"warning: the model was trained on {seen} of these frames: their errors are too small."
             console.say(notices, text, "yellow")
         with bars(console=notices) as report:

@@ -135,8 +135,8 @@ def residual_table(residuals: Iterable[Residual]) -> RenderableType:
     columns = ("level", "labels", "rows", "rms about e0", "rms residual", "noise", "unit")
     rows = []
     for r in residuals:
-        scale, unit = (1.0, "σ") if r.kind == "given" else (1e3, "meV/Å" if r.kind == "forces" else "meV/√atom")
-        kind = "with own sigma" if r.kind == "given" else r.kind
+        kind = {"given": "with own sigma", "isolated": "isolated atoms"}.get(r.kind, r.kind)
+        scale, unit = (1.0, "σ") if kind != r.kind else (1e3, "meV/Å" if r.kind == "forces" else "meV/√atom")
         rows.append((r.level, kind, str(r.count), *(_short(scale * v) for v in (r.labels, r.residual, r.noise)), unit))
     note = (
         "root mean squares of the training labels: about e0 (and baselines) alone, and of what the model leaves of them"

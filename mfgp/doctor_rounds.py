@@ -36,15 +36,16 @@ Labels = frozenset[int | None]  # of a frame: None its energy, else the force on
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores of the last round and of `model` itself; how many labels the last fit did without, and of which frames."""
+    """Scores of the last round and of `model` itself; how many labels the last fit did without, and of which frames.
+
+    why: what kept suspects in, if something did.
+    """
 
     scores: list[LabelScore]
     first: list[LabelScore]
     left_out: int = 0
     frames: tuple[Frame, ...] = ()
-    again: bool = (
-        True  # False where the model was not fitted to these frames alone, so that nothing could be fitted again
-    )
+    why: str = ""
 
     def findings(self) -> list[Finding]:
         """What was done beside scoring."""
@@ -54,11 +55,8 @@ class Scoring:
                 f"so {self.left_out} labels of {len(self.frames)} frames, {examples(self.frames)}, were left out, "
             )
             message += "everything was fitted again, and all labels were scored by that fit."
-        elif not self.again and any(s.suspect and s.kind != "moment" for s in self.scores):
-            message += (
-                "and nothing could be fitted again without the suspects: for that give all of the model's training "
-            )
-            message += "data, and no others."
+        elif self.why and any(s.suspect and s.kind != "moment" for s in self.scores):
+            message += f"and nothing was fitted again without the suspects: {self.why}."
         else:
             return []
         return [about("info", "leave-one-out", message, self.frames)]
@@ -74,19 +72,22 @@ def scores_without_suspects(
     """
     with bars(progress) as report:
         scores = first = label_scores(model, frames, report)
-    again = set(frames.frame_hashes()) == model.seen
-    out: dict[int, Labels] = {}
-    for _ in range(rounds if again else 0):
+    other = "these are not the model's training data to the last digit, all of them and no others"
+    why, out = "" if set(frames.frame_hashes()) == model.seen else other, dict[int, Labels]()
+    for _ in range(0 if why else rounds):
         found = _suspects(scores)
-        if found == out or not _few(frames, found):
+        if not _few(frames, found):
+            why = f"they are in more than {100 * MOST:.0f} % of the frames of a level"
+        if why or found == out:
             break
         out = found
-        kept = FrameSet(model.levels, tuple(f for f in (_without(f, out.get(id(f))) for f in frames) if f.labelled))
+        rest = (_without(f, out.get(id(f))) for f in frames)
+        kept = FrameSet(model.levels, tuple(f for f in rest if f.labelled or f.magmoms is not None))  # moments stay in
         fitted = _fitted_again(model, kept, progress)
         with bars(progress) as report:
             scores = label_scores(fitted, frames, report, out)
     left_out = [(f, out[id(f)]) for f in frames if id(f) in out]
-    return Scoring(scores, first, sum(len(labels) for _, labels in left_out), tuple(f for f, _ in left_out), again)
+    return Scoring(scores, first, sum(len(labels) for _, labels in left_out), tuple(f for f, _ in left_out), why)
 
 
 def _suspects(scores: Sequence[LabelScore]) -> dict[int, Labels]:

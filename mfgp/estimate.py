@@ -155,7 +155,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
 def _labels(frame: Frame) -> dict[str, int]:
     """Number of labels of a frame by kind."""
     if frame.isolated_atom:
-        return {} if frame.energy is None else {"given": 2}
+        return {} if frame.energy is None else {"isolated": 2}
     out = {} if frame.energy is None else {"energy": 1}
     if frame.forces is not None:
         out["forces"] = 3 * int(frame.force_mask.sum())

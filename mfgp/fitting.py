@@ -133,9 +133,11 @@ def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
 def prior_traces(
     frames: FrameSet, features: Features, columns: Columns, default_sigma: float, report: Report = silent
 ) -> dict[Key, Tensor]:
-    """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind)."""
+    """Sums of the prior variances of the labelled rows at unit amplitude, scaled as these, [S] by (level, kind); no
+    isolated atoms."""
     out: dict[Key, Tensor] = {}
-    for i, frame in enumerate(frames):
+    chosen = [frame for frame in frames if not frame.isolated_atom]
+    for i, frame in enumerate(chosen):
         functionals, composition = features.functionals(frame.atoms), columns.composition(frame.atoms.numbers)
         found = functionals.phi[:1] - composition.to(features.centre) @ features.centre
         prior = functionals.prior.clone()
@@ -146,7 +148,7 @@ def prior_traces(
         for kind, (a, _) in frame_rows(frame, deviation, columns, nothing, level, default_sigma, none).items():
             scaled = a[:, : deviation.shape[1]]
             out[level, kind] = out.get((level, kind), torch.zeros_like(deviation[0])) + (scaled**2).sum(0)
-        report("prior variances", i + 1, len(frames), frame.fidelity)
+        report("prior variances", i + 1, len(chosen), frame.fidelity)
     return out
 
 

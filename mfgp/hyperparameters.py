@@ -155,7 +155,7 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
     def of(self, key: Key) -> Tensor:
         """Standard deviation of (level, kind); 1 for rows that were divided by their own."""
         level, kind = key
-        if kind == "given":
+        if kind not in LEARNED_KINDS:
             return self.raw_noise.new_ones(())
         return self.noise[level, LEARNED_KINDS.index(kind)]
 
@@ -167,8 +167,9 @@ class LevelNoise(gpytorch.likelihoods.Likelihood):
 def definite_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
     """sigma^2 + tr(D_t G D_t) / LARGEST of each (level, kind), D_t^2 = sum_u d_tu^2 the prior variances that level t sees.
 
-    Of rows that were divided by their own sigma: 1 + tr(D_t G D_t) / LARGEST_GIVEN. Labels without noise would leave nothing
-    of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the evidence. d [T, T, M'] from `block_scales`.
+    Of rows that were divided by their own sigma, isolated atoms apart: 1 + tr(D_t G D_t) / LARGEST_GIVEN. Labels without
+    noise would leave nothing of the prior's 1 in P = I + D G D / sigma^2, and rounding would decide the evidence. d
+    [T, T, M'] from `block_scales`.
     Forces have noise_force^2 x^2 / (1 + x) beside it, x = tr(D_t G D_t) / LARGEST of the energies over (R noise_force)^2, R
     the largest ratio of the two noises. Where environments are much alike the evidence likes amplitudes of 10^4 eV, and
     would pay for them by calling the energies noise. So the ratio stays below 1.16 R, and small amplitudes change nothing.
@@ -184,7 +185,7 @@ def definite_variances(noise: LevelNoise, statistics: Statistics, d: Tensor) -> 
 
 def given_variances(statistics: Statistics, d: Tensor) -> dict[Key, Tensor]:
     """What `definite_variances` has of labels with a sigma of their own: how much more than its square each counts with."""
-    keys = [key for key in statistics.observed() if key[1] == "given"]
+    keys = [key for key in statistics.observed() if key[1] not in LEARNED_KINDS]
     return {key: 1.0 + _signal(statistics, key, d) / LARGEST_GIVEN for key in keys}
 
 

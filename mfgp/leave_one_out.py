@@ -209,8 +209,8 @@ def labelled_parts(
     axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
     for found, (every, targets) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
         for kind, here, unit in of_kinds(frame, found, len(targets)):
-            rows, y, key = every[here], targets[here], (level, found)
-            noise = smoother.noise[key]
+            rows, y = every[here], targets[here]
+            noise = smoother.noise.get((level, found), 1.0)  # own sigmas that the fit had none of count as they are
             a = rows[:, :-1] / noise
             component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
             species = frame.atoms.numbers[component // 3] * int(kind == "forces")

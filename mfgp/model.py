@@ -314,6 +314,7 @@ class MultiFidelityGP:
         self.weights, self.covariances = weights, covariances
         self.site_statistics, self.sites = moments, sites
         self.costs = self.costs.added(CostModel.learn(chosen))
+        self.own_sigmas = torch.where(self.own_sigmas > 0, self.own_sigmas, own_sigmas(chosen))
         self.calculated |= calculations(chosen)
         return self
 

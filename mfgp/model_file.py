@@ -215,8 +215,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     size = basis.size + columns.size
     features = Features(_soap(config, species, header, tensors), basis, device)
     calculators = make_baselines(config.baselines, baselines, levels)
-    checks = header.get("baseline_checks", {})  # early files of this schema have none
-    verify(checks, calculators)
+    verify(header["baseline_checks"], calculators)
     statistics = _statistics(header, tensors, size)
     if not header["centred"]:
         statistics = centred_statistics(statistics, features.centre)
@@ -225,11 +224,10 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen
     )
-    model.baseline_checks = checks
+    model.baseline_checks = header["baseline_checks"]
     model.training, model.calibration, model.costs = training, calibration, costs
     model.calculated = frozenset(header["calculated"])
-    if "own_sigmas" in header:  # early files of this schema have none
-        model.own_sigmas = torch.tensor(header["own_sigmas"], dtype=torch.float64)
+    model.own_sigmas = torch.tensor(header["own_sigmas"], dtype=torch.float64)
     _load_sites(model, header, tensors)
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])

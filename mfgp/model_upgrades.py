@@ -14,7 +14,7 @@ REQUIRED = frozenset(  # of a header of the present schema
     (
         *("mfgp_version", "torch_version", "levels", "species", "config", "baselines", "retained", "n_inducing"),
         *("jitter", "centred", "vacuum", "data", "data_hash", "seen", "calculated", "statistics"),
-        *("training", "hyperparameters", "calibration", "costs"),
+        *("training", "hyperparameters", "calibration", "costs", "own_sigmas", "baseline_checks"),
     )
 )
 
@@ -117,8 +117,9 @@ def _without_vacuum(header: Header) -> Header:
 
 
 def _uncentred(header: Header) -> Header:
-    """Schema 10 had statistics in terms of w and e0 (centring): they are turned into the present ones after reading."""
-    return {**header, "centred": False}
+    """Schema 10 had statistics in terms of w and e0 (centring), which are turned into the present ones after reading, knew
+    no own sigmas and no energies of baselines."""
+    return {**header, "centred": False, "own_sigmas": [[0.0] * 3] * len(header["levels"]), "baseline_checks": {}}
 
 
 # header of schema n -> of schema n + 1

@@ -26,7 +26,10 @@ FOLDS = 4
 
 
 class CollapsedBound(Evidence):
-    """The variational bound; traces [S] of the prior variance of the labelled rows at unit amplitude, by (level, kind)."""
+    """The variational bound; traces [S] of the prior variance of the labelled rows at unit amplitude, by (level, kind).
+
+    Those of isolated atoms are left out: they are labels of e0.
+    """
 
     title = "variational bound"
 
@@ -38,7 +41,7 @@ class CollapsedBound(Evidence):
         value = super().forward(statistics, species_index, column_std)
         inverse_noise = self.inverse_noise(statistics, self.scales(species_index, column_std))
         variances = self.model.local_variances()  # [T, S]
-        for key in statistics.observed():
+        for key in self.traces:
             diagonal = statistics.moments[key].gram.diagonal()[: len(species_index)]
             carried = torch.zeros_like(self.traces[key]).index_add_(0, species_index, diagonal)
             left = (self.traces[key] - carried).clamp(min=0.0)

@@ -32,7 +32,8 @@ from mfgp.rows import InducingForms, raw_rows
 from mfgp.single_point import SinglePoint
 from mfgp.vacuum_term import VacuumTerm
 
-KINDS = ("energy", "forces", "virial", "given")  # `given`: rows divided by a standard deviation that came with the data
+# `given`: rows divided by a standard deviation that came with the data; `isolated`: those of isolated atoms, likewise
+KINDS = ("energy", "forces", "virial", "given", "isolated")
 VANISHING = 1e-5  # length of a row, 1/Å or eV/Å: below, symmetry makes the functional zero whatever the weights
 ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
 WORKSPACE = {
@@ -260,7 +261,7 @@ def frame_rows(
 def isolated_rows(
     frame: Frame, phi: Tensor, columns: Columns, extra: Tensor, level: int, default_sigma: float, centre: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The rows of an isolated atom with an energy, both of kind `given`; none without.
+    """The rows of an isolated atom with an energy, both of kind `isolated`; none without.
 
     phi [M] of its local energy, extra [column] of its energy, default_sigma: of energies, eV. Its energy is that of e0 and
     the baselines, with its `energy_sigma` or ISOLATED_NOISE of the default; and, where its element has a column in the
@@ -279,4 +280,4 @@ def isolated_rows(
         rows.append(torch.cat([phi, extra]) / other)
         labels.append(y / other)
     each = [centred(row[None], centre) for row in rows]
-    return {"given": (torch.cat(each), torch.cat(labels))}
+    return {"isolated": (torch.cat(each), torch.cat(labels))}

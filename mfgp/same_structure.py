@@ -1,4 +1,4 @@
-"""Structures that are the same in all that a model can see, whatever describes them.
+"""Structures that are the same for a prediction, whatever describes them: to be left out together, and in one fold.
 
 The order of the atoms, the orientation, the origin, the choice of the cell (supercells too), mirror images, a periodic box
 around a molecule and what a file rounds change no environment, so no prediction; a copy in another description that stays in
@@ -8,8 +8,12 @@ when a structure is left out gives it away. For every atom i, over its neighbour
 
 and of a structure the mean, the smallest and the largest a_ik of each element, in DIRECTIONS sums with fixed coefficients.
 None of it depends on the description. Two structures are the same where their compositions agree up to a factor and all of
-these sums to NEAR, or a little more: sums are counted in cells of width CELL, and one that is nearer than NEAR to a border
-counts for both sides. Lengths that differ by 1e-4 Å change the sums by 2e-4 at most, as rounding to four decimals does.
+these sums do: they are counted in cells of width CELL, and one that is nearer than NEAR to a border counts for both sides.
+Lengths that differ by 1e-4 Å change the sums by 2e-4 at most, as rounding to four decimals does.
+
+What is called the same may be a near relative instead: in a disordered cell of hundreds of atoms of which one has moved, in
+a molecule with one coordinate moved by a few thousandths of Å, with fragments farther apart than REACH. Leaving those out
+together is no harm; labels are never taken for one another by it (training_frames.calculation_key).
 """
 
 from __future__ import annotations
@@ -44,11 +48,6 @@ def groups(structures: Sequence[Atoms]) -> list[int]:
         home.setdefault(own, number)
         out.append(number)
     return out
-
-
-def keys(structures: Sequence[Atoms]) -> list[tuple[str, ...]]:
-    """Keys of each structure: one is the first key of another that is the same."""
-    return [(own, *near) for own, near in _keys(structures)]
 
 
 def _keys(structures: Sequence[Atoms]) -> Iterator[tuple[str, list[str]]]:

@@ -31,7 +31,7 @@ from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
 from mfgp.targets import Target, build_target
 from mfgp.threads import ordered_map
-from mfgp.training_frames import calculation_keys
+from mfgp.training_frames import calculation_key
 
 ROWS = 12000  # random directions in all: as many for each structure as that allows, within DIRECTIONS
 DIRECTIONS = (2, 8)
@@ -139,21 +139,19 @@ def _not_offered(
     model: MultiFidelityGP, pool: Sequence[Atoms], names: Sequence[str], taken: Collection[tuple[int, str]]
 ) -> np.ndarray:
     """Calculations that are taken or known, their copies, and those of an earlier copy in the pool, [structure, level]."""
-    keys = calculation_keys(pool, [names] * len(pool))
-    closed = {*model.calculated, *(keys[i][names.index(name)][0] for i, name in taken if name in names)}
+    keys = [[calculation_key(name, atoms) for name in names] for atoms in pool]
+    closed = {*model.calculated, *(keys[i][names.index(name)] for i, name in taken if name in names)}
     out = np.zeros((len(pool), len(names)), dtype=bool)
     for i, row in enumerate(keys):
-        out[i] = [not closed.isdisjoint(of_level) for of_level in row]
-        closed |= {own for own, *_ in row}
+        out[i] = [key in closed for key in row]
+        closed |= set(row)
     return out
 
 
 def known_calculations(model: MultiFidelityGP, pool: Sequence[Atoms], levels: Sequence[str]) -> list[tuple[int, str]]:
     """(index, level) of the structures of the pool that the model was trained on at that level."""
-    every = calculation_keys(pool, [levels] * len(pool)) if model.calculated else []
-    return [
-        (i, t) for i, row in enumerate(every) for t, of in zip(levels, row, strict=True) if model.calculated & {*of}
-    ]
+    every = [(i, level) for i in range(len(pool)) for level in levels] if model.calculated else []
+    return [(i, level) for i, level in every if calculation_key(level, pool[i]) in model.calculated]
 
 
 def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str], costs: CostModel) -> None:

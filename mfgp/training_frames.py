@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mfgp.errors import DataError
-from mfgp.frames import Frame, FrameSet, disagreeing_atoms
-from mfgp.same_structure import groups, keys
+from mfgp.frames import FrameSet, disagreeing_atoms
+from mfgp.same_structure import groups
 from mfgp.single_point import geometry
 
 CALIBRATION_STRUCTURES = (
@@ -73,43 +72,24 @@ def own_sigmas(frames: FrameSet) -> Tensor:
 
 
 def calculations(frames: FrameSet) -> frozenset[str]:
-    """The calculations that those frames are the results of: what `known` asks for."""
-    every = keys([f.atoms for f in frames])
-    return frozenset(_key(f.fidelity, f.atoms, own) for f, (own, *_) in zip(frames, every, strict=True))
+    """The calculations that those frames are the results of."""
+    return frozenset(calculation_key(frame.fidelity, frame.atoms) for frame in frames)
 
 
-def known(frames: Sequence[Frame], calculated: frozenset[str], level: str | None = None) -> list[bool]:
-    """Whether each frame is of a calculation among those: as many atoms of the same structure (same_structure), at its
-    level or the one given."""
-    every = calculation_keys([f.atoms for f in frames], [[level or f.fidelity] for f in frames])
-    return [not calculated.isdisjoint(of_level) for (of_level,) in every]
+def calculation_key(level: str, atoms: Atoms) -> str:
+    """What is calculated at which level, whatever comes out: in one description, as files round it.
 
-
-def calculation_keys(structures: Sequence[Atoms], levels: Sequence[Sequence[str]]) -> list[list[tuple[str, ...]]]:
-    """Keys of the calculation of each structure at each of its levels, of which another one of the same has the first.
-
-    The last is that of models before schema 11, which knew a structure in one description only.
+    Not by same_structure, which tells apart less than a calculator does: no label that was paid for is to be taken for
+    another.
     """
-    return [
-        [(*(_key(level, atoms, key) for key in found), exact_key(level, atoms)) for level in own]
-        for atoms, own, found in zip(structures, levels, keys(structures), strict=True)
-    ]
-
-
-def _key(level: str, atoms: Atoms, structure: str) -> str:
-    return f"{level} {len(atoms)} {structure}"
-
-
-def exact_key(level: str, atoms: Atoms) -> str:
-    """What is calculated at which level in one description: atoms in one order and orientation, as files round them."""
     return f"{level} {geometry(atoms)}"
 
 
-def new_calculations(frames: FrameSet, calculated: frozenset[str], seen: frozenset[str]) -> FrameSet:
-    """The frames that are no results of a calculation in `calculated`, nor have a hash in `seen` (older models have no
+def new_calculations(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> FrameSet:
+    """The frames that are no results of a calculation in `known`, nor have a hash in `seen` (older models have no
     calculations); warns about the others."""
-    every = zip(frames, frames.frame_hashes(), known(frames.frames, calculated), strict=True)
-    fresh = tuple(f for f, key, old in every if key not in seen and not old)
+    hashed = zip(frames, frames.frame_hashes(), strict=True)
+    fresh = tuple(f for f, key in hashed if key not in seen and calculation_key(f.fidelity, f.atoms) not in known)
     if len(fresh) < len(frames):
         warnings.warn(
             f"{len(frames) - len(fresh)} frames are of calculations that the model has already (same structure and level); "
@@ -119,11 +99,11 @@ def new_calculations(frames: FrameSet, calculated: frozenset[str], seen: frozens
     return FrameSet(frames.levels, fresh)
 
 
-def check_seen(frames: FrameSet, calculated: frozenset[str], seen: frozenset[str]) -> None:
-    """DataError for frames that are neither in `seen` by their hash nor results of a calculation in `calculated`; a warning
-    where their last digits alone may be others."""
+def check_seen(frames: FrameSet, known: frozenset[str], seen: frozenset[str]) -> None:
+    """DataError for frames that are neither in `seen` by their hash nor results of a calculation in `known`; a warning where
+    their last digits alone may be others."""
     other = [f for f, key in zip(frames, frames.frame_hashes(), strict=True) if key not in seen]
-    strange = [f for f, old in zip(other, known(other, calculated), strict=True) if not old]
+    strange = [f for f in other if calculation_key(f.fidelity, f.atoms) not in known]
     if strange:
         raise DataError(
             f"{len(strange)} of {len(frames)} frames are not in the training data, first {strange[0].source} "

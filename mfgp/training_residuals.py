@@ -28,7 +28,7 @@ class Residual:
     """What a model leaves of the training labels of one kind at one level.
 
     labels, residual: root mean square of the labels about e0 and baselines, before and after the model; noise: the standard
-    deviation learned for them. Units eV per sqrt(atom) (energy, virial), eV/Å (forces), the labels' own sigma (given).
+    deviation learned for them. Units eV per sqrt(atom) (energy, virial), eV/Å (forces), the labels' own sigma (others).
     """
 
     level: str

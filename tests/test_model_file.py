@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mfgp import ConfigError, FitConfig, FrameSet, ModelFileError, MultiFidelityGP, read_frames
+from mfgp.centring import centred_statistics
 from mfgp.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.frames import to_atoms
 from mfgp.hyperparameters import Evidence
@@ -255,7 +256,7 @@ def test_a_baseline_is_the_one_of_the_fit(two_levels: FrameSet, tmp_path: Path) 
     for name in ("m.mfgp", "again.mfgp"):
         with pytest.raises(ConfigError, match=text):
             MultiFidelityGP.load(tmp_path / name, baselines={"mylj": strong})
-    as_written(tmp_path / "m.mfgp", {}, ("baseline_checks",))
+    as_written(tmp_path / "m.mfgp", {"schema": 10}, ("baseline_checks", "own_sigmas", "centred"))
     MultiFidelityGP.load(tmp_path / "m.mfgp", baselines={"mylj": strong})  # as files from before there was one
 
 
@@ -298,3 +299,25 @@ def as_written(path: Path, changed: dict[str, Any], without: tuple[str, ...] = (
 def less(data: dict[str, Any], *names: str) -> dict[str, Any]:
     """Without these keys."""
     return {k: v for k, v in data.items() if k not in names}
+
+
+def test_statistics_of_schema_10_are_turned_into_the_present_ones(model: MultiFidelityGP, tmp_path: Path) -> None:
+    """They were in terms of w and e0; what is learned from them later is the same."""
+    old = tmp_path / "old.mfgp"
+    model.save(old)
+    earlier = MultiFidelityGP.load(old)
+    earlier.statistics = centred_statistics(model.statistics, -model.features.centre)
+    earlier.save(old)
+    as_written(old, {"schema": 10}, ("baseline_checks", "own_sigmas", "centred"))
+    loaded = MultiFidelityGP.load(old)
+    for key, m in model.statistics.moments.items():
+        found = loaded.statistics.moments[key]
+        scale = float(m.gram.diagonal().abs().max())
+        np.testing.assert_allclose(found.gram, m.gram, rtol=0, atol=1e-9 * scale)
+        np.testing.assert_allclose(found.projection, m.projection, rtol=0, atol=1e-9 * float(m.projection.abs().max()))
+    assert any(
+        float((m.gram - earlier.statistics.moments[key].gram).abs().max()) > 0.1
+        for key, m in model.statistics.moments.items()
+    )
+    loaded.refresh()
+    assert loaded.predict(alloy(60)).energy == pytest.approx(model.predict(alloy(60)).energy, abs=1e-6)

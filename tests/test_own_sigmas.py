@@ -97,3 +97,12 @@ def test_labels_with_a_sigma_of_their_own_are_calibrated_on() -> None:
         assert model.label_noise(0)[1] == pytest.approx(sigma)
         z = evaluate(model, new, "high").forces.scores.z_std
         assert 0.85 < z < 1.2
+
+
+def test_isolated_atoms_do_not_take_from_own_sigmas() -> None:
+    """Their rows hold the mean environment over a hundredth of the noise; what float64 asks for that is theirs alone."""
+    model = MultiFidelityGP.fit(frames(0.01), CONFIG, progress=False)
+    model.prior.set_scale(torch.tensor([100.0, 100.0], dtype=torch.float64))
+    noises = model.noises()
+    assert 1.0 <= noises[0, "given"] < 1.01
+    assert noises[0, "isolated"] > 1.5

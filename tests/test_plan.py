@@ -19,7 +19,7 @@ from mfgp.cli import app
 from mfgp.costs import CostModel
 from mfgp.plan import plan, std_at
 from mfgp.selection import known_calculations, select
-from mfgp.training_frames import exact_key
+from mfgp.training_frames import calculation_key
 
 COSTS = CostModel.fixed({"low": 0.01, "high": 0.03})
 GIVEN = ("--cost", "low=0.01", "--cost", "high=0.03")
@@ -188,7 +188,7 @@ def test_a_crystal_is_known_when_it_comes_back_from_a_file(tmp_path: Path) -> No
     for a in (2.8665, 3.615, 4.05, 5.431, 5.6533):
         crystal = bulk("Si", "diamond", a=a, cubic=True) * (2, 2, 2)
         ase.io.write(tmp_path / "crystal.extxyz", crystal)
-        assert exact_key("pbe", ase.io.read(tmp_path / "crystal.extxyz")) == exact_key("pbe", crystal)
+        assert calculation_key("pbe", ase.io.read(tmp_path / "crystal.extxyz")) == calculation_key("pbe", crystal)
 
 
 def test_missing_costs_name_what_they_are_learned_from(model: MultiFidelityGP, pool: list[Atoms]) -> None:
