@@ -67,7 +67,7 @@ def test_the_lowest_level_is_its_own_share(model: MultiFidelityGP) -> None:
     assert p.std_by_level is not None
     assert list(p.std_by_level) == ["low"]
     assert_allclose(p.std_by_level["low"].forces_std, p.forces_std, rtol=1e-9)
-    with pytest.raises(ValueError, match="needs a predictor that splits"):
+    with pytest.raises(ValueError, match=r"needs model.predictor\(fidelity, by_level=True\)"):
         model.predictor("low")(atoms, "by_level")
 
 
