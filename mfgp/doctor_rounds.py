@@ -21,6 +21,7 @@ import numpy as np
 
 from mfgp.doctor_fit import LabelScore, label_scores
 from mfgp.doctor_report import Finding, about, examples
+from mfgp.errors import NumericalError
 from mfgp.frames import Frame, FrameSet
 from mfgp.progress import bars
 
@@ -80,10 +81,14 @@ def scores_without_suspects(
             why = f"they are in more than {100 * MOST:.0f} % of the frames of a level"
         if why or found == out:
             break
-        out = found
-        rest = (_without(f, out.get(id(f))) for f in frames)
+        rest = (_without(f, found.get(id(f))) for f in frames)
         kept = FrameSet(model.levels, tuple(f for f in rest if f.labelled or f.magmoms is not None))  # moments stay in
-        fitted = _fitted_again(model, kept, progress)
+        try:
+            fitted = _fitted_again(model, kept, progress)
+        except NumericalError as error:  # what was found until then is worth saying
+            why = f"that fit failed ({error})"
+            break
+        out = found
         with bars(progress) as report:
             scores = label_scores(fitted, frames, report, out)
     left_out = [(f, out[id(f)]) for f in frames if id(f) in out]

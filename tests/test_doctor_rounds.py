@@ -15,6 +15,7 @@ from mfgp.accumulation import accumulate
 from mfgp.doctor_fit import LabelScore, label_scores
 from mfgp.doctor_rounds import scores_without_suspects
 from mfgp.doctor_suspects import other_moments
+from mfgp.errors import NumericalError
 from mfgp.frames import Frame
 
 
@@ -135,3 +136,16 @@ def test_moments_of_frames_that_are_left_out_stay_in() -> None:
     assert len(errors) == 4
     np.testing.assert_allclose(errors, -1.0, atol=0.3)  # Bohr magnetons
     assert other_moments(scoring.scores) == [frame]
+
+
+def test_a_fit_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object) -> MultiFidelityGP:
+        raise NumericalError("no factor")
+
+    model, read = fitted(with_hidden_energy())
+    monkeypatch.setattr("mfgp.doctor_rounds._fitted_again", failing)
+    scoring = scores_without_suspects(model, read)
+    assert scoring.scores is scoring.first
+    assert suspects(scoring.scores)
+    (finding,) = scoring.findings()
+    assert "that fit failed (no factor)" in finding.message
