@@ -23,12 +23,11 @@ from ase import Atoms
 from torch import Tensor
 
 from mfgp.directional import DirectionalRows
-from mfgp.hyperparameters import LEARNED_KINDS
 from mfgp.model import MultiFidelityGP
 from mfgp.predictor import Predictor
 
 
-def label_noises(model: MultiFidelityGP) -> Tensor:
+def offered_noises(model: MultiFidelityGP) -> Tensor:
     """Noise of the labels that a calculation at each level gives, [T, 3]: energies, forces, virials; infinite for none.
 
     What a level gives is what its training frames have. Kinds whose labels all carry a sigma of their own have no learned
@@ -36,13 +35,13 @@ def label_noises(model: MultiFidelityGP) -> Tensor:
     """
     training = model.config.training
     initial = (training.noise_energy, training.noise_force, training.noise_virial)
-    out = model.noise.noise.detach().clone()
+    out = torch.stack([model.label_noise(t) for t in range(len(model.levels))])
     for t, level in enumerate(model.levels):
-        for k, (kind, count) in enumerate(zip(LEARNED_KINDS, ("energies", "forces", "stresses"), strict=True)):
+        for k, count in enumerate(("energies", "forces", "stresses")):
             if not model.data[level].get(count):
                 out[t, k] = torch.inf
-            elif (t, kind) not in model.statistics.moments:
-                out[t, k] = model.own_sigmas[t, k] or initial[k]
+            elif out[t, k] == 0.0:
+                out[t, k] = initial[k]
     return out
 
 

@@ -19,7 +19,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mfgp.candidates import Candidates, label_noises
+from mfgp.candidates import Candidates, offered_noises
 from mfgp.costs import CostModel
 from mfgp.directional import batched_rows
 from mfgp.errors import ConfigError, DataError
@@ -190,7 +190,7 @@ class Search:
         self.covariance = cross_level_covariance(model.posterior(), model.features.centre)  # [T, T, M', M']
         self.projected = self.covariance[:, target.level] @ target.rows.T  # [T, M', b] X_u = C_ut R^T
         self.variances = (target.rows * self.projected[target.level].T).sum(1)  # [b] of the target's rows
-        self.noise = label_noises(model)  # [T, kind], infinite for labels that a level does not give
+        self.noise = offered_noises(model)  # [T, kind], infinite for labels that a level does not give
         self.rows: dict[int, Tensor] = {}  # design [1+3N+6, M'] of structures whose gain was compared exactly
         k, rng = int(np.clip(ROWS // len(pool), *DIRECTIONS)), np.random.default_rng(seed)
         parts: list[Candidates] = []
