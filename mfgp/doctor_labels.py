@@ -81,25 +81,42 @@ def composition_residual(frames: Sequence[Frame]) -> Array:
 
 
 def force_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Forces that are all zero, very large, or do not add up to zero."""
-    labelled = [f for f in frames if f.forces is not None and not f.isolated_atom and f.force_mask.any()]
+    """Forces that are zero and left out, very large, or do not add up to zero."""
+    given = [f for f in frames if f.forces is not None and not f.isolated_atom]
+    zero = _zero_forces(level, given)
+    labelled = [f for f in given if f.force_mask.any()]
     if not labelled:
-        return []
+        return zero
     largest = np.array([np.linalg.norm(_used(frame), axis=1).max() for frame in labelled])  # [frame] eV/Å
-    findings: list[Finding] = []
-    zero = [frame for frame, force in zip(labelled, largest, strict=True) if force == 0]
-    if any(len(frame.atoms) > 1 for frame in zero):
-        severity: Severity = "error" if len(zero) == len(labelled) else "warning"
-        message = f"fidelity {level!r}: all forces are exactly zero in {len(zero)} of {len(labelled)} frames, "
-        message += f"{examples(zero)}; right for a perfect crystal; otherwise they were not computed: remove the label."
-        findings.append(about(severity, "zero forces", message, zero))
-    return findings + _large_forces(level, labelled, largest) + _net_forces(level, labelled)
+    return zero + _large_forces(level, labelled, largest) + _net_forces(level, labelled)
+
+
+def _zero_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Forces that are exactly zero and left out (held_atoms.py)."""
+    atoms = [~frame.force_mask & (_all(frame) == 0).all(axis=1) for frame in frames]
+    out = [frame for frame, held in zip(frames, atoms, strict=True) if held.any()]
+    if not out:
+        return []
+    none_left = [frame for frame in out if not frame.force_mask.any()]
+    severity: Severity = "error" if len(none_left) == len(frames) else "warning" if none_left else "info"
+    message = (
+        f"fidelity {level!r}: forces on {sum(int(held.sum()) for held in atoms)} atoms of {len(out)} of {len(frames)} "
+    )
+    message += f"frames, {examples(none_left or out)}, are exactly zero where no symmetry makes them so, and left out: "
+    message += "constraints (FixAtoms and its like) had set them to zero, "
+    message += f"or, as it seems in {len(none_left)} frames without others, they" if none_left else "or they"
+    message += " were not computed; to have them, write atoms.get_forces(apply_constraint=False)."
+    return [about(severity, "zero forces", message, out)]
 
 
 def _used(frame: Frame) -> Array:
     """Forces of the atoms that the mask keeps, [atom, 3] eV/Å."""
-    forces = frame.forces if frame.forces is not None else np.zeros((len(frame.atoms), 3))
-    return forces[frame.force_mask]
+    return _all(frame)[frame.force_mask]
+
+
+def _all(frame: Frame) -> Array:
+    """Forces of all atoms, [N, 3] eV/Å."""
+    return frame.forces if frame.forces is not None else np.zeros((len(frame.atoms), 3))
 
 
 def _large_forces(level: str, frames: Sequence[Frame], largest: Array) -> list[Finding]:

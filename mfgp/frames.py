@@ -17,6 +17,7 @@ from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from mfgp.errors import ConfigError, DataError
+from mfgp.held_atoms import held_atoms
 from mfgp.label_warnings import warn_of_labels
 from mfgp.labels import (
     PREDICTED,
@@ -223,6 +224,9 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
     atoms, info = entry.atoms, entry.atoms.info
     problems = geometry_problems(atoms)
     labels = resolve_labels(atoms, keys)
+    mask = labels.force_mask
+    if labels.forces is not None and not problems:
+        mask = mask & ~held_atoms(atoms, labels.forces)
     if predicted(atoms, keys):
         problems.append(
             f"its energy and forces are predictions of a model ({PREDICTED} in its info), no labels; if it has been "
@@ -237,7 +241,7 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         source=entry.source,
         energy=labels.energy,
         forces=labels.forces,
-        force_mask=labels.force_mask,
+        force_mask=mask,
         stress=labels.stress,
         energy_sigma=labels.energy_sigma,
         force_sigma=labels.force_sigma,

@@ -1,5 +1,5 @@
-"""Warnings about labels that may not be what a user means: other names, two origins in one level, energies per atom, vectors
-of moments."""
+"""Warnings about labels that may not be what a user means: other names, two origins in one level, energies per atom, forces
+that constraints set to zero, vectors of moments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ def warn_of_labels(
     """Warn once for each thing to look at; `frames` are the `entries` as they were read."""
     for level in levels:
         own = [frame for frame in frames if frame.fidelity == level]
-        found = (*_other_names(level, own, keys), *_two_origins(level, entries, keys), *_per_atom(level, own))
+        found = (
+            *_other_names(level, own, keys),
+            *_two_origins(level, entries, keys),
+            *_per_atom(level, own),
+            *_held(level, own, [entry for entry in entries if entry.level == level]),
+        )
         for message in found:
             warnings.warn(message, stacklevel=stacklevel + 1)
     if vectors := [entry for entry in entries if non_collinear(entry.atoms, keys)]:
@@ -74,6 +79,21 @@ def _per_atom(level: str, frames: Sequence[Frame]) -> Iterator[str]:
 def _left(design: np.ndarray, values: np.ndarray) -> float:
     """Rms of what a least-squares fit of `values` [n] to the columns of `design` [n, k] leaves."""
     return float(np.sqrt(np.mean((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2)))
+
+
+def _held(level: str, frames: Sequence[Frame], entries: Sequence[Entry]) -> Iterator[str]:
+    """Forces that held_atoms.py has left out, where no force_mask of the data does; one frame without any other is the
+    doctor's to tell.
+    """
+    pairs = zip(frames, entries, strict=True)
+    found = [f for f, e in pairs if not f.force_mask.all() and "force_mask" not in {**e.atoms.arrays, **e.atoms.info}]
+    if len(found) > 1 or any(frame.force_mask.any() for frame in found):
+        yield (
+            f"fidelity {level!r}: forces on {sum(int((~f.force_mask).sum()) for f in found)} atoms of {len(found)} frames "
+            f"({found[0].source} first) are exactly zero where no symmetry makes them so: constraints had set them to zero "
+            "when they were written (FixAtoms and its like), or they were not computed. They are left out; to have them, "
+            "write atoms.get_forces(apply_constraint=False)"
+        )
 
 
 def _two_origins(level: str, entries: Sequence[Entry], keys: LabelKeys) -> Iterator[str]:
