@@ -40,11 +40,11 @@ from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
 from mfgp.rates import Rates, measure, pairs_per_centre
 from mfgp.rows import BLOCK_BYTES, form_entries
-from mfgp.same_structure import groups
 from mfgp.single_point import structure_hash
 from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
 from mfgp.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
+from mfgp.trajectories import relatives
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
@@ -192,9 +192,12 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _left_out(training: FrameSet, config: FitConfig) -> int:
-    """Structures that calibration leaves out; those at several levels count once."""
-    sample = spread(training, CALIBRATION_STRUCTURES, config.seed)
-    return len(set(groups([f.atoms for f in sample])))
+    """Structures that calibration leaves out, those at several levels once, with the rows of their relatives in
+    trajectories."""
+    related = relatives(training)
+    sample = spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed)
+    chosen = {related.same[id(f)] for f in sample if not f.isolated_atom}
+    return min(sum(1 + related.count(k) for k in chosen), len(set(related.same.values())))
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

@@ -28,10 +28,10 @@ from mfgp.objectives import FOLDS, TrainingData
 from mfgp.observations import Columns, frame_rows
 from mfgp.pair_term import pair_term
 from mfgp.progress import Report, silent
-from mfgp.same_structure import groups
 from mfgp.site_moments import SiteStatistics
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
+from mfgp.trajectories import relatives
 from mfgp.vacuum_term import vacuum_term
 
 DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`
@@ -118,8 +118,10 @@ def accumulate_sites(frames: FrameSet, features: Features, report: Report = sile
 
 
 def in_folds(frames: FrameSet, n: int, seed: int) -> list[FrameSet]:
-    """n parts of the structures, seeded; frames of the same structure are in one part, isolated atoms in none."""
-    keys = dict(zip(map(id, frames), groups([f.atoms for f in frames]), strict=True))
+    """n parts of the structures, seeded; frames of the same structure, and of a piece of a trajectory, are in one part,
+    isolated atoms in none."""
+    found = relatives(frames)
+    keys = {f: found.pieces.get(k, len(found.pieces) + k) for f, k in found.same.items()}
     distinct = list(dict.fromkeys(keys[id(f)] for f in frames if not f.isolated_atom))
     order = np.random.default_rng(seed).permutation(len(distinct))
     home = {distinct[i]: k % n for k, i in enumerate(order)}

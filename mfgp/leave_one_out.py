@@ -85,7 +85,7 @@ def leave_one_out(
     for frame, number in zip(chosen, groups([f.atoms for f in chosen]), strict=True):
         same.setdefault(number, []).append(frame)
     for i, group in enumerate(same.values()):
-        yield from _structure(model, smoother, group)
+        yield from left_out(smoother, structure_parts(model, smoother, group))
         report("leave one out", i + 1, len(same), "")
 
 
@@ -118,8 +118,12 @@ class Smoother:
 
     def smallest(self, parts: Sequence[LabelledRows]) -> float:
         """What must be left of 1 - H to be trusted."""
+        return max(ALONE, self.rounding(parts))
+
+    def rounding(self, parts: Sequence[LabelledRows]) -> float:
+        """What rounding makes of 1 - H."""
         largest = max(float((p.rows**2 @ self.prior[p.level]).max()) for p in parts)
-        return max(ALONE, ROUNDING * float(torch.finfo(self.mean.dtype).eps) * largest)
+        return ROUNDING * float(torch.finfo(self.mean.dtype).eps) * largest
 
 
 @dataclass(frozen=True)
@@ -169,31 +173,64 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
     return mean, (posterior.noise**2 * inverse.diagonal() + posterior.residual(phi)).sqrt()
 
 
-def _structure(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LeftOut]:
+def structure_parts(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LabelledRows]:
+    """The rows of all frames of one structure that tell something."""
     functionals: dict[str, Functionals] = {}  # of copies that differ in the last digits
     for frame in group:
         if (key := structure_hash(frame.atoms)) not in functionals:
             functionals[key] = model.features.functionals(frame.atoms)
     of_frames = [(frame, functionals[structure_hash(frame.atoms)]) for frame in group]
     every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
-    parts = [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
+    return [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
+
+
+def left_out(smoother: Smoother, parts: Sequence[LabelledRows], rest: Sequence[LabelledRows] = ()) -> list[LeftOut]:
+    """What the model without the labels `parts` and `rest` says of `parts`; nothing where rounding would decide."""
     if not parts:
         return []
-    turned = torch.cat([part.turned for part in parts])
-    inverse = hat_inverse(turned @ turned.T, smoother.smallest(parts))
+    turned, residual = torch.cat([p.turned for p in parts]), torch.cat([p.residual for p in parts])
+    hat: Tensor | None = turned @ turned.T
+    if rest:
+        hat, residual = without(turned, residual, rest, smoother.rounding(rest))
+    inverse = None if hat is None else hat_inverse(hat, smoother.smallest(parts))
     if inverse is None:
         return []
-    error = -inverse @ torch.cat([p.residual for p in parts])
+    error = -inverse @ residual
     variance = (inverse.diagonal() - 1.0).clamp(min=0.0)
     out, start = [], 0
     for p in parts:
         here = slice(start, start + len(p.rows))
         start = here.stop
         values = (error[here] * p.noise, variance[here] * p.noise**2, p.excess * p.noise**2)
-        e, weights, residual = (v.cpu().numpy() for v in values)
+        e, weights, excess = (v.cpu().numpy() for v in values)
         noise = np.full(len(p.rows), p.noise**2)
-        out.append(LeftOut(p.frame, p.kind, e, weights, residual, noise, p.species, p.component))
+        out.append(LeftOut(p.frame, p.kind, e, weights, excess, noise, p.species, p.component))
     return out
+
+
+def without(
+    turned: Tensor, residual: Tensor, rest: Sequence[LabelledRows], smallest: float
+) -> tuple[Tensor | None, Tensor]:
+    """Hat matrix and residuals of rows V [row, T M'], r [row] once the labels `rest` (V_r, r_r) are left out.
+
+        H' = V (I - V_r^T V_r)^-1 V^T,        r' = r + V (I - V_r^T V_r)^-1 V_r^T r_r
+
+    through a factor of I - V_r^T V_r or of I - V_r V_r^T, whichever is smaller. No matrix where rounding would decide.
+    """
+    others, of_others = torch.cat([p.turned for p in rest]), torch.cat([p.residual for p in rest])
+    rows, columns = others.shape
+    a = others if rows <= columns else others.T
+    eye = torch.eye(len(a), dtype=a.dtype, device=a.device)
+    factor, info = torch.linalg.cholesky_ex(eye - a @ a.T)
+    if int(info) or float(factor.diagonal().min()) ** 2 < smallest:
+        return None, residual
+    if rows <= columns:
+        half = torch.linalg.solve_triangular(factor, others @ turned.T, upper=False)  # [row of rest, row]
+        known = torch.linalg.solve_triangular(factor, of_others[:, None], upper=False)
+        return turned @ turned.T + half.T @ half, residual + (half.T @ known).squeeze(1)
+    half = torch.linalg.solve_triangular(factor, turned.T, upper=False)  # [T M', row]
+    known = torch.linalg.solve_triangular(factor, (others.T @ of_others)[:, None], upper=False)
+    return half.T @ half, residual + (half.T @ known).squeeze(1)
 
 
 def labelled_parts(

@@ -29,8 +29,8 @@ from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baseline_checks import Check, baseline_checks
 from mfgp.baselines import Baseline, make_baselines
 from mfgp.batched import predict_many
+from mfgp.calibrating import calibrated
 from mfgp.calibration import Calibration
-from mfgp.calibration_fit import fit_calibration
 from mfgp.centring import uncentred, uncentred_covariance
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
@@ -41,23 +41,20 @@ from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
 from mfgp.learned import learned_hyperparameters
 from mfgp.leave_one_out import LeftOut, leave_one_out
-from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.observations import Columns
 from mfgp.prediction import Prediction
 from mfgp.predictor import Predictor
 from mfgp.progress import Report, bars, silent
 from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Key, Statistics, merge
-from mfgp.surprises import warn_of_left_out, warn_of_surprises
+from mfgp.surprises import warn_of_surprises
 from mfgp.training import TrainingResult
 from mfgp.training_frames import (
-    CALIBRATION_STRUCTURES,
     calculations,
     check_seen,
     distinct,
     new_calculations,
     own_sigmas,
-    spread,
     trainable,
 )
 
@@ -158,16 +155,10 @@ class MultiFidelityGP:
     def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration | None:
         """Scale the standard deviations to leave-one-structure-out errors of the training frames; kept in the model.
 
-        CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first.
-        None, with a warning, where there are too few to say anything. Raises DataError for frames that the model was not
-        trained on.
+        Raises DataError for frames that the model was not trained on. See calibrating.calibrated.
         """
-        sample = spread(frames, CALIBRATION_STRUCTURES, self.config.seed)
-        left_out = list(self.leave_one_out(sample, report))
-        found = fit_calibration(left_out, self.levels, self.basis.species, self.features.pairs)
-        moments = leave_moments_out(self, sample, report)
-        self.calibration = with_moments(found, moments, self.levels) if found.fitted else None
-        warn_of_left_out(frames, sample, found, left_out)
+        self.check_seen(frames)
+        self.calibration = calibrated(self, frames, report)
         return self.calibration
 
     def label_noise(self, level: int) -> Tensor:

@@ -30,8 +30,8 @@ from mfgp.frames import Frame, FrameSet
 from mfgp.leave_one_out import left_out_moments
 from mfgp.observations import local_features
 from mfgp.progress import Report, silent
-from mfgp.same_structure import groups
 from mfgp.scores import scores
+from mfgp.trajectories import Relatives
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -49,28 +49,39 @@ class LeftOutMoments:
     std: Array
 
 
-def leave_moments_out(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Iterator[LeftOutMoments]:
-    """What the model would say of the moments of each structure of `frames`, had it not been trained on that structure.
+def leave_moments_out(
+    model: MultiFidelityGP, frames: FrameSet, sample: FrameSet, related: Relatives, report: Report = silent
+) -> Iterator[LeftOutMoments]:
+    """What the model would say of the moments of each structure of `sample`, had it not been trained on that structure.
 
-    Frames of the same structure at a level are left out together; isolated atoms, and elements of which nothing else has
-    moments, are passed over. Hyperparameters and inducing points are those of the fit.
+    frames: all that the model was trained on; sample: some of them, the same objects; related: of `frames`. Frames of the
+    same structure at a level are left out together, with their relatives; isolated atoms, and elements of which nothing else
+    has moments, are passed over. Hyperparameters and inducing points are those of the fit.
     """
-    same = defaultdict[tuple[str, int], list[Frame]](list)
-    chosen = [frame for frame in frames if frame.magmoms is not None and not frame.isolated_atom]
-    for frame, number in zip(chosen, groups([f.atoms for f in chosen]), strict=True):
-        same[frame.fidelity, number].append(frame)
-    for i, ((level, _), group) in enumerate(same.items()):
-        numbers, phi, moments = _environments(model, group)
+    same, chosen = defaultdict[tuple[str, int], list[Frame]](list), dict[tuple[str, int], None]()
+    for frame in frames:
+        if frame.magmoms is not None and not frame.isolated_atom:
+            same[frame.fidelity, related.same[id(frame)]].append(frame)
+    for frame in sample:
+        if frame.magmoms is not None and not frame.isolated_atom:
+            chosen[frame.fidelity, related.same[id(frame)]] = None
+    for i, (level, number) in enumerate(chosen):
+        near = [f for k in sorted(related.related.get(number, ())) for f in same.get((level, k), ())]
+        group = same[level, number]
+        numbers, phi, moments = _environments(model, [*group, *near])
+        first = torch.arange(len(numbers), device=numbers.device) < sum(len(f.atoms) for f in group)
         for index, columns in model.basis.blocks():
-            own = torch.nonzero(numbers == model.basis.species[index]).squeeze(1)
+            of_element = numbers == model.basis.species[index]
+            every, n = torch.nonzero(of_element).squeeze(1), int((of_element & first).sum())
             posterior = model.sites.get((model.level(level), model.basis.species[index]))
-            if posterior is None or not len(own):
+            if posterior is None or not n:
                 continue
-            left = left_out_moments(posterior, phi[own, columns], moments[own])
+            left = left_out_moments(posterior, phi[every, columns], moments[every])
             if left is not None:
-                mean, std = (value.cpu().numpy() for value in left)
-                yield LeftOutMoments(level, model.basis.species[index], mean - moments[own].cpu().numpy(), std)
-        report("leave moments out", i + 1, len(same), level)
+                mean, std = (value[:n].cpu().numpy() for value in left)
+                error = mean - moments[every[:n]].cpu().numpy()
+                yield LeftOutMoments(level, model.basis.species[index], error, std)
+        report("leave moments out", i + 1, len(chosen), level)
 
 
 def _environments(model: MultiFidelityGP, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:

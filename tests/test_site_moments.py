@@ -35,6 +35,7 @@ from mfgp.site_moments import (
     with_constant,
 )
 from mfgp.statistics import Moments
+from mfgp.trajectories import relatives
 
 
 def moments_of(atoms: Atoms) -> np.ndarray:
@@ -165,7 +166,7 @@ def test_coverage_on_draws_from_the_prior(model: MultiFidelityGP) -> None:
 def test_moments_are_left_out_by_whole_structures(fitted: MultiFidelityGP) -> None:
     """Both coppers of a structure together, against the statistics without them; a rounded copy goes with its structure."""
     frames = training_frames()
-    found = [part for part in leave_moments_out(fitted, frames) if part.species == 29]
+    found = [part for part in leave_moments_out(fitted, frames, frames, relatives(frames)) if part.species == 29]
     assert [part.level for part in found] == ["high"] * 14
     numbers, q = features(fitted, alloy(3))
     phi, columns = local_features(fitted.basis, q, numbers)[numbers == 29], dict(fitted.basis.blocks())
@@ -183,7 +184,9 @@ def test_moments_are_left_out_by_whole_structures(fitted: MultiFidelityGP) -> No
     copy = magnetic(3, "high")
     copy.positions += 1e-7
     both = FrameSet(frames.levels, (*frames.frames, *read_frames({"high": [copy]}).frames))
-    assert [len(part.error) for part in leave_moments_out(fitted, both) if part.species == 29].count(4) == 1
+    assert [
+        len(part.error) for part in leave_moments_out(fitted, both, both, relatives(both)) if part.species == 29
+    ].count(4) == 1
 
 
 def test_factors_are_those_of_left_out_errors() -> None:

@@ -1,0 +1,138 @@
+"""Frames of a trajectory that tell of each other: to be left out together when new structures are to be imitated.
+
+Molecular dynamics that is written at every step or two gives frames that lie between those before and after them. Left out
+one at a time they are predicted from these far better than any structure of another trajectory: calibrated on such errors,
+95 % intervals held 65 - 80 % of the forces of new structures (docs/theory.md#trajectories). So with a frame go those
+before and after it, up to the first whose forces no longer go with its own,
+
+    c_ij = F_i . F_j / (|F_i| |F_j|)  <=  LEAST,        F: forces less their means over the run, over the rms of the element
+
+A run is what follows upon each other at a level with the same atoms in the same order. It counts as a trajectory where the
+forces of neighbours go together by more than chance, sum_i F_i . F_i+1 / sum_i |F_i|^2 > NEIGHBOURS: structures that
+were made independently have no relatives, nor have frames that were shuffled. (h-block cross-validation: Burman, Chow &
+Nolan, Biometrika 81, 351 (1994).)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfgp.frames import Frame, FrameSet
+from mfgp.same_structure import groups
+
+Array = NDArray[np.float64]
+LEAST = 0.1
+NEIGHBOURS = 0.2
+CHANCE = 4.0  # standard deviations of that sum for independent forces, from which on it is none
+SHORTEST = 5  # frames of a run
+FURTHEST = 50  # frames that are looked at on either side
+TOLD = 0.5
+EACH, FEWEST = 4.0, 32  # left-out structures for an independent one, and in all: more of them would tell nothing new
+
+
+@dataclass(frozen=True)
+class Relatives:
+    """same: the number of each frame's structure (same_structure.groups) by its id; related: those of the structures that
+    are left out with one, itself not among them; pieces: of each structure, the piece of a trajectory that it lies in.
+    """
+
+    same: Mapping[int, int]
+    related: Mapping[int, frozenset[int]]
+    pieces: Mapping[int, int]
+
+    def count(self, number: int) -> int:
+        """How many structures are left out with one."""
+        return len(self.related.get(number, ()))
+
+    def independent(self, frames: Sequence[Frame]) -> float:
+        """For how many independent structures those count."""
+        return sum(1.0 / (1 + self.count(k)) for k in {self.same[id(f)] for f in frames if not f.isolated_atom})
+
+    def enough(self, frames: FrameSet, most: int) -> int:
+        """Structures of a level to calibrate on: EACH times the independent ones, from FEWEST to `most`."""
+        counts = [self.independent(frames.of(level)) for level in frames.levels]
+        return min(most, max(FEWEST, math.ceil(EACH * max(counts, default=0.0))))
+
+
+def relatives(frames: FrameSet) -> Relatives:
+    """Of the frames that are no isolated atoms; runs are looked for level by level, in the order of the frames."""
+    chosen = [frame for frame in frames if not frame.isolated_atom]
+    same = dict(zip(map(id, chosen), groups([f.atoms for f in chosen]), strict=True))
+    related: dict[int, set[int]] = {}
+    pieces: dict[int, int] = {}
+    for level in frames.levels:
+        for run in runs([f for f in chosen if f.fidelity == level]):
+            before, after = reach(directions(run))
+            numbers = [same[id(f)] for f in run]
+            for i, (number, b, a) in enumerate(zip(numbers, before.tolist(), after.tolist(), strict=True)):
+                if near := set(numbers[i - b : i + a + 1]) - {number}:
+                    related.setdefault(number, set()).update(near)
+            if after.any():
+                length, first = 1 + 2 * int(np.median(after)), len(pieces)
+                for i, number in enumerate(numbers):
+                    pieces.setdefault(number, first + i // length)
+    return Relatives(same, {k: frozenset(v) for k, v in related.items()}, pieces)
+
+
+def warn_of_trajectories(frames: FrameSet, related: Relatives) -> None:
+    """Warn of levels whose frames count for less than TOLD of their number."""
+    for level in frames.levels:
+        own = [f for f in frames.of(level) if not f.isolated_atom]
+        independent = related.independent(own)
+        if independent < TOLD * len({related.same[id(f)] for f in own}):
+            warnings.warn(
+                f"fidelity {level!r}: {len(own)} frames are steps of trajectories, and tell as much as about "
+                f"{independent:.0f} independent ones: forces of neighbours go together. Standard deviations are calibrated "
+                "with neighbours left out; as many frames that are further apart would teach far more",
+                stacklevel=5,
+            )
+
+
+def runs(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
+    """Consecutive frames with forces on the same atoms in the same order, SHORTEST and more of them."""
+    run: list[Frame] = []
+    for frame in frames:
+        here = frame.forces is not None and len(frame.atoms) > 1
+        if run and not (here and np.array_equal(run[-1].atoms.numbers, frame.atoms.numbers)):
+            yield from [run] * (len(run) >= SHORTEST)
+            run = []
+        if here:
+            run.append(frame)
+    yield from [run] * (len(run) >= SHORTEST)
+
+
+def directions(run: Sequence[Frame]) -> Array:
+    """F of the module docstring, [frame, 3N]; forces without a label count as the mean."""
+    numbers = run[0].atoms.numbers
+    mask = np.array([f.force_mask for f in run])[:, :, None]
+    forces = np.where(mask, np.array([f.forces for f in run]), 0.0)  # [frame, N, 3] eV/Å
+    forces = np.where(mask, forces - forces.sum(0) / np.maximum(mask.sum(0), 1), 0.0)
+    for z in np.unique(numbers):
+        forces[:, numbers == z] /= max(float(np.sqrt(np.mean(forces[:, numbers == z] ** 2))), 1e-12)
+    return forces.reshape(len(run), -1)
+
+
+def reach(f: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Relatives before and after each frame of a run, [frame], from F [frame, 3N]; zeros for independent ones."""
+    n = len(f)
+    before, after = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    square = (f**2).sum(1)
+    first = float((f[:-1] * f[1:]).sum()) / max(0.5 * float((square[:-1] + square[1:]).sum()), 1e-12)
+    if first < max(NEIGHBOURS, CHANCE / np.sqrt(f[1:].size)):
+        return before, after
+    norm = np.sqrt(np.maximum(square, 1e-12))
+    for lag in range(1, min(n, FURTHEST + 1)):
+        together = (f[:-lag] * f[lag:]).sum(1) / (norm[:-lag] * norm[lag:]) > LEAST
+        further = together & (after[:-lag] == lag - 1)
+        earlier = together & (before[lag:] == lag - 1)
+        after[:-lag] += further
+        before[lag:] += earlier
+        if not (further.any() or earlier.any()):
+            break
+    return before, after
