@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mfgp.calibration import Calibration
 from mfgp.calibration_fit import fit_calibration
 from mfgp.frames import FrameSet
-from mfgp.leave_relatives_out import leave_relatives_out
+from mfgp.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.progress import Report, silent
 from mfgp.surprises import warn_of_left_out
@@ -23,11 +23,11 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     are too few.
 
     CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first; fewer
-    of trajectories, whose frames are left out with those that tell of them (trajectories.py).
+    where structures are left out with others that tell of them (trajectories.py).
     """
     related = relatives(frames)
     warn_of_trajectories(frames, related)
-    sample = spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed)
+    sample = thinned(spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed), related)
     left_out = list(leave_relatives_out(model, frames, sample, related, report))
     found = fit_calibration(left_out, model.levels, model.basis.species, model.features.pairs)
     moments = leave_moments_out(model, frames, sample, related, report)

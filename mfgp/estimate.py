@@ -35,6 +35,7 @@ from mfgp.devices import resolve_device
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates
 from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
+from mfgp.leave_relatives_out import thinned
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
@@ -192,12 +193,13 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _left_out(training: FrameSet, config: FitConfig) -> int:
-    """Structures that calibration leaves out, those at several levels once, with the rows of their relatives in
-    trajectories."""
+    """Structures whose rows calibration makes: those that it leaves out and those that go with them."""
     related = relatives(training)
-    sample = spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed)
+    sample = thinned(spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed), related)
     chosen = {related.same[id(f)] for f in sample if not f.isolated_atom}
-    return min(sum(1 + related.count(k) for k in chosen), len(set(related.same.values())))
+    in_stretches = {k for stretch in related.stretches if chosen & stretch for k in stretch}
+    others = sum(1 + related.count(k) for k in chosen - in_stretches)
+    return min(others + len(in_stretches), len(set(related.same.values())))
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

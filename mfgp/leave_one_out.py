@@ -20,7 +20,7 @@ those of the fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -184,14 +184,12 @@ def structure_parts(model: MultiFidelityGP, smoother: Smoother, group: Sequence[
     return [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
 
 
-def left_out(smoother: Smoother, parts: Sequence[LabelledRows], rest: Sequence[LabelledRows] = ()) -> list[LeftOut]:
+def left_out(smoother: Smoother, parts: Sequence[LabelledRows], rest: Iterable[LabelledRows] = ()) -> list[LeftOut]:
     """What the model without the labels `parts` and `rest` says of `parts`; nothing where rounding would decide."""
     if not parts:
         return []
     turned, residual = torch.cat([p.turned for p in parts]), torch.cat([p.residual for p in parts])
-    hat: Tensor | None = turned @ turned.T
-    if rest:
-        hat, residual = without(turned, residual, rest, smoother.rounding(rest))
+    hat, residual = without(smoother, turned, residual, rest)
     inverse = None if hat is None else hat_inverse(hat, smoother.smallest(parts))
     if inverse is None:
         return []
@@ -209,28 +207,54 @@ def left_out(smoother: Smoother, parts: Sequence[LabelledRows], rest: Sequence[L
 
 
 def without(
-    turned: Tensor, residual: Tensor, rest: Sequence[LabelledRows], smallest: float
+    smoother: Smoother, turned: Tensor, residual: Tensor, rest: Iterable[LabelledRows]
 ) -> tuple[Tensor | None, Tensor]:
     """Hat matrix and residuals of rows V [row, T M'], r [row] once the labels `rest` (V_r, r_r) are left out.
 
         H' = V (I - V_r^T V_r)^-1 V^T,        r' = r + V (I - V_r^T V_r)^-1 V_r^T r_r
 
-    through a factor of I - V_r^T V_r or of I - V_r V_r^T, whichever is smaller. No matrix where rounding would decide.
+    through a factor of I - V_r V_r^T, or, when there are more rows than weights, of I - V_r^T V_r, summed up as they come.
+    No matrix where rounding would decide.
     """
-    others, of_others = torch.cat([p.turned for p in rest]), torch.cat([p.residual for p in rest])
-    rows, columns = others.shape
-    a = others if rows <= columns else others.T
-    eye = torch.eye(len(a), dtype=a.dtype, device=a.device)
-    factor, info = torch.linalg.cholesky_ex(eye - a @ a.T)
-    if int(info) or float(factor.diagonal().min()) ** 2 < smallest:
+    gram, vector = turned.new_zeros(0, 0), turned.new_zeros(0)
+    pending: list[LabelledRows] = []
+    smallest, columns = 0.0, turned.shape[1]
+    for part in rest:
+        pending.append(part)
+        smallest = max(smallest, smoother.rounding([part]))
+        if sum(len(p.rows) for p in pending) > columns:
+            gram, vector = _summed(gram, vector, pending)
+            pending = []
+    if pending and len(gram):
+        gram, vector = _summed(gram, vector, pending)
+    if len(gram):
+        factor = _factor_of_rest(gram, smallest)
+        left, right = turned.T, vector  # [T M', row], [T M']
+        base = turned.new_zeros(len(turned), len(turned))
+    elif pending:
+        others = torch.cat([p.turned for p in pending])
+        factor = _factor_of_rest(others @ others.T, smallest)
+        left, right = others @ turned.T, torch.cat([p.residual for p in pending])  # [row of rest, row], [row of rest]
+        base = turned @ turned.T
+    else:
+        return turned @ turned.T, residual
+    if factor is None:
         return None, residual
-    if rows <= columns:
-        half = torch.linalg.solve_triangular(factor, others @ turned.T, upper=False)  # [row of rest, row]
-        known = torch.linalg.solve_triangular(factor, of_others[:, None], upper=False)
-        return turned @ turned.T + half.T @ half, residual + (half.T @ known).squeeze(1)
-    half = torch.linalg.solve_triangular(factor, turned.T, upper=False)  # [T M', row]
-    known = torch.linalg.solve_triangular(factor, (others.T @ of_others)[:, None], upper=False)
-    return half.T @ half, residual + (half.T @ known).squeeze(1)
+    half = torch.linalg.solve_triangular(factor, left, upper=False)
+    known = torch.linalg.solve_triangular(factor, right[:, None], upper=False)
+    return base + half.T @ half, residual + (half.T @ known).squeeze(1)
+
+
+def _summed(gram: Tensor, vector: Tensor, parts: Sequence[LabelledRows]) -> tuple[Tensor, Tensor]:
+    """V_r^T V_r and V_r^T r_r with those of more rows."""
+    v, r = torch.cat([p.turned for p in parts]), torch.cat([p.residual for p in parts])
+    return (v.T @ v, v.T @ r) if not len(gram) else (gram + v.T @ v, vector + v.T @ r)
+
+
+def _factor_of_rest(gram: Tensor, smallest: float) -> Tensor | None:
+    """Lower Cholesky factor of I - gram; None where less than `smallest` is left of a direction."""
+    factor, info = torch.linalg.cholesky_ex(torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - gram)
+    return None if int(info) or float(factor.diagonal().min()) ** 2 < smallest else factor
 
 
 def labelled_parts(

@@ -55,8 +55,8 @@ def leave_moments_out(
     """What the model would say of the moments of each structure of `sample`, had it not been trained on that structure.
 
     frames: all that the model was trained on; sample: some of them, the same objects; related: of `frames`. Frames of the
-    same structure at a level are left out together, with their relatives; isolated atoms, and elements of which nothing else
-    has moments, are passed over. Hyperparameters and inducing points are those of the fit.
+    same structure at a level are left out together, with those that tell of them; isolated atoms, and elements of which
+    nothing else has moments, are passed over. Hyperparameters and inducing points are those of the fit.
     """
     same, chosen = defaultdict[tuple[str, int], list[Frame]](list), dict[tuple[str, int], None]()
     for frame in frames:
@@ -66,7 +66,7 @@ def leave_moments_out(
         if frame.magmoms is not None and not frame.isolated_atom:
             chosen[frame.fidelity, related.same[id(frame)]] = None
     for i, (level, number) in enumerate(chosen):
-        near = [f for k in sorted(related.related.get(number, ())) for f in same.get((level, k), ())]
+        near = [f for k in sorted(related.left_out_with(number)) for f in same.get((level, k), ())]
         group = same[level, number]
         numbers, phi, moments = _environments(model, [*group, *near])
         first = torch.arange(len(numbers), device=numbers.device) < sum(len(f.atoms) for f in group)

@@ -1,4 +1,4 @@
-"""Frames of a trajectory that tell of each other: to be left out together when new structures are to be imitated.
+"""Structures that tell of each other: to be left out together when new ones are to be imitated.
 
 Molecular dynamics that is written at every step or two gives frames that lie between those before and after them. Left out
 one at a time they are predicted from these far better than any structure of another trajectory: calibrated on such errors,
@@ -11,6 +11,10 @@ A run is what follows upon each other at a level with the same atoms in the same
 forces of neighbours go together by more than chance, sum_i F_i . F_i+1 / sum_i |F_i|^2 > NEIGHBOURS: structures that
 were made independently have no relatives, nor have frames that were shuffled. (h-block cross-validation: Burman, Chow &
 Nolan, Biometrika 81, 351 (1994).)
+
+Frames of one run share its composition, its arrangement and its cell for as long as it lasts, and so part of their errors.
+Where the data are stretches, of the same atoms in the same order in nearly the same cell, MANY of them and none with more
+than LARGEST of all structures, the next structure is likely to be another one: all of a stretch is left out then.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,22 +38,35 @@ CHANCE = 4.0  # standard deviations of that sum for independent forces, from whi
 SHORTEST = 5  # frames of a run
 FURTHEST = 50  # frames that are looked at on either side
 TOLD = 0.5
+MANY, LARGEST = 8, 0.25  # stretches, those of one structure too, and what the largest may hold of all structures
+STRAIN = 0.02  # between frames of a stretch that follow upon each other
 EACH, FEWEST = 4.0, 32  # left-out structures for an independent one, and in all: more of them would tell nothing new
 
 
 @dataclass(frozen=True)
 class Relatives:
     """same: the number of each frame's structure (same_structure.groups) by its id; related: those of the structures that
-    are left out with one, itself not among them; pieces: of each structure, the piece of a trajectory that it lies in.
+    are left out with one, itself not among them; pieces: of each structure, the piece of a trajectory that it lies in;
+    stretches: of the module docstring, those of more than one structure.
     """
 
     same: Mapping[int, int]
     related: Mapping[int, frozenset[int]]
     pieces: Mapping[int, int]
+    stretches: tuple[frozenset[int], ...] = ()
 
     def count(self, number: int) -> int:
-        """How many structures are left out with one."""
+        """How many structures tell of one."""
         return len(self.related.get(number, ()))
+
+    def left_out_with(self, number: int) -> frozenset[int]:
+        """The structures that are left out with one: its stretch, else its relatives."""
+        return self.stretch_of.get(number, self.related.get(number, frozenset())) - {number}
+
+    @cached_property
+    def stretch_of(self) -> dict[int, frozenset[int]]:
+        """The stretch of each structure that lies in one."""
+        return {k: s for s in self.stretches for k in s}
 
     def independent(self, frames: Sequence[Frame]) -> float:
         """For how many independent structures those count."""
@@ -77,7 +95,37 @@ def relatives(frames: FrameSet) -> Relatives:
                 length, first = 1 + 2 * int(np.median(after)), len(pieces)
                 for i, number in enumerate(numbers):
                     pieces.setdefault(number, first + i // length)
-    return Relatives(same, {k: frozenset(v) for k, v in related.items()}, pieces)
+    return Relatives(same, {k: frozenset(v) for k, v in related.items()}, pieces, stretches(frames, same))
+
+
+def stretches(frames: FrameSet, same: Mapping[int, int]) -> tuple[frozenset[int], ...]:
+    """The stretches of the module docstring, joined where two levels share a structure; none where they are too few."""
+    home: dict[int, set[int]] = {}
+    for level in frames.levels:
+        last: Frame | None = None
+        for frame in (f for f in frames.of(level) if not f.isolated_atom):
+            own = home.setdefault(number := same[id(frame)], {number})
+            before = own if last is None or not alike(last, frame) else home[same[id(last)]]
+            if before is not own:
+                less, more = sorted((own, before), key=len)
+                more |= less
+                home.update(dict.fromkeys(less, more))
+            last = frame
+    found = {id(s): frozenset(s) for s in home.values()}.values()
+    if len(found) < MANY or max(map(len, found)) > LARGEST * len(home):
+        return ()
+    return tuple(s for s in found if len(s) > 1)
+
+
+def alike(a: Frame, b: Frame) -> bool:
+    """Whether two frames have the same atoms in the same order, in cells that differ by STRAIN at most."""
+    if not np.array_equal(a.atoms.numbers, b.atoms.numbers) or (a.atoms.pbc != b.atoms.pbc).any():
+        return False
+    periodic = a.atoms.pbc
+    if not periodic.any():
+        return True
+    cells = (x.atoms.cell.complete().array for x in (a, b))
+    return float(np.abs(np.linalg.solve(*cells) - np.eye(3))[periodic].max()) < STRAIN
 
 
 def warn_of_trajectories(frames: FrameSet, related: Relatives) -> None:

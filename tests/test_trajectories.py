@@ -1,4 +1,4 @@
-"""Frames of a trajectory are left out together with those before and after them, and never others."""
+"""Frames of a trajectory are left out with those before and after them, stretches whole, and never others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mfgp.calibration_fit import fit_calibration
 from mfgp.datasets import load_lmfp
 from mfgp.evaluation import evaluate, label_std
 from mfgp.leave_one_out import leave_one_out
-from mfgp.leave_relatives_out import leave_relatives_out
+from mfgp.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.trajectories import FEWEST, reach, relatives
 
 CONFIG = FitConfig(descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 40}, training={"max_iterations": 10})
@@ -165,6 +165,70 @@ def test_intervals_hold_in_other_trajectories() -> None:
     alone = model.leave_one_out(frames)
     model.calibration = fit_calibration(alone, model.levels, model.basis.species, model.features.pairs)
     assert evaluate(model, test, "dft").forces.scores.coverage95 < 0.82
+
+
+def runs(n: int, each: int) -> list[Atoms]:
+    """`each` displaced copies of n cells that differ in their strain, with labels of EMT."""
+    out = []
+    for i in range(n):
+        for k in range(each):
+            atoms = alloy(i)
+            atoms.positions += np.random.default_rng(100 * i + k).normal(0, 0.05, atoms.positions.shape)
+            out.append(label(atoms, "low"))
+    return out
+
+
+def test_stretches_are_left_out_whole() -> None:
+    frames = read_frames({"low": runs(9, 4)})
+    found = relatives(frames)
+    assert [sorted(s) for s in found.stretches] == [list(range(4 * i, 4 * i + 4)) for i in range(9)]
+    assert found.left_out_with(6) == {4, 5, 7}
+    assert relatives(read_frames({"low": runs(7, 4)})).stretches == ()  # too few to tell how much they differ
+    assert relatives(read_frames({"low": [*runs(9, 1), *runs(1, 12)]})).stretches == ()  # one that is half of all
+    few = thinned(FrameSet(("low",), frames.frames), found)
+    assert len(few) == 36
+    more = read_frames({"low": runs(9, 10)})
+    assert len(thinned(more, relatives(more))) == 9 * 4  # of every third
+
+
+def test_stretches_of_two_levels_are_joined() -> None:
+    cells = runs(9, 4)
+    other = [label(cells[i], "high") for i in (0, 1, 5, 6, 20)]
+    found = relatives(read_frames({"low": cells, "high": other}))
+    assert sorted(map(len, found.stretches)) == [4] * 9
+    wider = [cells[3].copy()]
+    wider[0].positions[0] += 0.1
+    found = relatives(read_frames({"low": cells, "high": [label(a, "high") for a in (cells[3], *wider)]}))
+    assert sorted(map(len, found.stretches)) == [4] * 8 + [5]
+
+
+def test_equals_really_leaving_a_stretch_out() -> None:
+    """Fewer rows than weights remain in the sum of their products, and in a matrix of their own."""
+    frames = read_frames({"low": runs(9, 6)})
+    training = CONFIG.training.model_copy(update={"calibrate": False, "optimise": False})
+    found = relatives(frames)
+    for n_inducing in (30, 150):
+        kernel = CONFIG.model.model_copy(update={"n_inducing": n_inducing})
+        config = CONFIG.model_copy(update={"model": kernel, "training": training})
+        model = MultiFidelityGP.fit(frames, config, progress=False)
+        other = copy.copy(model)
+        rest = FrameSet(("low",), (*frames.frames[:6], *frames.frames[12:]))
+        other.statistics = fitting.accumulate(
+            rest, model.features, model.columns, model.baselines, model.config.training.noise_energy
+        )
+        other.refresh()
+        sample = FrameSet(("low",), frames.frames[6:8])
+        parts = {(part.frame.source, part.kind): part for part in leave_relatives_out(model, frames, sample, found)}
+        assert len(parts) == 6
+        for frame in sample:
+            p = other.predict(frame.atoms)
+            std = label_std(other, frame, p)
+            assert frame.forces is not None
+            part = parts[frame.source, "forces"]
+            variance = part.weight_variance + part.residual_variance + part.noise_variance
+            assert np.abs(part.error).max() > 2e-3  # eV/Å
+            assert_allclose(part.error, (p.forces - frame.forces).ravel(), rtol=0, atol=2e-6)
+            assert_allclose(variance**0.5, std.forces.ravel(), rtol=1e-4, atol=1e-7)
 
 
 def test_folds_hold_pieces_of_trajectories(trajectory: FrameSet) -> None:
