@@ -1,8 +1,9 @@
 """What may be wrong with labelled data, before a fit is spent on it.
 
 `examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
-structures and counts are here, those of labels in `doctor_labels` and `doctor_moments`, of elemental references in
-`doctor_composition`, of the unit of lengths in `doctor_lengths`, and of levels against each other in `doctor_levels`.
+structures and counts are here, those of labels in `doctor_labels` and `doctor_moments`, of forces along trajectories in
+`doctor_paths`, of elemental references in `doctor_composition`, of the unit of lengths in `doctor_lengths`, and of levels
+against each other in `doctor_levels`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mfgp.doctor_labels import energy_checks, force_checks, stress_checks
 from mfgp.doctor_lengths import length_checks
 from mfgp.doctor_levels import level_checks
 from mfgp.doctor_moments import moment_checks
+from mfgp.doctor_paths import path_checks
 from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import unused_label_keys
@@ -31,7 +33,7 @@ def examine(frames: FrameSet) -> Report:
     findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames), *reference_checks(frames)]
     for level in frames.levels:
         own = frames.of(level)
-        labels = (energy_checks, force_checks, moment_checks, stress_checks)
+        labels = (energy_checks, force_checks, path_checks, moment_checks, stress_checks)
         for check in (_unlabelled, _tags, _duplicates, length_checks, *labels):
             findings.extend(check(level, own))
     between, correlations = level_checks(frames)

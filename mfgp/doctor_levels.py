@@ -18,7 +18,7 @@ _PLAUSIBLE = 4.0  # levels of theory differ by less than this factor in forces a
 _PLAUSIBLE_UNSHARED = 15.0  # and by less than this when their structures differ
 _CORRELATED = 0.8
 _WEAK = 0.5
-_FORCE_UNITS = {51.422: "Ha/bohr", 27.211: "Ha/Å", 25.711: "Ry/bohr", 13.606: "Ry/Å", 1 / 23.061: "kcal/mol/Å"}  # eV/Å
+FORCE_UNITS = {51.422: "Ha/bohr", 27.211: "Ha/Å", 25.711: "Ry/bohr", 13.606: "Ry/Å", 1 / 23.061: "kcal/mol/Å"}  # eV/Å
 _ENERGY_UNITS = {27.2114: "Hartree", 13.6057: "Rydberg", 1 / 23.0605: "kcal/mol", 1 / 96.485: "kJ/mol"}  # eV
 
 
@@ -131,7 +131,7 @@ def _force_units(low: str, high: str, pairs: Pairs) -> list[Finding]:
     y = np.concatenate([_forces(b)[_both(a, b)].ravel() for a, b in used])
     if len(x) < 6 or x.std() == 0 or y.std() == 0 or np.corrcoef(x, y)[0, 1] < _CORRELATED:
         return []
-    return _unit_finding("forces", low, high, _slope(x, y), f"{len(used)} shared structures", _FORCE_UNITS, "error")
+    return _unit_finding("forces", low, high, _slope(x, y), f"{len(used)} shared structures", FORCE_UNITS, "error")
 
 
 def _unshared_force_units(frames: FrameSet, low: str, high: str) -> list[Finding]:
@@ -141,7 +141,7 @@ def _unshared_force_units(frames: FrameSet, low: str, high: str) -> list[Finding
         rms.append(float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else 0.0)
     if not all(rms) or 1 / _PLAUSIBLE_UNSHARED < rms[1] / rms[0] < _PLAUSIBLE_UNSHARED:
         return []
-    return _unit_finding("forces", low, high, rms[1] / rms[0], "root mean square", _FORCE_UNITS, "warning")
+    return _unit_finding("forces", low, high, rms[1] / rms[0], "root mean square", FORCE_UNITS, "warning")
 
 
 def _energy_units(low: str, high: str, pairs: Pairs) -> list[Finding]:

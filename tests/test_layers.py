@@ -20,6 +20,7 @@ LAYERS = [
         "zbl",
         "single_point",
         "same_structure",
+        "trajectories",
         "baselines",
         "baseline_checks",
         "costs",
@@ -31,6 +32,7 @@ LAYERS = [
         "doctor_labels",
         "doctor_moments",
         "doctor_levels",
+        "doctor_paths",
         "doctor",
     ),
     *(
@@ -53,7 +55,6 @@ LAYERS = [
         "devices",
         "primitive",
         "features",
-        "trajectories",
         "training_frames",
         "accumulation",
         "fitting",
