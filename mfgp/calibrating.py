@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mfgp.calibration import Calibration
 from mfgp.calibration_fit import fit_calibration
 from mfgp.frames import FrameSet
+from mfgp.leave_one_out import LeftOut
 from mfgp.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.progress import Report, silent
 from mfgp.surprises import warn_of_left_out
 from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
-from mfgp.trajectories import relatives, warn_of_trajectories
+from mfgp.trajectories import Relatives, relatives, warn_of_trajectories
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
+
+ALIKE = {"energy": 5.0, "forces": 1.5}  # times the error that a stretch left out whole may have
 
 
 def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Calibration | None:
@@ -23,14 +31,45 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     are too few.
 
     CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first; fewer
-    where structures are left out with others that tell of them (trajectories.py).
+    of trajectories, whose frames are left out with those that tell of them (trajectories.py), and whole stretches where
+    they are of one kind.
     """
     related = relatives(frames)
     warn_of_trajectories(frames, related)
-    sample = thinned(spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed), related)
-    left_out = list(leave_relatives_out(model, frames, sample, related, report))
+    sample = spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed)
+    near = replace(related, stretches=())
+    left_out = list(leave_relatives_out(model, frames, sample, near, report))
+    if related.stretches:
+        some = thinned(sample, related)
+        whole = list(leave_relatives_out(model, frames, some, related, report))
+        if of_one_kind(left_out, whole, related):
+            sample, near, left_out = some, related, whole
     found = fit_calibration(left_out, model.levels, model.basis.species, model.features.pairs)
-    moments = leave_moments_out(model, frames, sample, related, report)
+    moments = leave_moments_out(model, frames, sample, near, report)
     calibration = with_moments(found, moments, model.levels) if found.fitted else None
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
+
+
+def of_one_kind(alone: Sequence[LeftOut], whole: Sequence[LeftOut], related: Relatives) -> bool:
+    """Whether structures left out with all of their stretch are predicted nearly as well as those whose stretch stays: the
+    next one can be expected to be of their kind. A warning says where they are not.
+    """
+    errors = {(id(p.frame), p.kind): float(np.median(np.abs(p.error))) for p in alone}
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for p in whole:
+        if p.kind in ALIKE and (id(p.frame), p.kind) in errors and related.same[id(p.frame)] in related.stretch_of:
+            both = (errors[id(p.frame), p.kind], float(np.median(np.abs(p.error))))
+            pairs.setdefault((p.frame.fidelity, p.kind), []).append(both)
+    ratios = {key: float(np.divide(*np.median(found, axis=0)[::-1])) for key, found in pairs.items()}
+    off = {key: ratio for key, ratio in ratios.items() if ratio > ALIKE[key[1]]}
+    if off:
+        (level, kind), ratio = max(off.items(), key=lambda item: item[1] / ALIKE[item[0][1]])
+        warnings.warn(
+            f"the data are {len(related.stretches)} sets of structures with the same atoms in nearly the same cell. Of one "
+            f"that is left out whole, {kind} at {level!r} are off by {ratio:.1f} times as much as where it stays: standard "
+            "deviations are those of structures like the ones in the data, and too small for another arrangement, "
+            "composition or phase",
+            stacklevel=4,
+        )
+    return bool(pairs) and not off

@@ -35,7 +35,6 @@ from mfgp.devices import resolve_device
 from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates
 from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
-from mfgp.leave_relatives_out import thinned
 from mfgp.objectives import FOLDS
 from mfgp.pair_term import pair_term
 from mfgp.primitive import primitive
@@ -195,11 +194,11 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
 def _left_out(training: FrameSet, config: FitConfig) -> int:
     """Structures whose rows calibration makes: those that it leaves out and those that go with them."""
     related = relatives(training)
-    sample = thinned(spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed), related)
+    sample = spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed)
     chosen = {related.same[id(f)] for f in sample if not f.isolated_atom}
-    in_stretches = {k for stretch in related.stretches if chosen & stretch for k in stretch}
-    others = sum(1 + related.count(k) for k in chosen - in_stretches)
-    return min(others + len(in_stretches), len(set(related.same.values())))
+    distinct_structures = len(set(related.same.values()))
+    alone = min(sum(1 + related.count(k) for k in chosen), distinct_structures)
+    return alone + (distinct_structures if related.stretches else 0)
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:

@@ -14,7 +14,8 @@ Nolan, Biometrika 81, 351 (1994).)
 
 Frames of one run share its composition, its arrangement and its cell for as long as it lasts, and so part of their errors.
 Where the data are stretches, of the same atoms in the same order in nearly the same cell, MANY of them and none with more
-than LARGEST of all structures, the next structure is likely to be another one: all of a stretch is left out then.
+than LARGEST of all structures, the next structure may be of another one: all of a stretch is left out then, if others tell
+enough of it (calibrating.of_one_kind).
 """
 
 from __future__ import annotations

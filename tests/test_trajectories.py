@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
+from mfgp.calibrating import of_one_kind
 from mfgp.calibration_fit import fit_calibration
 from mfgp.datasets import load_lmfp
 from mfgp.evaluation import evaluate, label_std
@@ -189,6 +192,32 @@ def test_stretches_are_left_out_whole() -> None:
     assert len(few) == 36
     more = read_frames({"low": runs(9, 10)})
     assert len(thinned(more, relatives(more))) == 9 * 4  # of every third
+
+
+def test_stretches_of_one_kind_are_told_from_others() -> None:
+    """Nine strains of one alloy, and nine cells of which each has elements of its own."""
+    kinds = [label(a, "low") for i, a in enumerate(runs(9, 4)) for a in [composed(a, i // 4)]]
+    for atoms, one_kind in ((runs(9, 4), True), (kinds, False)):
+        frames = read_frames({"low": atoms})
+        training = CONFIG.training.model_copy(update={"calibrate": False})
+        model = MultiFidelityGP.fit(frames, CONFIG.model_copy(update={"training": training}), progress=False)
+        found = relatives(frames)
+        assert len(found.stretches) == 9
+        alone = list(leave_relatives_out(model, frames, frames, replace(found, stretches=())))
+        whole = list(leave_relatives_out(model, frames, frames, found))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert of_one_kind(alone, whole, found) == one_kind
+        assert len(told) == (not one_kind)
+
+
+def composed(atoms: Atoms, i: int) -> Atoms:
+    """A copy with gold, silver, palladium or nickel on some of its places, the volume with it."""
+    out = atoms.copy()
+    out.numbers[:] = [29, 29, 29, 29]
+    out.numbers[: 1 + i % 3] = (79, 47, 46)[i // 3]
+    out.set_cell(out.cell.array * (1 + 0.02 * (i % 3)), scale_atoms=True)
+    return out
 
 
 def test_stretches_of_two_levels_are_joined() -> None:
