@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
 from ase.io import read, write
 from numpy.testing import assert_allclose
 
@@ -101,6 +102,30 @@ def test_results_of_a_live_calculator_are_labels() -> None:
     assert frame.energy == energy
     assert_allclose(frame.stress, stress, rtol=0, atol=1e-12)
     assert np.abs(stress).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["a.db", "a.json"])
+def test_databases_keep_what_belongs_to_their_rows(tmp_path: Path, name: str) -> None:
+    """ASE's reader leaves key-value pairs and data behind, and test structures would be trained on."""
+    atoms = crystal()
+    atoms.calc = EMT()
+    energy = atoms.get_potential_energy()
+    pairs = {"split": "test", "fidelity": "low", "energy_sigma": 0.01, "cpu_seconds": 12.5}
+    with connect(tmp_path / name) as rows:
+        rows.write(atoms, key_value_pairs=pairs, data={"force_mask": np.array([1, 0]), "split": "train"})
+        rows.write(atoms, fidelity="high", REF_energy=-5.0)
+    frame, other = read_frames(tmp_path / name, levels=["low", "high"])
+    assert (frame.fidelity, frame.split, frame.held_out, frame.energy_sigma) == ("low", "test", True, 0.01)
+    assert (frame.energy, frame.force_mask.tolist()) == (energy, [True, False])
+    assert frame.atoms.info["cpu_seconds"] == 12.5
+    assert (other.fidelity, other.split, other.energy) == ("high", None, -5.0)
+
+
+def test_a_compressed_database(tmp_path: Path) -> None:
+    with connect(tmp_path / "a.json") as rows:
+        rows.write(crystal(), split="test", REF_energy=-7.0)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
+    assert read_structures(tmp_path / "a.json.gz")[0].info == {"split": "test", "REF_energy": -7.0}
 
 
 def test_virial_is_minus_volume_times_stress() -> None:
