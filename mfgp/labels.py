@@ -85,7 +85,7 @@ def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     forces = _forces(found["forces"], mask, problems)
     stress = _stress(found["stress"], found["virial"], atoms, problems)
     magmoms = _magmoms(found["magmoms"], len(atoms), problems)
-    sigmas = [_sigma(name, atoms.info.get(name), problems) for name in SIGMAS]
+    sigmas = [_sigma(name, atoms, problems) for name in SIGMAS]
     return Labels(energy, forces, mask, stress, magmoms, sigmas[0], sigmas[1], tuple(problems))
 
 
@@ -211,7 +211,14 @@ def _scalar(label: str, raw: Any, problems: list[str]) -> float | None:
     return value
 
 
-def _sigma(label: str, raw: Any, problems: list[str]) -> float | None:
+def _sigma(label: str, atoms: Atoms, problems: list[str]) -> float | None:
+    raw = atoms.info.get(label)
+    if label in atoms.arrays or np.size(0.0 if raw is None else raw) > 1:
+        problems.append(
+            f"{label} is given for each atom; it is one number of a frame (info[{label!r}]). Leave single forces out with "
+            "force_mask=0, or remove it"
+        )
+        return None
     value = _scalar(label, raw, problems)
     if value is not None and value <= 0:
         problems.append(f"{label} = {value:g}, must be positive; correct or remove it")

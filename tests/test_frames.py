@@ -412,6 +412,16 @@ def test_real_data_of_two_levels() -> None:
     contains(error_of({"nm": paths["mag"], "mag": paths["nm"]}), "lmfp_mag.extxyz frame 0", "'nm'", "'mag'")
 
 
+@pytest.mark.parametrize("name", ["force_sigma", "energy_sigma"])
+@pytest.mark.parametrize("place", ["arrays", "info"])
+def test_sigmas_of_atoms_are_refused(tmp_path: Path, name: str, place: str) -> None:
+    """As an array they were ignored without a word."""
+    atoms = dimer()
+    getattr(atoms, place)[name] = np.array([0.5, 0.1])
+    write(tmp_path / "a.extxyz", [dimer(), atoms])
+    contains(error_of({"low": tmp_path / "a.extxyz"}), "frame 1", f"{name} is given for each atom", "force_mask=0")
+
+
 def test_what_is_no_source_or_no_keys() -> None:
     contains(error_of(None), "a source is a NoneType")
     contains(error_of({"low": None}), "a source is a NoneType")
