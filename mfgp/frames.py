@@ -42,8 +42,8 @@ __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_a
 
 
 def is_held_out(split: str | None) -> bool:
-    """Whether a split, info["split"], keeps a structure out of training: test... and val... do."""
-    return split is not None and str(split).startswith(("test", "val"))
+    """Whether a split, info["split"], keeps a structure out of training: test... and val... do, in any case."""
+    return split is not None and str(split).lower().startswith(("test", "val"))
 
 
 @dataclass(frozen=True)
