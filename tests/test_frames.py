@@ -422,6 +422,14 @@ def test_sigmas_of_atoms_are_refused(tmp_path: Path, name: str, place: str) -> N
     contains(error_of({"low": tmp_path / "a.extxyz"}), "frame 1", f"{name} is given for each atom", "force_mask=0")
 
 
+def test_a_level_is_not_named_like_the_noise(tmp_path: Path) -> None:
+    """std_by_level has the label noise under that name."""
+    write(tmp_path / "noise.extxyz", dimer())
+    for sources in ({"noise": [dimer()]}, [dimer(fidelity="noise")], tmp_path / "noise.extxyz"):
+        contains(error_of(sources), "a level is named 'noise'", "give it another name")
+    contains(error_of([dimer(fidelity="noise")], levels=["noise"]), "a level is named 'noise'")
+
+
 def test_what_is_no_source_or_no_keys() -> None:
     contains(error_of(None), "a source is a NoneType")
     contains(error_of({"low": None}), "a source is a NoneType")
