@@ -20,12 +20,11 @@ from mfgp.errors import ConfigError, DataError
 from mfgp.held_atoms import held_atoms
 from mfgp.label_warnings import warn_of_labels
 from mfgp.labels import (
-    PREDICTED,
     Array,
     LabelKeys,
     key_present,
     keys_found,
-    predicted,
+    prediction,
     resolve_labels,
     total_moment,
     without_labels,
@@ -227,11 +226,8 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
     mask = labels.force_mask
     if labels.forces is not None and not problems:
         mask = mask & ~held_atoms(atoms, labels.forces)
-    if predicted(atoms, keys):
-        problems.append(
-            f"its energy and forces are predictions of a model ({PREDICTED} in its info), no labels; if it has been "
-            f"calculated since, remove {PREDICTED}"
-        )
+    if (problem := prediction(atoms, keys)) is not None:
+        problems.append(problem)
     isolated = str(info.get("config_type", "")).lower().replace("_", "") == "isolatedatom"
     if isolated and len(atoms) != 1:
         problems.append(f"config_type is IsolatedAtom, but it has {len(atoms)} atoms; correct config_type")

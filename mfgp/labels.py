@@ -25,6 +25,7 @@ FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
 COSTS = ("wall_seconds", "cpu_seconds")  # of the calculation that gave the labels
 PREDICTED = "predicted_fidelity"  # in info: the level at which a model predicted what the calculator has
+OWN_CALCULATOR = "multifidelitycalculator"  # name of calculator.MultiFidelityCalculator, live and in trajectories
 _CALCULATOR = " of the calculator"
 _CALCULATOR_KEYS = {
     "energy": ("free_energy", "energy"),
@@ -126,12 +127,16 @@ def without_labels(atoms: Atoms, keys: LabelKeys) -> Atoms:
 def calculator_results(atoms: Atoms) -> dict[str, Any]:
     """Results held by `atoms.calc`, without computing anything; empty when there is no calculator.
 
-    Of what `mfgp predict` has written only those by which `predicted` knows it: its stresses and moments are no labels
-    beside an energy and forces under names of their own.
+    Of what `mfgp predict` has written, or the calculator of a model, only those by which `prediction` knows it: its stresses
+    and moments are no labels beside an energy and forces under names of their own.
     """
     results = dict(getattr(atoms.calc, "results", None) or {})
     known = {name for label in ("energy", "forces") for name in _CALCULATOR_KEYS[label]}
-    return results if PREDICTED not in atoms.info else {k: v for k, v in results.items() if k in known}
+    return {k: v for k, v in results.items() if k in known} if _of_a_model(atoms) else results
+
+
+def _of_a_model(atoms: Atoms) -> bool:
+    return PREDICTED in atoms.info or str(getattr(atoms.calc, "name", "")).lower() == OWN_CALCULATOR
 
 
 def total_moment(atoms: Atoms) -> float | None:
@@ -144,10 +149,18 @@ def total_moment(atoms: Atoms) -> float | None:
     return None
 
 
-def predicted(atoms: Atoms, keys: LabelKeys) -> bool:
-    """Whether its energy or forces are what `mfgp predict` has written."""
+def prediction(atoms: Atoms, keys: LabelKeys) -> str | None:
+    """What is wrong where its energy or forces are those that a model has predicted; None elsewhere."""
     places = (origin(atoms, label, keys) for label in ("energy", "forces"))
-    return PREDICTED in atoms.info and any(place is not None and place.endswith(_CALCULATOR) for place in places)
+    if not _of_a_model(atoms) or not any(place is not None and place.endswith(_CALCULATOR) for place in places):
+        return None
+    what = "its energy and forces are predictions of a model"
+    if PREDICTED in atoms.info:
+        return f"{what} ({PREDICTED} in its info), no labels; if it has been calculated since, remove {PREDICTED}"
+    return (
+        f"{what} (its calculator is a MultiFidelityCalculator), no labels; calculate the structure, or write them under "
+        f"{keys.energy} and {keys.forces} to have them as labels all the same"
+    )
 
 
 def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
