@@ -245,7 +245,7 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         split=None if info.get("split") is None else str(info["split"]),
         wall_seconds=as_seconds(info.get("wall_seconds")),
         magmoms=labels.magmoms,
-        total_magmom=total_moment(atoms),
+        total_magmom=total_moment(atoms, keys),
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
 

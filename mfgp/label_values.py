@@ -86,6 +86,29 @@ def forces(raw: Any, mask: NDArray[np.bool_], problems: list[str]) -> Array | No
     return array
 
 
+def other_forces(atoms: Atoms, raw: Any, of_calculator: Any) -> bool:
+    """Whether forces differ by more than rounding from those of a calculator, as they are or under the constraints of
+    `atoms`. Components that are exactly zero or masked say nothing: constraints that a file has lost had set them so.
+    """
+    first, second = (_numbers("forces", value, []) for value in (raw, of_calculator))
+    if first is None or second is None or not first.shape == second.shape == (len(atoms), 3):
+        return False
+    compared = force_mask(atoms, [])[:, None] & np.isfinite(first) & (first != 0.0)
+    constrained = second.copy()
+    for constraint in atoms.constraints:
+        constraint.adjust_forces(atoms, constrained)
+    tolerance = 1e-4 + 1e-3 * np.abs(first[compared]).max(initial=0.0)  # eV/Å
+    return all(bool((np.abs(first - f)[compared] > tolerance).any()) for f in (second, constrained))
+
+
+def other_energy(atoms: Atoms, raw: Any, of_calculator: Any) -> bool:
+    """Whether an energy differs from that of a calculator by more than rounding and conversion of units."""
+    first, second = (scalar("energy", value, []) for value in (raw, of_calculator))
+    if first is None or second is None:
+        return False
+    return abs(first - second) > 1e-4 * len(atoms) + 1e-6 * abs(first)  # eV
+
+
 def magmoms(raw: Any, n: int, problems: list[str]) -> Array | None:
     """Collinear moments [N]; those of a non-collinear calculation [N, 3] are not used."""
     array = None if raw is None else _numbers("magmoms", raw, problems)

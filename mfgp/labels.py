@@ -2,7 +2,8 @@
 
 Keys are resolved label by label: first the key of LabelKeys (in `info`, then `arrays`, then among the calculator's
 results, so that `energy: energy` in a config works), then what ASE put on `atoms.calc`: `free_energy` before
-`energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`.
+`energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`. Nothing is taken of a
+calculator whose forces (or energies) are others than those under the keys: it is that of another calculation.
 
 What the numbers must look like is in `label_values`.
 """
@@ -79,7 +80,8 @@ class Labels:
 def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     """Labels of `atoms` under `keys`; every problem is described in `Labels.problems`, none is raised."""
     problems: list[str] = []
-    found = {label: _find(atoms, label, getattr(keys, label), problems) for label in _CALCULATOR_KEYS}
+    results = _labelling_results(atoms, keys)
+    found = {label: _find(atoms, label, getattr(keys, label), results, problems) for label in _CALCULATOR_KEYS}
     mask = label_values.force_mask(atoms, problems)
     energy = label_values.scalar("energy", found["energy"], problems)
     forces = label_values.forces(found["forces"], mask, problems)
@@ -139,9 +141,36 @@ def _of_a_model(atoms: Atoms) -> bool:
     return PREDICTED in atoms.info or str(getattr(atoms.calc, "name", "")).lower() == OWN_CALCULATOR
 
 
-def total_moment(atoms: Atoms) -> float | None:
-    """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
+def _labelling_results(atoms: Atoms, keys: LabelKeys) -> dict[str, Any]:
+    """Those of `calculator_results` that may be labels beside the ones under `keys`."""
+    return {} if _other_calculation(atoms, keys) else calculator_results(atoms)
+
+
+def _other_calculation(atoms: Atoms, keys: LabelKeys) -> bool:
+    """Whether the calculator has other forces than those under a key or, without forces, only other energies: leftovers of
+    molecular dynamics with a cheaper potential, say, in structures that were labelled since.
+    """
     results = calculator_results(atoms)
+    energy, forces = (_under_key(atoms, key) for key in (keys.energy, keys.forces))
+    if results.get("forces") is not None:
+        return forces is not None and label_values.other_forces(atoms, forces, results["forces"])
+    energies = [results[name] for name in _CALCULATOR_KEYS["energy"] if results.get(name) is not None]
+    return energy is not None and bool(energies) and all(label_values.other_energy(atoms, energy, e) for e in energies)
+
+
+def of_other_calculation(atoms: Atoms, keys: LabelKeys) -> tuple[str, ...]:
+    """Labels that only its calculator has, and that are left out since these are another calculation's."""
+    if not _other_calculation(atoms, keys):
+        return ()
+    own = [label for label in _CALCULATOR_KEYS if _under_key(atoms, getattr(keys, label)) is not None]
+    own += ["stress"] if "virial" in own else []
+    results = calculator_results(atoms)
+    return tuple(n for n in _CALCULATOR_KEYS if n not in own and _of_calculator(results, n, getattr(keys, n)))
+
+
+def total_moment(atoms: Atoms, keys: LabelKeys) -> float | None:
+    """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
+    results = _labelling_results(atoms, keys)
     for raw in (results.get("magmom"), atoms.info.get("total_magmom"), atoms.info.get("magmom")):
         value = None if raw is None else label_values.scalar("magmom", raw, [])
         if value is not None:
@@ -168,13 +197,13 @@ def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     key = getattr(keys, label)
     if key in atoms.info or key in atoms.arrays:
         return str(key)
-    name = _of_calculator(calculator_results(atoms), label, key)
+    name = _of_calculator(_labelling_results(atoms, keys), label, key)
     return None if name is None else f"{name}{_CALCULATOR}"
 
 
 def non_collinear(atoms: Atoms, keys: LabelKeys) -> bool:
     """Whether its magnetic moments are vectors, which are not used."""
-    raw = _find(atoms, "magmoms", keys.magmoms, [])
+    raw = _find(atoms, "magmoms", keys.magmoms, _labelling_results(atoms, keys), [])
     return raw is not None and np.ndim(raw) == 2
 
 
@@ -183,12 +212,15 @@ def _of_calculator(results: dict[str, Any], label: str, key: str) -> str | None:
     return next((name for name in (key, *_CALCULATOR_KEYS[label]) if results.get(name) is not None), None)
 
 
-def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
+def _under_key(atoms: Atoms, key: str) -> Any:
+    """Raw value of a label under a name of its own, or None."""
+    return next((place[key] for place in (atoms.info, atoms.arrays) if key in place), None)
+
+
+def _find(atoms: Atoms, label: str, key: str, results: dict[str, Any], problems: list[str]) -> Any:
     """Raw value of a label, or None. A value of a calculator that belongs to another geometry is a problem."""
-    for place in (atoms.info, atoms.arrays):
-        if key in place:
-            return place[key]
-    results = calculator_results(atoms)
+    if (raw := _under_key(atoms, key)) is not None:
+        return raw
     name = _of_calculator(results, label, key)
     if name is None:
         return None

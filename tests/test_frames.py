@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCom
 from ase.db import connect
 from ase.io import read, write
 from numpy.testing import assert_allclose
@@ -84,7 +85,7 @@ def test_labels_are_read_with_their_meaning(tmp_path: Path) -> None:
 
 def test_ref_keys_come_before_the_calculator_and_free_energy_before_energy() -> None:
     atoms = dimer(1.0)
-    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, free_energy=-2.0, forces=np.zeros((2, 3)))
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, free_energy=-2.0, forces=FORCES)
     assert read_frames({"a": [atoms]}).frames[0].energy == -11.0
     del atoms.info["REF_energy"]
     frame = read_frames({"a": [atoms]}).frames[0]
@@ -512,6 +513,67 @@ def test_predictions_are_no_labels() -> None:
     atoms.calc = SinglePointCalculator(atoms, energy=-11.0, forces=FORCES)
     with pytest.raises(DataError, match=r"frame 0 .*'low': its energy and forces are predictions of a model"):
         read_frames({"low": [atoms]})
+
+
+def relabelled(**results: object) -> Atoms:
+    """Labels of its own beside the results of a calculator."""
+    atoms = crystal()
+    atoms.set_array("REF_forces", np.array(FORCES))
+    atoms.calc = SinglePointCalculator(atoms, stress=np.full(6, 0.01), magmoms=np.ones(2), magmom=2.0, **results)
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"forces": 0.97 * np.array(FORCES), "energy": -7.0},
+        {"energy": -7.3},
+        {"energy": -7.3, "free_energy": -7.4},
+    ],
+)
+def test_leftovers_of_another_calculation_are_left_out(results: dict[str, object]) -> None:
+    """As dynamics with a cheaper potential leave them."""
+    atoms = relabelled(**results)
+    with pytest.warns(UserWarning, match=r"'a': stress, magmoms of the calculator in 2 frames \(list.* 0 .*left out"):
+        (frame, other) = read_frames({"a": [atoms, atoms]})
+    assert frame.label_names == other.label_names == ("energy", "forces")
+    assert frame.total_magmom is None
+    if "forces" in results:
+        del atoms.info["REF_energy"]
+        with pytest.warns(UserWarning, match="energy, stress, magmoms of the calculator"):
+            assert read_frames({"a": [atoms]}).frames[0].label_names == ("forces",)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"forces": np.array(FORCES) + 1e-5, "energy": -9.0},  # a shifted energy
+        {"energy": -7.3, "free_energy": -7.0},
+        {"energy": -7.0001},
+        {},
+    ],
+)
+def test_results_of_the_same_calculation_stay(results: dict[str, object]) -> None:
+    (frame,) = read_frames({"a": [relabelled(**results)]})
+    assert frame.label_names == ("energy", "forces", "stress", "magmoms")
+    assert frame.total_magmom == 2.0
+
+
+def test_forces_under_constraints_are_of_the_same_calculation() -> None:
+    """get_forces() applies them, results hold the raw ones; a file may have lost the constraint."""
+    for constraint in (FixAtoms([0]), FixCom()):
+        for kept in (True, False) if isinstance(constraint, FixAtoms) else (True,):
+            atoms = crystal()
+            atoms.calc = SinglePointCalculator(
+                atoms, energy=-7.0, stress=np.full(6, 0.01), forces=[[0.3, 0.2, 0.3], [0, 0.1, 1]]
+            )
+            atoms.set_constraint(constraint)
+            atoms.set_array("REF_forces", atoms.get_forces())
+            if not kept:
+                atoms.set_constraint()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* exactly zero")
+                assert read_frames({"a": [atoms]}).frames[0].stress is not None
 
 
 @pytest.mark.parametrize("offset", [-3.5, 0.0])
