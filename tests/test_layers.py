@@ -77,6 +77,7 @@ LAYERS = [
         "surprises",
         "learned",
         "training_residuals",
+        "stress_order",
         "fit_notes",
         "model",
         "model_upgrades",
