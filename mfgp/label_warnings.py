@@ -91,9 +91,9 @@ def _held(level: str, frames: Sequence[Frame], entries: Sequence[Entry]) -> Iter
     if len(found) > 1 or any(frame.force_mask.any() for frame in found):
         yield (
             f"fidelity {level!r}: forces on {sum(int((~f.force_mask).sum()) for f in found)} atoms of {len(found)} frames "
-            f"({found[0].source} first) are exactly zero where no symmetry makes them so: constraints had set them to zero "
-            "when they were written (FixAtoms and its like), or they were not computed. They are left out; to have them, "
-            "write atoms.get_forces(apply_constraint=False)"
+            f"({found[0].source} first) are exactly zero where no symmetry makes them so, or without what a constraint "
+            "removes: constraints were applied when they were written (FixAtoms and its like), or they were not computed. "
+            "They are left out; to have them, write atoms.get_forces(apply_constraint=False)"
         )
 
 
