@@ -103,7 +103,7 @@ def fit(
         if output is not None and not dry_run:
             model = _fitted(frames, settings, workers, scheduler)
             model.save(output)
-            _say_results(model, out, notices)
+            _say_results(model, frames, out, notices)
             console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
@@ -149,7 +149,8 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
         return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
 
 
-def _say_results(model: MultiFidelityGP, out: Console, notices: Console) -> None:
+def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices: Console) -> None:
+    from mfgp.stress_order import stress_order_notes
     from mfgp.training_residuals import training_residuals
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
@@ -157,7 +158,7 @@ def _say_results(model: MultiFidelityGP, out: Console, notices: Console) -> None
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json(), model.levels))
-    for note in model.notes():
+    for note in (*model.notes(), *(f"warning: {note}" for note in stress_order_notes(model, frames))):
         console.say(notices, note, "yellow")
 
 

@@ -20,6 +20,7 @@ from descriptors.config import SOAPConfig
 from mfgp.config_errors import Section
 from mfgp.errors import ConfigError
 from mfgp.labels import LabelKeys
+from mfgp.sources import LIKE_NOISE, NOISE
 from mfgp.yaml_files import in_file, override_key, read_yaml
 
 Setting: TypeAlias = bool | int | float | str
@@ -235,6 +236,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, 
         config = FitConfig(**data)
     except ConfigError as error:
         raise in_file(path, str(error).splitlines()) from None
+    if NOISE in config.levels:  # not refused in FitConfig: headers of model files have one
+        raise in_file(path, [f"fidelities.{config.levels.index(NOISE)}.name: {LIKE_NOISE}"])
     return _with_paths(config, path, sources)
 
 

@@ -13,6 +13,7 @@ where labels are few.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtr
@@ -20,6 +21,10 @@ from scipy.special import ndtr
 from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
 from mfgp.doctor_report import SEE_ALL, Array, Finding, about, examples
 from mfgp.frames import Frame, FrameSet
+from mfgp.stress_order import stress_order_notes
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
 
 LISTED = 10  # labels in a message
 SHARE = 0.9  # of the places where an error would be found
@@ -27,6 +32,11 @@ _SCORE = (
     "Scores count standard deviations, scaled so that four of five labels like these are below 1.3; named above "
     f"{LIMITS['energy']} (energies, moments) and {LIMITS['forces']} (forces)."
 )
+
+
+def order_checks(model: MultiFidelityGP, frames: FrameSet) -> list[Finding]:
+    """Findings about stresses of training frames whose shear is in another order than ASE's."""
+    return [about("warning", "stress order", note) for note in stress_order_notes(model, frames)]
 
 
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:

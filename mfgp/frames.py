@@ -20,12 +20,11 @@ from mfgp.errors import ConfigError, DataError
 from mfgp.held_atoms import held_atoms
 from mfgp.label_warnings import warn_of_labels
 from mfgp.labels import (
-    PREDICTED,
     Array,
     LabelKeys,
     key_present,
     keys_found,
-    predicted,
+    prediction,
     resolve_labels,
     total_moment,
     without_labels,
@@ -42,8 +41,8 @@ __all__ = ["Frame", "FrameSet", "LabelKeys", "frames_from", "read_frames", "to_a
 
 
 def is_held_out(split: str | None) -> bool:
-    """Whether a split, info["split"], keeps a structure out of training: test... and val... do."""
-    return split is not None and str(split).startswith(("test", "val"))
+    """Whether a split, info["split"], keeps a structure out of training: test... and val... do, in any case."""
+    return split is not None and str(split).lower().startswith(("test", "val"))
 
 
 @dataclass(frozen=True)
@@ -227,11 +226,8 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
     mask = labels.force_mask
     if labels.forces is not None and not problems:
         mask = mask & ~held_atoms(atoms, labels.forces)
-    if predicted(atoms, keys):
-        problems.append(
-            f"its energy and forces are predictions of a model ({PREDICTED} in its info), no labels; if it has been "
-            f"calculated since, remove {PREDICTED}"
-        )
+    if (problem := prediction(atoms, keys)) is not None:
+        problems.append(problem)
     isolated = str(info.get("config_type", "")).lower().replace("_", "") == "isolatedatom"
     if isolated and len(atoms) != 1:
         problems.append(f"config_type is IsolatedAtom, but it has {len(atoms)} atoms; correct config_type")
@@ -249,7 +245,7 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         split=None if info.get("split") is None else str(info["split"]),
         wall_seconds=as_seconds(info.get("wall_seconds")),
         magmoms=labels.magmoms,
-        total_magmom=total_moment(atoms),
+        total_magmom=total_moment(atoms, keys),
     )
     return frame, problems or list(labels.problems)  # labels of an unusable geometry say nothing more
 

@@ -1,4 +1,4 @@
-"""Atoms whose forces a constraint has set to zero: no labels.
+"""Atoms whose forces a constraint has set to zero, or projected: no labels.
 
 `atoms.get_forces()` applies FixAtoms and its like, and so do programs that write structures of a relaxation: forces on the
 fixed atoms of a slab are exactly zero then, whatever acts on them. A force is zero by symmetry only where the surroundings
@@ -7,7 +7,12 @@ have no direction, that is where for every element
     d_i = sum_j w(r_ij) r_ij / |r_ij|  =  0,        w = (1 - (r / r_0)^2)^2,  r_0 = twice the sum of both covalent radii
 
 (sums over neighbours j of that element within r_0). An atom is taken as held where its force is exactly zero in x, y and z
-and d_i is not, or where the constraints of the structure fix components that are exactly zero and whose d_i is not.
+and d_i is not, or where a constraint of the structure, a projection P of all forces, has left its traces: it does not
+change the force on the atom, but would change d_i,
+
+    |(P F - F)_i| = 0,        (P d - d)_i != 0
+
+FixCom, FixSymmetry and Hookean are none of these: what they do to a force is small, right, or cannot be told.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from __future__ import annotations
 import numpy as np
 import vesin
 from ase import Atoms
-from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixConstraint, FixedLine, FixedPlane, FixScaled
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-FIXING = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine)
+FIXING = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine, FixBondLengths)
+ROUNDING = 5e-8  # eV/Å; of forces in a file with eight digits
 REACH = 2.0  # r_0 over the sum of the covalent radii
 LOPSIDED = (
     1e-3  # |d_i| over the sum of its weights, from which on surroundings have a direction: displacements of 0.005 Å
@@ -29,21 +35,29 @@ LOPSIDED = (
 
 
 def held_atoms(atoms: Atoms, forces: Array) -> Mask:
-    """Whether the force [N, 3] on each atom is one that a constraint has set to zero, [N]."""
-    zero = forces == 0.0
-    candidates = zero & (zero.all(axis=1)[:, None] | _fixed(atoms))  # [N, 3]
-    if not candidates.any():
-        return np.zeros(len(atoms), dtype=bool)
-    return (candidates & (np.abs(directions(atoms)) > LOPSIDED)).any(axis=1)
+    """Whether the force [N, 3] on each atom is one that a constraint has set to zero or projected, [N]."""
+    zero = (forces == 0.0).all(axis=1)
+    fixing = [c for c in atoms.copy().constraints if isinstance(c, FIXING)]  # copies: they keep what they have adjusted
+    if not zero.any() and not fixing:
+        return zero
+    ways = directions(atoms)
+    held = zero & (np.abs(ways) > LOPSIDED).any(axis=1)
+    for constraint in fixing:
+        satisfied = (np.abs(_removed(constraint, atoms, forces)) < ROUNDING).all(axis=1)
+        held |= satisfied & (np.abs(_removed(constraint, atoms, ways)) > LOPSIDED).any(axis=1)
+    return held
 
 
-def _fixed(atoms: Atoms) -> Mask:
-    """Components of forces that the constraints of a structure set to zero, [N, 3]."""
-    trial = np.linspace(1.0, 2.0, 3 * len(atoms)).reshape(-1, 3)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FIXING):
-            constraint.adjust_forces(atoms, trial)
-    return np.abs(trial) < 1e-9
+def _removed(constraint: FixConstraint, atoms: Atoms, vectors: Array) -> Array:
+    """What a constraint takes out of forces or other vectors, [N, 3]; NaN where ASE cannot say."""
+    left = vectors.copy()
+    if isinstance(constraint, FixBondLengths):
+        constraint.bondlengths = None  # those of the structure: with others its iteration need not converge
+    try:
+        constraint.adjust_forces(atoms, left)
+    except RuntimeError:  # "Did not converge", of bonds that hold each other
+        return np.full_like(vectors, np.nan)  # neither satisfied nor changed
+    return vectors - left
 
 
 def directions(atoms: Atoms) -> Array:

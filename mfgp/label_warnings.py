@@ -1,5 +1,5 @@
-"""Warnings about labels that may not be what a user means: other names, two origins in one level, energies per atom, forces
-that constraints set to zero, vectors of moments."""
+"""Warnings about labels that may not be what a user means: other names, two origins in one level, leftovers of another
+calculation, energies per atom, forces that constraints set to zero, vectors of moments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mfgp.labels import LabelKeys, non_collinear, origin, unused_label_keys
+from mfgp.labels import LabelKeys, non_collinear, of_other_calculation, origin, unused_label_keys
 from mfgp.sources import Entry, named
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def warn_of_labels(
         found = (
             *_other_names(level, own, keys),
             *_two_origins(level, entries, keys),
+            *_other_calculation(level, entries, keys),
             *_per_atom(level, own),
             *_held(level, own, [entry for entry in entries if entry.level == level]),
         )
@@ -90,9 +91,9 @@ def _held(level: str, frames: Sequence[Frame], entries: Sequence[Entry]) -> Iter
     if len(found) > 1 or any(frame.force_mask.any() for frame in found):
         yield (
             f"fidelity {level!r}: forces on {sum(int((~f.force_mask).sum()) for f in found)} atoms of {len(found)} frames "
-            f"({found[0].source} first) are exactly zero where no symmetry makes them so: constraints had set them to zero "
-            "when they were written (FixAtoms and its like), or they were not computed. They are left out; to have them, "
-            "write atoms.get_forces(apply_constraint=False)"
+            f"({found[0].source} first) are exactly zero where no symmetry makes them so, or without what a constraint "
+            "removes: constraints were applied when they were written (FixAtoms and its like), or they were not computed. "
+            "They are left out; to have them, write atoms.get_forces(apply_constraint=False)"
         )
 
 
@@ -111,3 +112,17 @@ def _two_origins(level: str, entries: Sequence[Entry], keys: LabelKeys) -> Itera
                 f"fidelity {level!r}: {label} is {places}. If these are not the same quantity of the same calculation, "
                 f"write it under one name in all frames, or set the key ({label}: ...)"
             )
+
+
+def _other_calculation(level: str, entries: Sequence[Entry], keys: LabelKeys) -> Iterator[str]:
+    """Labels of a calculator that are left out, since its forces or energies are not those that have a name of their own."""
+    own = [(entry, of_other_calculation(entry.atoms, keys)) for entry in entries if entry.level == level]
+    found = [(entry, left_out) for entry, left_out in own if left_out]
+    if found:
+        names = ", ".join(dict.fromkeys(name for _, left_out in found for name in left_out))
+        yield (
+            f"fidelity {level!r}: {names} of the calculator in {len(found)} frames ({named(found[0][0])} first): left out, "
+            f"since its forces, or energies without forces, are not those under {keys.forces} and {keys.energy}: of another "
+            "calculation (dynamics with a cheaper potential, labelled since?). If they belong to these labels, "
+            f"write them under a name of their own, as {getattr(keys, found[0][1][0])}"
+        )

@@ -2,11 +2,10 @@
 
 Keys are resolved label by label: first the key of LabelKeys (in `info`, then `arrays`, then among the calculator's
 results, so that `energy: energy` in a config works), then what ASE put on `atoms.calc`: `free_energy` before
-`energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`.
+`energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`. Nothing is taken of a
+calculator whose forces (or energies) are others than those under the keys: it is that of another calculation.
 
-    virial = -V * stress        eV; stress in eV/Å^3 with ASE's sign and Voigt order (xx yy zz yz xz xy)
-
-Functions here do not raise on bad labels: they collect problems, so that a reader can report several at once.
+What the numbers must look like is in `label_values`.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Array = NDArray[np.float64]
+from mfgp import label_values
+from mfgp.label_values import Array
 
 FIDELITY_TAGS = ("fidelity", "head", "data_modality")
 SIGMAS = ("energy_sigma", "force_sigma")
 COSTS = ("wall_seconds", "cpu_seconds")  # of the calculation that gave the labels
 PREDICTED = "predicted_fidelity"  # in info: the level at which a model predicted what the calculator has
+OWN_CALCULATOR = "multifidelitycalculator"  # name of calculator.MultiFidelityCalculator, live and in trajectories
 _CALCULATOR = " of the calculator"
 _CALCULATOR_KEYS = {
     "energy": ("free_energy", "energy"),
@@ -79,13 +80,14 @@ class Labels:
 def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     """Labels of `atoms` under `keys`; every problem is described in `Labels.problems`, none is raised."""
     problems: list[str] = []
-    found = {label: _find(atoms, label, getattr(keys, label), problems) for label in _CALCULATOR_KEYS}
-    mask = _force_mask(atoms, problems)
-    energy = _scalar("energy", found["energy"], problems)
-    forces = _forces(found["forces"], mask, problems)
-    stress = _stress(found["stress"], found["virial"], atoms, problems)
-    magmoms = _magmoms(found["magmoms"], len(atoms), problems)
-    sigmas = [_sigma(name, atoms.info.get(name), problems) for name in SIGMAS]
+    results = _labelling_results(atoms, keys)
+    found = {label: _find(atoms, label, getattr(keys, label), results, problems) for label in _CALCULATOR_KEYS}
+    mask = label_values.force_mask(atoms, problems)
+    energy = label_values.scalar("energy", found["energy"], problems)
+    forces = label_values.forces(found["forces"], mask, problems)
+    stress = label_values.stress(found["stress"], found["virial"], atoms, problems)
+    magmoms = label_values.magmoms(found["magmoms"], len(atoms), problems)
+    sigmas = [label_values.sigma(name, atoms, problems) for name in SIGMAS]
     return Labels(energy, forces, mask, stress, magmoms, sigmas[0], sigmas[1], tuple(problems))
 
 
@@ -127,28 +129,67 @@ def without_labels(atoms: Atoms, keys: LabelKeys) -> Atoms:
 def calculator_results(atoms: Atoms) -> dict[str, Any]:
     """Results held by `atoms.calc`, without computing anything; empty when there is no calculator.
 
-    Of what `mfgp predict` has written only those by which `predicted` knows it: its stresses and moments are no labels
-    beside an energy and forces under names of their own.
+    Of what `mfgp predict` has written, or the calculator of a model, only those by which `prediction` knows it: its stresses
+    and moments are no labels beside an energy and forces under names of their own.
     """
     results = dict(getattr(atoms.calc, "results", None) or {})
     known = {name for label in ("energy", "forces") for name in _CALCULATOR_KEYS[label]}
-    return results if PREDICTED not in atoms.info else {k: v for k, v in results.items() if k in known}
+    return {k: v for k, v in results.items() if k in known} if _of_a_model(atoms) else results
 
 
-def total_moment(atoms: Atoms) -> float | None:
-    """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
+def _of_a_model(atoms: Atoms) -> bool:
+    return PREDICTED in atoms.info or str(getattr(atoms.calc, "name", "")).lower() == OWN_CALCULATOR
+
+
+def _labelling_results(atoms: Atoms, keys: LabelKeys) -> dict[str, Any]:
+    """Those of `calculator_results` that may be labels beside the ones under `keys`."""
+    return {} if _other_calculation(atoms, keys) else calculator_results(atoms)
+
+
+def _other_calculation(atoms: Atoms, keys: LabelKeys) -> bool:
+    """Whether the calculator has other forces than those under a key or, without forces, only other energies: leftovers of
+    molecular dynamics with a cheaper potential, say, in structures that were labelled since.
+    """
     results = calculator_results(atoms)
+    energy, forces = (_under_key(atoms, key) for key in (keys.energy, keys.forces))
+    if results.get("forces") is not None:
+        return forces is not None and label_values.other_forces(atoms, forces, results["forces"])
+    energies = [results[name] for name in _CALCULATOR_KEYS["energy"] if results.get(name) is not None]
+    return energy is not None and bool(energies) and all(label_values.other_energy(atoms, energy, e) for e in energies)
+
+
+def of_other_calculation(atoms: Atoms, keys: LabelKeys) -> tuple[str, ...]:
+    """Labels that only its calculator has, and that are left out since these are another calculation's."""
+    if not _other_calculation(atoms, keys):
+        return ()
+    own = [label for label in _CALCULATOR_KEYS if _under_key(atoms, getattr(keys, label)) is not None]
+    own += ["stress"] if "virial" in own else []
+    results = calculator_results(atoms)
+    return tuple(n for n in _CALCULATOR_KEYS if n not in own and _of_calculator(results, n, getattr(keys, n)))
+
+
+def total_moment(atoms: Atoms, keys: LabelKeys) -> float | None:
+    """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
+    results = _labelling_results(atoms, keys)
     for raw in (results.get("magmom"), atoms.info.get("total_magmom"), atoms.info.get("magmom")):
-        value = None if raw is None else _scalar("magmom", raw, [])
+        value = None if raw is None else label_values.scalar("magmom", raw, [])
         if value is not None:
             return value
     return None
 
 
-def predicted(atoms: Atoms, keys: LabelKeys) -> bool:
-    """Whether its energy or forces are what `mfgp predict` has written."""
+def prediction(atoms: Atoms, keys: LabelKeys) -> str | None:
+    """What is wrong where its energy or forces are those that a model has predicted; None elsewhere."""
     places = (origin(atoms, label, keys) for label in ("energy", "forces"))
-    return PREDICTED in atoms.info and any(place is not None and place.endswith(_CALCULATOR) for place in places)
+    if not _of_a_model(atoms) or not any(place is not None and place.endswith(_CALCULATOR) for place in places):
+        return None
+    what = "its energy and forces are predictions of a model"
+    if PREDICTED in atoms.info:
+        return f"{what} ({PREDICTED} in its info), no labels; if it has been calculated since, remove {PREDICTED}"
+    return (
+        f"{what} (its calculator is a MultiFidelityCalculator), no labels; calculate the structure, or write them under "
+        f"{keys.energy} and {keys.forces} to have them as labels all the same"
+    )
 
 
 def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
@@ -156,13 +197,13 @@ def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     key = getattr(keys, label)
     if key in atoms.info or key in atoms.arrays:
         return str(key)
-    name = _of_calculator(calculator_results(atoms), label, key)
+    name = _of_calculator(_labelling_results(atoms, keys), label, key)
     return None if name is None else f"{name}{_CALCULATOR}"
 
 
 def non_collinear(atoms: Atoms, keys: LabelKeys) -> bool:
     """Whether its magnetic moments are vectors, which are not used."""
-    raw = _find(atoms, "magmoms", keys.magmoms, [])
+    raw = _find(atoms, "magmoms", keys.magmoms, _labelling_results(atoms, keys), [])
     return raw is not None and np.ndim(raw) == 2
 
 
@@ -171,12 +212,15 @@ def _of_calculator(results: dict[str, Any], label: str, key: str) -> str | None:
     return next((name for name in (key, *_CALCULATOR_KEYS[label]) if results.get(name) is not None), None)
 
 
-def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
+def _under_key(atoms: Atoms, key: str) -> Any:
+    """Raw value of a label under a name of its own, or None."""
+    return next((place[key] for place in (atoms.info, atoms.arrays) if key in place), None)
+
+
+def _find(atoms: Atoms, label: str, key: str, results: dict[str, Any], problems: list[str]) -> Any:
     """Raw value of a label, or None. A value of a calculator that belongs to another geometry is a problem."""
-    for place in (atoms.info, atoms.arrays):
-        if key in place:
-            return place[key]
-    results = calculator_results(atoms)
+    if (raw := _under_key(atoms, key)) is not None:
+        return raw
     name = _of_calculator(results, label, key)
     if name is None:
         return None
@@ -186,135 +230,3 @@ def _find(atoms: Atoms, label: str, key: str, problems: list[str]) -> Any:
         )
         return None
     return results[name]
-
-
-def _numbers(label: str, raw: Any, problems: list[str]) -> Array | None:
-    """Raw label as float64 array; text and booleans are problems, not numbers."""
-    array = np.asarray(raw)
-    if array.dtype.kind in "iuf":
-        return array.astype(np.float64)
-    problems.append(f"{label} is {str(raw)[:40]!r} ({type(raw).__name__}), not numbers; correct the file or the key")
-    return None
-
-
-def _scalar(label: str, raw: Any, problems: list[str]) -> float | None:
-    array = None if raw is None else _numbers(label, raw, problems)
-    if array is None:
-        return None
-    if array.size != 1:
-        problems.append(f"{label} has shape {array.shape}, expected one number; correct the file or the key")
-        return None
-    value = float(array.reshape(()))
-    if not np.isfinite(value):
-        problems.append(f"{_kind(array)} {label}; remove the frame or the label")
-        return None
-    return value
-
-
-def _sigma(label: str, raw: Any, problems: list[str]) -> float | None:
-    value = _scalar(label, raw, problems)
-    if value is not None and value <= 0:
-        problems.append(f"{label} = {value:g}, must be positive; correct or remove it")
-        return None
-    return value
-
-
-def _force_mask(atoms: Atoms, problems: list[str]) -> NDArray[np.bool_]:
-    """force_mask [N]: 1 = use the force of this atom, 0 = ignore it; all ones when absent."""
-    everything = np.ones(len(atoms), dtype=bool)
-    raw = atoms.arrays.get("force_mask", atoms.info.get("force_mask"))
-    if raw is None:
-        return everything
-    array = np.asarray(raw)
-    if array.shape != (len(atoms),) or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
-        problems.append(
-            f"force_mask has shape {array.shape} and type {array.dtype}, expected one 0 or 1 for each of "
-            f"{len(atoms)} atoms; correct or remove it"
-        )
-        return everything
-    return array.astype(bool)
-
-
-def _forces(raw: Any, mask: NDArray[np.bool_], problems: list[str]) -> Array | None:
-    array = None if raw is None else _numbers("forces", raw, problems)
-    if array is None:
-        return None
-    if array.shape != (len(mask), 3):
-        problems.append(f"forces have shape {array.shape}, expected ({len(mask)}, 3); correct the file or the key")
-        return None
-    bad = np.flatnonzero(mask & ~np.isfinite(array).all(axis=1))
-    if bad.size:
-        problems.append(
-            f"{_kind(array[bad])} force on atoms {_some(bad)}; remove the frame, or mask those atoms with force_mask=0"
-        )
-        return None
-    return array
-
-
-def _magmoms(raw: Any, n: int, problems: list[str]) -> Array | None:
-    """Collinear moments [N]; those of a non-collinear calculation [N, 3] are not used."""
-    array = None if raw is None else _numbers("magmoms", raw, problems)
-    if array is None or array.shape == (n, 3):
-        return None
-    if array.shape != (n,):
-        problems.append(f"magmoms have shape {array.shape}, expected ({n},); correct the file or the key")
-        return None
-    if not np.isfinite(array).all():
-        problems.append(f"{_kind(array)} magmoms; remove the frame or the label")
-        return None
-    return array
-
-
-def _stress(raw_stress: Any, raw_virial: Any, atoms: Atoms, problems: list[str]) -> Array | None:
-    """Stress [6] eV/Å^3 from a stress or from a virial; both may be given when they agree; None in a box that is
-    not periodic."""
-    if raw_stress is None and raw_virial is None:
-        return None
-    volume = abs(float(np.linalg.det(atoms.cell.array)))  # Å^3
-    if not volume > 0:
-        problems.append("stress or virial given, but the cell has no volume; remove that label, or set the cell")
-        return None
-    if not atoms.pbc.any():  # a box around a molecule, which nothing in it feels
-        return None
-    stress = None if raw_stress is None else _voigt("stress", raw_stress, problems)
-    virial = None if raw_virial is None else _voigt("virial", raw_virial, problems)
-    if virial is None:
-        return stress
-    from_virial = -virial / volume
-    if stress is not None and np.abs(stress - from_virial).max() > 1e-6 + 1e-3 * np.abs(stress).max():
-        problems.append(
-            f"stress and virial disagree: stress xx {stress[0]:.4g}, -virial/V xx {from_virial[0]:.4g} eV/Å^3 "
-            "(virial = -V * stress); keep the one that is right"
-        )
-        return None
-    return from_virial if stress is None else stress
-
-
-def _voigt(label: str, raw: Any, problems: list[str]) -> Array | None:
-    """3x3, 9 or 6 (xx yy zz yz xz xy) numbers -> [6]."""
-    array = _numbers(label, raw, problems)
-    if array is None:
-        return None
-    if array.shape not in ((6,), (9,), (3, 3)):
-        problems.append(f"{label} has shape {array.shape}, expected 6, 9 or 3x3 numbers; correct the file or the key")
-        return None
-    if not np.isfinite(array).all():
-        problems.append(f"{_kind(array)} {label}; remove the frame or the label")
-        return None
-    if array.shape == (6,):
-        return array
-    full = array.reshape(3, 3)  # symmetric, so row or column order does not matter
-    if np.abs(full - full.T).max() > 1e-6 + 1e-2 * np.abs(full).max():
-        problems.append(f"{label} is not symmetric: {np.array2string(full.ravel(), precision=4)}; correct the file")
-        return None
-    return (0.5 * (full + full.T))[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-
-
-def _kind(array: Array) -> str:
-    return "NaN" if np.isnan(array).any() else "infinite"
-
-
-def _some(indices: NDArray[np.intp]) -> str:
-    """First ten indices as text: '[3, 7]', '[0, 1, ..] (28 atoms)'."""
-    shown = ", ".join(str(int(i)) for i in indices[:10])
-    return f"[{shown}]" if len(indices) <= 10 else f"[{shown}, ..] ({len(indices)} atoms)"

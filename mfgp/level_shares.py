@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mfgp.autoregressive import mixing_matrix
 from mfgp.centring import uncentred_covariance
+from mfgp.sources import NOISE
 
 if TYPE_CHECKING:
     from mfgp.calibration import Calibration
@@ -77,7 +78,7 @@ class LevelShares:
         none = torch.zeros_like(self.noise)
         pairs = zip(self.names, novelty * weights, novelty * residuals, strict=True)
         out = {name: calibration.variances(self.level, w, r, numbers, none) for name, w, r in pairs}
-        out["noise"] = calibration.noise_variances(self.level, numbers, self.noise).to(rows)
+        out[NOISE] = calibration.noise_variances(self.level, numbers, self.noise).to(rows)
         return out
 
 

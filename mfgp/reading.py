@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import IO
@@ -17,8 +18,9 @@ import numpy as np
 import vesin
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.db import connect
 from ase.io import iread
-from ase.io.formats import UnknownFileTypeError, open_with_compression
+from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from mfgp.errors import DataError
 
@@ -98,12 +100,26 @@ def _read_with_ase(path: Path) -> list[Atoms]:
 
 def _iread(path: Path) -> Iterator[Atoms]:
     """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump."""
-    if not (_is_xyz(path) and path.suffix in _COMPRESSED):
+    kind = "extxyz" if _is_xyz(path) else filetype(str(path))
+    if kind in ("db", "json"):
+        yield from _database(path, kind)
+    elif kind == "extxyz" and path.suffix in _COMPRESSED:
+        with open_with_compression(str(path), "rt") as file:
+            text = StringIO(file.read())
+        yield from iread(text, index=":", format="extxyz")
+    else:
         yield from iread(path, index=":", do_not_split_by_at_sign=True)
-        return
-    with open_with_compression(str(path), "rt") as file:
-        text = StringIO(file.read())
-    yield from iread(text, index=":", format="extxyz")
+
+
+def _database(path: Path, kind: str) -> Iterator[Atoms]:
+    """Rows of an ASE database; info holds their key-value pairs and data, which ASE's own reader leaves behind."""
+    kind = "aselmdb" if path.suffix == ".aselmdb" else kind
+    opened = open_with_compression(str(path)) if kind == "json" else nullcontext(str(path))
+    with opened as source, connect(source, type=kind, serial=True) as rows:
+        for row in rows.select():
+            atoms = row.toatoms()
+            atoms.info = {**row.data, **row.key_value_pairs, **atoms.info}
+            yield atoms
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,8 @@ from mfgp.reading import load, raise_problems
 Source: TypeAlias = Union[str, "os.PathLike[str]", Atoms, Sequence[Union[str, "os.PathLike[str]", Atoms]]]
 Sources: TypeAlias = Source | Mapping[str, Source]
 COMPRESSIONS = (".gz", ".bz2", ".xz")
+NOISE = "noise"  # what std_by_level calls the label noise, beside the names of levels
+LIKE_NOISE = f"a level is named {NOISE!r}, as the label noise is in std_by_level; give it another name"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def checked_levels(levels: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise DataError(f"a level is named {name!r}; names are non-empty text.")
+        if name == NOISE:
+            raise DataError(f"{LIKE_NOISE}.")
         if names.count(name) > 1:
             raise DataError(
                 f"level {name!r} is named {names.count(name)} times in {list(names)}; name each level once."
@@ -116,7 +120,7 @@ def _levels_of(entries: Sequence[Entry]) -> tuple[str, ...]:
             f"{len(entries)} frames; tag them with info['fidelity'], or pass {{level: frames}}."
         )
     found = [_tag(entry.atoms) or entry.stem or "" for entry in entries]
-    names = tuple(dict.fromkeys(found))
+    names = checked_levels(tuple(dict.fromkeys(found)))
     if len(names) > 1:
         raise DataError(
             f"{len(names)} levels found: {_counts(found)}; say their order, cheapest first, with levels=, "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is said to be noise
 AT_BOUND = 1e-3  # of rho
 NOTHING_LEFT = 1e-3  # eV/Å; where e0 and baselines leave no more of the forces, there is nothing to explain
+NO_STRESS_LEFT = 5e-3  # eV per sqrt(atom), the same of virials: 0.2 kbar in a cell of four atoms
 NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
 
 
@@ -62,10 +63,10 @@ def transfer_notes(model: MultiFidelityGP) -> list[str]:
                 f"level {found.level}: the model explains next to nothing of its forces (residual "
                 f"{1e3 * found.residual:.0f} of {1e3 * found.labels:.0f} meV/Å): do its labels belong to its structures?"
             )
-        if found.kind == "virial" and found.residual > NOT_EXPLAINED * found.labels:
+        if found.kind == "virial" and found.residual > NOT_EXPLAINED * found.labels > NOT_EXPLAINED * NO_STRESS_LEFT:
             notes.append(
                 f"level {found.level}: the model explains next to nothing of its stresses, and takes them for noise: "
-                "another sign or unit, Pulay stress, or forces that reach beyond r_cut (a larger one would help, or "
+                "another sign, unit or order, Pulay stress, or forces that reach beyond r_cut (a larger one would help, or "
                 "structures of several volumes)?"
             )
     for t, rho in enumerate(model.prior.rho.abs().max(1).values.tolist()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +14,16 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from ase.filters import FrechetCellFilter
+from ase.io import write
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from conftest import alloy
 from numpy.testing import assert_allclose
 
-from mfgp import DataError, MultiFidelityGP
+from mfgp import DataError, MultiFidelityGP, read_frames
 from mfgp.calculator import UncertaintyWarning
+from mfgp.labels import OWN_CALCULATOR
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
 
@@ -38,6 +41,25 @@ def test_results_hold_means_and_standard_deviations(model: MultiFidelityGP) -> N
     for name, shape in (("energies_std", (4,)), ("forces_std", (4, 3)), ("stress_std", (6,))):
         assert results[name].shape == shape
         assert (results[name] >= 0).all()
+
+
+@pytest.mark.parametrize("suffix", ["", ".traj", ".db", ".json"])
+def test_its_results_are_no_labels(model: MultiFidelityGP, tmp_path: Path, suffix: str) -> None:
+    atoms = alloy(90)
+    atoms.calc = model.calculator(fidelity="low", uncertainty="none")
+    assert atoms.calc.name == OWN_CALCULATOR
+    energy, forces, _ = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    source = tmp_path / f"run{suffix}" if suffix else [atoms]
+    if suffix:
+        write(source, atoms)
+    with pytest.raises(
+        DataError, match=r"predictions of a model \(its calculator is .*write them under REF_energy and"
+    ):
+        read_frames({"low": source})
+    atoms.info["REF_energy"] = energy
+    atoms.set_array("REF_forces", forces)
+    (frame,) = read_frames({"low": [atoms]})
+    assert frame.label_names == ("energy", "forces")  # the stress is still the model's
 
 
 def test_forces_agree_with_ase_finite_differences(model: MultiFidelityGP) -> None:

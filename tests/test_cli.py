@@ -529,6 +529,7 @@ def test_info_reads_the_header_alone(model_file: Path, tmp_path: Path, model: Mu
     assert f"{e0['Cu']:.4f}" in out
 
 
+@pytest.mark.filterwarnings("default:.*exactly zero")
 def test_doctor_passes_good_data_and_fails_bad(folder: Path, tmp_path: Path):
     good = ok("doctor", folder / "low.extxyz", folder / "high.extxyz")
     assert "low → high" in good.stdout

@@ -212,6 +212,12 @@ def test_relations_between_sections(folder: Path) -> None:
     contains(message, "baselines.0.from_level: unknown fidelity 'nn'; known are nm")
 
 
+def test_a_level_is_not_named_like_the_noise(folder: Path) -> None:
+    message = error_of(folder, "fidelities: [{name: nm, train: nm.extxyz}, {name: noise, train: mag.extxyz}]\n")
+    contains(message, "fidelities.1.name: a level is named 'noise'", "give it another name")
+    FitConfig(fidelities=[{"name": "noise", "train": ["a.extxyz"]}])  # of a model file of before
+
+
 def test_missing_training_files_and_where_they_were_looked_for(folder: Path) -> None:
     text = "fidelities: [{name: a, train: [nm.extxyz, no.extxyz]}, {name: b, train: data/none.extxyz}]"
     message = error_of(folder, text)

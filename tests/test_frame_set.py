@@ -47,6 +47,13 @@ def frames() -> FrameSet:
     return read_frames({"low": low, "high": [crystal(REF_stress=np.full(6, 0.01))]})
 
 
+@pytest.mark.parametrize("split", ["Test", "TEST", "Validation", "VAL", "test_ood"])
+def test_splits_hold_out_in_any_case(split: str) -> None:
+    frames = read_frames({"low": [dimer(1.0, split="Train"), dimer(1.1, split=split)]})
+    assert [frame.split for frame in frames.held_out()] == [split]
+    assert [frame.split for frame in frames.training()] == ["Train"]
+
+
 def test_frame_set_views(frames: FrameSet) -> None:
     assert len(frames) == 3
     assert [frame.fidelity for frame in frames] == ["low", "low", "high"]

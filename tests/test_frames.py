@@ -13,6 +13,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCom
+from ase.db import connect
 from ase.io import read, write
 from numpy.testing import assert_allclose
 
@@ -83,7 +85,7 @@ def test_labels_are_read_with_their_meaning(tmp_path: Path) -> None:
 
 def test_ref_keys_come_before_the_calculator_and_free_energy_before_energy() -> None:
     atoms = dimer(1.0)
-    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, free_energy=-2.0, forces=np.zeros((2, 3)))
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, free_energy=-2.0, forces=FORCES)
     assert read_frames({"a": [atoms]}).frames[0].energy == -11.0
     del atoms.info["REF_energy"]
     frame = read_frames({"a": [atoms]}).frames[0]
@@ -101,6 +103,30 @@ def test_results_of_a_live_calculator_are_labels() -> None:
     assert frame.energy == energy
     assert_allclose(frame.stress, stress, rtol=0, atol=1e-12)
     assert np.abs(stress).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["a.db", "a.json"])
+def test_databases_keep_what_belongs_to_their_rows(tmp_path: Path, name: str) -> None:
+    """ASE's reader leaves key-value pairs and data behind, and test structures would be trained on."""
+    atoms = crystal()
+    atoms.calc = EMT()
+    energy = atoms.get_potential_energy()
+    pairs = {"split": "test", "fidelity": "low", "energy_sigma": 0.01, "cpu_seconds": 12.5}
+    with connect(tmp_path / name) as rows:
+        rows.write(atoms, key_value_pairs=pairs, data={"force_mask": np.array([1, 0]), "split": "train"})
+        rows.write(atoms, fidelity="high", REF_energy=-5.0)
+    frame, other = read_frames(tmp_path / name, levels=["low", "high"])
+    assert (frame.fidelity, frame.split, frame.held_out, frame.energy_sigma) == ("low", "test", True, 0.01)
+    assert (frame.energy, frame.force_mask.tolist()) == (energy, [True, False])
+    assert frame.atoms.info["cpu_seconds"] == 12.5
+    assert (other.fidelity, other.split, other.energy) == ("high", None, -5.0)
+
+
+def test_a_compressed_database(tmp_path: Path) -> None:
+    with connect(tmp_path / "a.json") as rows:
+        rows.write(crystal(), split="test", REF_energy=-7.0)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
+    assert read_structures(tmp_path / "a.json.gz")[0].info == {"split": "test", "REF_energy": -7.0}
 
 
 def test_virial_is_minus_volume_times_stress() -> None:
@@ -387,6 +413,24 @@ def test_real_data_of_two_levels() -> None:
     contains(error_of({"nm": paths["mag"], "mag": paths["nm"]}), "lmfp_mag.extxyz frame 0", "'nm'", "'mag'")
 
 
+@pytest.mark.parametrize("name", ["force_sigma", "energy_sigma"])
+@pytest.mark.parametrize("place", ["arrays", "info"])
+def test_sigmas_of_atoms_are_refused(tmp_path: Path, name: str, place: str) -> None:
+    """As an array they were ignored without a word."""
+    atoms = dimer()
+    getattr(atoms, place)[name] = np.array([0.5, 0.1])
+    write(tmp_path / "a.extxyz", [dimer(), atoms])
+    contains(error_of({"low": tmp_path / "a.extxyz"}), "frame 1", f"{name} is given for each atom", "force_mask=0")
+
+
+def test_a_level_is_not_named_like_the_noise(tmp_path: Path) -> None:
+    """std_by_level has the label noise under that name."""
+    write(tmp_path / "noise.extxyz", dimer())
+    for sources in ({"noise": [dimer()]}, [dimer(fidelity="noise")], tmp_path / "noise.extxyz"):
+        contains(error_of(sources), "a level is named 'noise'", "give it another name")
+    contains(error_of([dimer(fidelity="noise")], levels=["noise"]), "a level is named 'noise'")
+
+
 def test_what_is_no_source_or_no_keys() -> None:
     contains(error_of(None), "a source is a NoneType")
     contains(error_of({"low": None}), "a source is a NoneType")
@@ -469,6 +513,67 @@ def test_predictions_are_no_labels() -> None:
     atoms.calc = SinglePointCalculator(atoms, energy=-11.0, forces=FORCES)
     with pytest.raises(DataError, match=r"frame 0 .*'low': its energy and forces are predictions of a model"):
         read_frames({"low": [atoms]})
+
+
+def relabelled(**results: object) -> Atoms:
+    """Labels of its own beside the results of a calculator."""
+    atoms = crystal()
+    atoms.set_array("REF_forces", np.array(FORCES))
+    atoms.calc = SinglePointCalculator(atoms, stress=np.full(6, 0.01), magmoms=np.ones(2), magmom=2.0, **results)
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"forces": 0.97 * np.array(FORCES), "energy": -7.0},
+        {"energy": -7.3},
+        {"energy": -7.3, "free_energy": -7.4},
+    ],
+)
+def test_leftovers_of_another_calculation_are_left_out(results: dict[str, object]) -> None:
+    """As dynamics with a cheaper potential leave them."""
+    atoms = relabelled(**results)
+    with pytest.warns(UserWarning, match=r"'a': stress, magmoms of the calculator in 2 frames \(list.* 0 .*left out"):
+        (frame, other) = read_frames({"a": [atoms, atoms]})
+    assert frame.label_names == other.label_names == ("energy", "forces")
+    assert frame.total_magmom is None
+    if "forces" in results:
+        del atoms.info["REF_energy"]
+        with pytest.warns(UserWarning, match="energy, stress, magmoms of the calculator"):
+            assert read_frames({"a": [atoms]}).frames[0].label_names == ("forces",)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"forces": np.array(FORCES) + 1e-5, "energy": -9.0},  # a shifted energy
+        {"energy": -7.3, "free_energy": -7.0},
+        {"energy": -7.0001},
+        {},
+    ],
+)
+def test_results_of_the_same_calculation_stay(results: dict[str, object]) -> None:
+    (frame,) = read_frames({"a": [relabelled(**results)]})
+    assert frame.label_names == ("energy", "forces", "stress", "magmoms")
+    assert frame.total_magmom == 2.0
+
+
+def test_forces_under_constraints_are_of_the_same_calculation() -> None:
+    """get_forces() applies them, results hold the raw ones; a file may have lost the constraint."""
+    for constraint in (FixAtoms([0]), FixCom()):
+        for kept in (True, False) if isinstance(constraint, FixAtoms) else (True,):
+            atoms = crystal()
+            atoms.calc = SinglePointCalculator(
+                atoms, energy=-7.0, stress=np.full(6, 0.01), forces=[[0.3, 0.2, 0.3], [0, 0.1, 1]]
+            )
+            atoms.set_constraint(constraint)
+            atoms.set_array("REF_forces", atoms.get_forces())
+            if not kept:
+                atoms.set_constraint()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* exactly zero")
+                assert read_frames({"a": [atoms]}).frames[0].stress is not None
 
 
 @pytest.mark.parametrize("offset", [-3.5, 0.0])

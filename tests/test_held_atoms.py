@@ -11,7 +11,17 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCartesian, FixCom, FixedLine, FixedPlane
+from ase.constraints import (
+    FixAtoms,
+    FixBondLength,
+    FixBondLengths,
+    FixCartesian,
+    FixCom,
+    FixedLine,
+    FixedPlane,
+    FixScaled,
+    Hookean,
+)
 from ase.io import write
 from conftest import DESCRIPTOR
 
@@ -62,7 +72,47 @@ def test_single_components_count_while_the_constraint_says_so(constraint: Any) -
     assert not held_atoms(atoms, forces).any()  # one number may be 0.0 by rounding
 
 
-@pytest.mark.parametrize("constraint", [None, FixCom()])
+PROJECTING = [
+    (FixedPlane(BOTTOM, (1, 2, 3)), BOTTOM),
+    (FixedLine(BOTTOM, (1, 1, 2)), BOTTOM),
+    (FixScaled(BOTTOM, (True, False, False)), BOTTOM),
+    (FixBondLength(0, 5), [0, 5]),
+    (FixBondLengths([[0, 5], [5, 9], [9, 0]]), [0, 5, 9]),
+]
+
+
+@pytest.mark.parametrize(("constraint", "atoms_held"), PROJECTING)
+def test_projected_forces_are_left_out(constraint: Any, atoms_held: list[int]) -> None:
+    atoms, raw = slab(constraint=constraint), slab().arrays["REF_forces"]
+    forces = atoms.arrays["REF_forces"]
+    assert np.flatnonzero(np.abs(forces - raw).max(axis=1) > 1e-3).tolist() == atoms_held
+    assert (forces != 0).all()
+    assert np.flatnonzero(held_atoms(atoms, forces)).tolist() == atoms_held
+    assert np.flatnonzero(held_atoms(atoms, np.round(forces, 8))).tolist() == atoms_held  # extxyz
+    assert not held_atoms(atoms, raw).any()  # computed without the constraint
+    with pytest.warns(UserWarning, match="or without what a constraint removes"):
+        (frame,) = read_frames({"dft": [atoms]})
+    assert np.flatnonzero(~frame.force_mask).tolist() == atoms_held
+
+
+def test_what_symmetry_lets_a_constraint_keep_stays() -> None:
+    """In a flat layer no force leaves the plane, with or without FixedPlane."""
+    atoms = Atoms("Cu4", [[0, 0, 5], [2.5, 0.2, 5], [0.1, 2.6, 5], [2.6, 2.4, 5]], cell=[5.1, 5.2, 10], pbc=True)
+    atoms.calc = EMT()
+    forces = atoms.get_forces()
+    atoms.set_constraint(FixedPlane([0, 1, 2, 3], (0, 0, 1)))
+    assert np.abs(forces[:, :2]).max() > 0.1  # eV/Å
+    assert not held_atoms(atoms, forces).any()
+
+
+def test_constraints_of_a_structure_are_left_as_they_are() -> None:
+    atoms = slab(constraint=FixBondLength(0, 5))
+    atoms.constraints[0].bondlengths = None
+    held_atoms(atoms, atoms.arrays["REF_forces"])
+    assert atoms.constraints[0].bondlengths is None
+
+
+@pytest.mark.parametrize("constraint", [None, FixCom(), Hookean(0, 5, 5.0, 2.0)])
 def test_other_forces_stay(constraint: Any) -> None:
     assert read_frames({"dft": [slab(constraint=constraint)]}).frames[0].force_mask.all()
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import those above it in this list, not those below.
 LAYERS = [
     *("errors", "files", "progress", "threads"),
-    *("labels", "reading", "sources", "label_warnings", "held_atoms", "frames", "datasets", "scores"),
+    *("label_values", "labels", "reading", "sources", "label_warnings", "held_atoms", "frames", "datasets", "scores"),
     *(
         "config_errors",
         "yaml_files",
@@ -81,6 +81,7 @@ LAYERS = [
         "calibrating",
         "learned",
         "training_residuals",
+        "stress_order",
         "fit_notes",
         "model",
         "model_upgrades",

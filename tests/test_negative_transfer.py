@@ -12,7 +12,7 @@ from conftest import DESCRIPTOR, alloy, label
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.config import FixedRho
 from mfgp.features import Features
-from mfgp.training_residuals import transfer_notes
+from mfgp.training_residuals import training_residuals, transfer_notes
 
 LABELS = ("REF_energy", "REF_stress")
 CONFIG = FitConfig(
@@ -102,6 +102,18 @@ def test_stresses_of_other_structures_are_pointed_out(low: list[Atoms], high: li
         atoms.info["REF_stress"] = -3.0 * other.info["REF_stress"]
     notes = transfer_notes(MultiFidelityGP.fit(read_frames({"low": spoiled, "high": high}), CONFIG, progress=False))
     assert any("level low: the model explains next to nothing of its stresses" in note for note in notes)
+
+
+def test_stresses_that_a_baseline_explains_are_none_to_explain() -> None:
+    """What is left is rounding and the noise of the labels, which no model explains."""
+    frames, rng = [label(alloy(i), "low") for i in range(12)], np.random.default_rng(0)
+    for atoms in frames:
+        atoms.info["REF_stress"] = atoms.info["REF_stress"] + rng.normal(0, 1e-4, 6)  # eV/Å^3
+    config = FitConfig(**{**CONFIG.model_dump(), "baselines": ["emt"]})
+    model = MultiFidelityGP.fit(read_frames({"low": frames}), config, progress=False)
+    (virial,) = (r for r in training_residuals(model) if r.kind == "virial")
+    assert virial.residual > 0.8 * virial.labels > 1e-4  # eV per sqrt(atom)
+    assert transfer_notes(model) == []
 
 
 def in_other_units(frames: list[Atoms], factor: float) -> list[Atoms]:
