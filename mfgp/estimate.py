@@ -82,7 +82,8 @@ class Counts:
     keys: tuple[Key, ...]  # (level, kind) of each set of statistics
     n_levels: int
     evaluations: tuple[tuple[int, float], ...]  # (inducing points, evaluations) of each run of the optimiser
-    n_calibrated: int  # structures that are left out one by one
+    n_calibrated: int  # structures whose rows calibration makes
+    n_together: int  # the most of them that are left out, and held, together
     jacobian_bytes: float  # of the largest structure, 0 where nothing needs it
     copies: int  # of the statistics: of all data, of folds, of all but one fold
     threads: int = 1  # that expand structures at once
@@ -130,6 +131,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     pair, lonely = pair_term(config.pair, soap.species), len(isolated_elements(training))
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     keys = {(training.levels.index(f.fidelity), kind) for f in training for kind in _labels(f)}
+    calibrated, together = _left_out(training, config) if config.training.calibrate else (0, 0)
     return Counts(
         atoms=atoms,
         pairs=moved * np.array(mean),
@@ -145,7 +147,8 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         keys=tuple(sorted(keys)),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),
-        n_calibrated=_left_out(training, config) if config.training.calibrate else 0,
+        n_calibrated=calibrated,
+        n_together=together,
         jacobian_bytes=_jacobian_bytes(largest, soap) if needs_jacobian else 0.0,
         copies=FOLDS + 2 if config.training.objective == "cv" else 1,
         threads=torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1,
@@ -191,14 +194,18 @@ def _shares(atoms: np.ndarray, limit: int) -> np.ndarray:
     return out
 
 
-def _left_out(training: FrameSet, config: FitConfig) -> int:
-    """Structures whose rows calibration makes: those that it leaves out and those that go with them."""
+def _left_out(training: FrameSet, config: FitConfig) -> tuple[int, int]:
+    """Structures whose rows calibration makes: those that it leaves out and those that go with them; and the most of these
+    that are held together.
+    """
     related = relatives(training)
     sample = spread(training, related.enough(training, CALIBRATION_STRUCTURES), config.seed)
     chosen = {related.same[id(f)] for f in sample if not f.isolated_atom}
     distinct_structures = len(set(related.same.values()))
     alone = min(sum(1 + related.count(k) for k in chosen), distinct_structures)
-    return alone + (distinct_structures if related.stretches else 0)
+    return alone + (distinct_structures if related.stretches else 0), max(
+        (1 + related.count(k) for k in chosen), default=0
+    )
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:
@@ -250,7 +257,8 @@ def memory_bytes(c: Counts) -> float:
     joint = FLOAT * COPIES * (c.n_levels * size) ** 2
     covariances = FLOAT * c.n_levels * size**2
     rows += c.jacobian_bytes
-    return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + covariances))
+    left_out = FLOAT * c.n_together * c.largest_rows * size * (1 + c.n_levels)
+    return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + max(covariances, left_out)))
 
 
 def _sample(frames: FrameSet, seed: int) -> list[Frame]:

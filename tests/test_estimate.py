@@ -36,6 +36,7 @@ COUNTS = Counts(
     n_levels=2,
     evaluations=((600, 50.0), (1000, 18.0)),
     n_calibrated=0,
+    n_together=0,
     jacobian_bytes=0.0,
     copies=1,
 )
@@ -54,7 +55,7 @@ def test_counts_of_a_known_case():
     """One species, one level: the formulas of the module, term by term."""
     c = replace(
         COUNTS, atoms=np.array([100]), pairs=np.array([5000.0]), candidates=np.array([100.0]), inducing=np.array([50.0]),
-        n_features=300, n_entries=200, n_frames=10, n_rows=370, n_calibrated=4,
+        n_features=300, n_entries=200, n_frames=10, n_rows=370, n_calibrated=4, n_together=1,
         n_columns=1, keys=((0, "energy"),), n_levels=1, evaluations=((50, 20.0),),
     )  # fmt: skip
     s = seconds(c, RATES)
