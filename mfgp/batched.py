@@ -52,6 +52,18 @@ def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty:
     yield from (predictor(atoms, uncertainty) for atoms in structures)
 
 
+def checked_structures(predictor: Predictor, structures: Sequence[Atoms], takes: str) -> None:
+    """DataError for what is no list of ase.Atoms (`takes`: what would be right), and for elements the model has not seen."""
+    wrong = "single Atoms" if isinstance(structures, Atoms) else ""
+    if isinstance(structures, str) or not isinstance(structures, Sequence):
+        wrong = wrong or type(structures).__name__
+    wrong = wrong or next((f"list with a {type(a).__name__}" for a in structures if not isinstance(a, Atoms)), "")
+    if wrong:
+        raise DataError(f"{takes}, not a {wrong}; read files with ase.io.read.")
+    for i, structure in enumerate(structures):
+        predictor.check_elements(structure, f"structure {i} of the list")
+
+
 def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mean]:
     """The Gaussian process's part of the means of several structures, expanded together. Raises DataError as `check`."""
     for atoms in structures:

@@ -22,16 +22,18 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from gpytorch.distributions import MultivariateNormal
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mfgp import fitting
 from mfgp.autoregressive import Posterior, block_scales, posterior
 from mfgp.baseline_checks import Check, baseline_checks
 from mfgp.baselines import Baseline, make_baselines
-from mfgp.batched import predict_many
+from mfgp.batched import checked_structures, predict_many
 from mfgp.calibrating import calibrated
 from mfgp.calibration import Calibration
 from mfgp.centring import uncentred, uncentred_covariance
+from mfgp.combinations import EnergyCombination, energy_combination
 from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
@@ -49,14 +51,7 @@ from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.statistics import Key, Statistics, merge
 from mfgp.surprises import warn_of_surprises
 from mfgp.training import TrainingResult
-from mfgp.training_frames import (
-    calculations,
-    check_seen,
-    distinct,
-    new_calculations,
-    own_sigmas,
-    trainable,
-)
+from mfgp.training_frames import calculations, check_seen, distinct, new_calculations, own_sigmas, trainable
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
@@ -255,13 +250,27 @@ class MultiFidelityGP:
         predictor = self.predictor(fidelity, calibrated=calibrated, by_level=uncertainty == "by_level")
         if isinstance(atoms, Atoms):
             return predictor(atoms, uncertainty)
-        wrong = type(atoms).__name__ if isinstance(atoms, str) or not isinstance(atoms, Sequence) else ""
-        wrong = wrong or next((f"list with a {type(a).__name__}" for a in atoms if not isinstance(a, Atoms)), "")
-        if wrong:
-            raise DataError(f"predict takes ase.Atoms or a list of them, not a {wrong}; read files with ase.io.read.")
-        for i, structure in enumerate(atoms):
-            predictor.check_elements(structure, f"structure {i} of the list")
+        checked_structures(predictor, atoms, "predict takes ase.Atoms or a list of them")
         return list(predict_many(predictor, atoms, uncertainty))
+
+    def energy_combination(
+        self,
+        structures: Sequence[Atoms],
+        coefficients: ArrayLike,
+        fidelity: str | None = None,
+        *,
+        label_noise: bool = True,
+        calibrated: bool = True,
+    ) -> EnergyCombination:
+        """sum_i c_i E_i of total energies (eV) and its standard deviation: differences, reaction energies, averages.
+
+        Errors of like structures go together, so that energy_stds do not add up in squares. label_noise: as in calibrated
+        energy_stds, that of a new calculation of each structure is included; False for the energies behind it, as in
+        averages over a trajectory. calibrated as in `predict`. Raises DataError as `predict`, and for wrong coefficients.
+        """
+        return energy_combination(
+            self.predictor(fidelity, calibrated=calibrated), structures, coefficients, label_noise
+        )
 
     def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:
         """Joint posterior of energy, forces (atom-major) and virial of a structure, with its full covariance."""

@@ -198,6 +198,16 @@ def test_sampled_and_joint_standard_deviations(host: MultiFidelityGP, there: Mul
     assert_allclose(config[0], config[1], rtol=0, atol=1e-8 * float(config[1].abs().max()))
 
 
+def test_combinations_of_energies(host: MultiFidelityGP, there: MultiFidelityGP) -> None:
+    structures = [alloy(60), alloy(61), bulk("Cu", cubic=True) * (2, 1, 1)]
+    for level in host.levels:
+        ours, theirs = (m.energy_combination(structures, [1, -2, 0.5], level) for m in (there, host))
+        assert isinstance(ours.covariance, np.ndarray)
+        assert_allclose(ours.energies, theirs.energies, rtol=0, atol=1e-8)
+        assert_allclose(ours.covariance, theirs.covariance, rtol=0, atol=1e-6 * theirs.covariance.max())
+        assert ours.std == pytest.approx(theirs.std, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [({}, 1e-8), ({"dtype": "float32"}, 1e-4), ({"compression": 1e-3}, 1e-6)],

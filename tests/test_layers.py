@@ -69,6 +69,7 @@ LAYERS = [
         "offsets",
         "predictor",
         "batched",
+        "combinations",
         "leave_one_out",
         "leave_relatives_out",
         "novelty",
