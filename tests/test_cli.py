@@ -100,6 +100,17 @@ def test_help_is_quick_and_complete():
     assert ok("--version").output == f"mfgp {mfgp.__version__}\n"
 
 
+def test_modules_are_attributes_of_the_package():
+    """Without an import of their own, and torch only where it is needed."""
+    lines = (
+        "import sys, mfgp",
+        "print(mfgp.files.__name__, hasattr(mfgp, 'filings'), hasattr(mfgp, '__wrapped__'), 'torch' in sys.modules)",
+        "print(mfgp.datasets.load_lmfp.__name__, mfgp.evaluation.evaluate.__name__)",
+    )
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["mfgp.files", "False", "False", "False", "load_lmfp", "evaluate"]
+
+
 def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
     result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp")
     for text in ("estimate:", "GFLOP/s", "rho, one for all elements", "low → high", "e0 (eV)", "training residuals"):
