@@ -358,6 +358,19 @@ def test_evaluate_takes_all_or_another_level(model_file: Path, folder: Path, tmp
     assert "12 labelled frames at level low" in result.stderr
 
 
+def test_evaluate_takes_frames_tagged_for_bookkeeping_where_the_level_is_named(
+    model_file: Path, folder: Path, tmp_path: Path
+):
+    frames = ase.io.read(folder / "high.extxyz", ":")
+    for atoms in frames:
+        atoms.info["head"] = "Default"
+        atoms.info.pop("fidelity", None)
+    ase.io.write(tmp_path / "head.extxyz", frames)
+    assert "tagged with Default" in refused("evaluate", model_file, tmp_path / "head.extxyz")
+    result = ok("evaluate", model_file, tmp_path / "head.extxyz", "--fidelity", "high")
+    assert "4 held-out frames (tagged with Default (9 frames)) at level high" in result.stderr
+
+
 def test_evaluate_reads_other_keys_and_one_split(model_file: Path, folder: Path, tmp_path: Path):
     frames = ase.io.read(folder / "high.extxyz", ":")
     ok("evaluate", model_file, folder / "high.extxyz", "--json", tmp_path / "expected.json")
