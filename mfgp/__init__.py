@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -50,7 +51,9 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `mfgp --help` and a bad configuration do not wait for torch."""
-    if name not in _HOME:
+    """Import on first use, names and modules alike: `mfgp --help` and a bad configuration do not wait for torch."""
+    if name in _HOME:
+        return getattr(import_module(f"mfgp.{_HOME[name]}"), name)
+    if find_spec(f"mfgp.{name}") is None:
         raise AttributeError(f"module 'mfgp' has no attribute {name!r}")
-    return getattr(import_module(f"mfgp.{_HOME[name]}"), name)
+    return import_module(f"mfgp.{name}")

@@ -70,6 +70,6 @@ def of_one_kind(alone: Sequence[LeftOut], whole: Sequence[LeftOut], related: Rel
             f"that is left out whole, {kind} at {level!r} are off by {ratio:.1f} times as much as where it stays: standard "
             "deviations are those of structures like the ones in the data, and too small for another arrangement, "
             "composition or phase",
-            stacklevel=4,
+            stacklevel=5,
         )
     return bool(pairs) and not off

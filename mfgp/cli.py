@@ -181,8 +181,9 @@ def evaluate(
 ) -> None:
     """Compare predictions with labels: errors, coverage and calibration of the uncertainty.
 
-    Takes the labelled frames of DATA whose level is F or that name none; of those the held-out ones (split test... or
-    val...), if there are any. Labels have the names that the model was fitted with, unless --key says otherwise.
+    Takes the labelled frames of DATA whose level is F or that name none (with --fidelity also those whose tag is no level of
+    the model, if no frame of DATA names one); of those the held-out ones (split test... or val...), if there are any.
+    Labels have the names that the model was fitted with, unless --key says otherwise.
     """
     with friendly() as notices:
         from mfgp import evaluation
@@ -198,7 +199,9 @@ def evaluate(
         fitted = MultiFidelityGP.load(model)
         level = fitted.levels[fitted.level(fidelity)]
         frames = _read_labelled(data, level, fitted, label_keys(keys))
-        chosen, note = evaluation.frames_to_score(frames, level, fitted.levels, everything, split=split, tag=tag)
+        chosen, note = evaluation.frames_to_score(
+            frames, level, fitted.levels, everything, split=split, tag=tag, named=fidelity is not None
+        )
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
         if which == "calibrated" and (raw := fitted.predictor(level).raw_moments):
             which += f", those of moments of {', '.join(raw)} the posterior's own"

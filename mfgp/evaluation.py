@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -198,19 +198,24 @@ def frames_to_score(
     *,
     split: str | None = None,
     tag: str | None = None,
+    named: bool = False,
 ) -> tuple[list[Frame], str]:
     """The labelled frames of a file to score at a level, and a sentence that says which they are.
 
     Frames whose own tag names another level are left out, whether it is one of `levels` or not; frames without a tag are
-    taken for that level, and those whose tag is `tag`. Where frames carry split marks the held-out ones are taken when
-    there are any, all others are left out; `everything` takes all, `split` those of one split. Raises DataError, naming
-    the tags, splits and levels there are, when none is left.
+    taken for that level, and those whose tag is `tag`; `named`, where the user said which level it is, those whose tag is
+    bookkeeping (`_bookkeeping`). Where frames carry split marks the held-out ones are taken when there are any, all others
+    are left out; `everything` takes all, `split` those of one split. Raises DataError, naming the tags, splits and levels
+    there are, when none is left.
     """
-    own = [f for f in frames if level_tag(f.atoms) in (None, fidelity, tag)]
+    tags = [level_tag(f.atoms, levels) for f in frames]
+    bookkeeping = _bookkeeping(tags, levels) if named and tag is None else set[str]()
+    taken = {None, fidelity, tag, *bookkeeping}
+    own = [f for f, found in zip(frames, tags, strict=True) if found in taken]
     if not own:
         raise DataError(
             f"no frame of level {fidelity!r} to evaluate: the {len(frames)} frames are tagged with "
-            f"{_tags(frames)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
+            f"{_counted(tags)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
             f"is only another name of {fidelity!r}, say so with --tag."
         )
     labelled = [f for f in own if f.labelled]
@@ -219,14 +224,22 @@ def frames_to_score(
             f"no labelled frame of level {fidelity!r} to evaluate: the {len(own)} frames are without labels."
         )
     chosen, what, rest = _of_split(labelled, split) if split is not None else _held_out(labelled, everything)
-    others = [f for f in frames if level_tag(f.atoms) not in (None, fidelity, tag)]
+    others = [found for found in tags if found not in taken]
     left_out = {
-        f"{len(others)} of other levels ({_tags(others)})": len(others),
+        f"{len(others)} of other levels ({_counted(others)})": len(others),
         f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
         f"{len(labelled) - len(chosen)} {rest}": len(labelled) - len(chosen),
     }
     notes = [text for text, count in left_out.items() if count]
+    if bookkeeping:
+        what += f" (tagged with {_counted(found for found in tags if found in bookkeeping)})"
     return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
+
+
+def _bookkeeping(tags: Sequence[str | None], levels: Sequence[str]) -> set[str]:
+    """Tags that say nothing of the level (head=Default): all, where none of a file's is one of the model's levels."""
+    found = {tag for tag in tags if tag is not None}
+    return set() if found & set(levels) else found
 
 
 def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str, str]:
@@ -240,23 +253,21 @@ def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str
 def _of_split(labelled: list[Frame], split: str) -> tuple[list[Frame], str, str]:
     chosen = [f for f in labelled if f.split == split]
     if not chosen:
-        found = Counter("no split" if f.split is None else f.split for f in labelled)
-        raise DataError(f"no labelled frame of split {split!r}; found {_counted(found)}.")
+        found = _counted("no split" if f.split is None else f.split for f in labelled)
+        raise DataError(f"no labelled frame of split {split!r}; found {found}.")
     return chosen, f"frames of split {split}", "of other splits"
 
 
-def _tags(frames: Iterable[Frame]) -> str:
-    return _counted(Counter(str(level_tag(f.atoms)) for f in frames))
-
-
-def _counted(counts: Counter[str]) -> str:
+def _counted(names: Iterable[str | None]) -> str:
     """'gfn1 (28 frames), nm (3 frames)'."""
-    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts.items())
+    counts = Counter(map(str, names)).items()
+    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts)
 
 
-def level_tag(atoms: Atoms) -> str | None:
-    """The level that a structure names itself (info fidelity, head or data_modality)."""
-    return next((str(atoms.info[key]) for key in FIDELITY_TAGS if atoms.info.get(key) is not None), None)
+def level_tag(atoms: Atoms, known: Collection[str] = ()) -> str | None:
+    """The level that a structure names itself (info fidelity, head or data_modality): the first that is known, if one is."""
+    tags = [str(atoms.info[key]) for key in FIDELITY_TAGS if atoms.info.get(key) is not None]
+    return next((tag for tag in tags if tag in known), tags[0] if tags else None)
 
 
 def evaluate(

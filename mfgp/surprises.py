@@ -119,28 +119,33 @@ def _energy(frame: Frame) -> float:
 def warn_of_left_out(frames: FrameSet, sample: FrameSet, calibration: Calibration, left_out: Sequence[LeftOut]) -> None:
     """Warn of what left-out errors of a `sample` of the training frames say of labels and of the `calibration` that was
     fitted to them."""
+    told = _warn_of_passed_over(sample, left_out, bool(calibration.fitted))
+    rest = [level for level in frames.levels if level not in told]
     if calibration.fitted:
-        told = _warn_of_passed_over(sample, left_out)
-        _warn_of_few([level for level in frames.levels if level not in told], frames, left_out)
-    else:
-        why = "too few structures to calibrate on; standard deviations are the posterior's own"
-        warnings.warn(why, stacklevel=4)
+        _warn_of_few(rest, frames, left_out)
+    elif rest:
+        at = f" at {', '.join(rest)}" if told else ""
+        why = f"too few structures to calibrate on{at}; standard deviations are the posterior's own"
+        warnings.warn(why, stacklevel=5)
     _warn_of_contradictions(frames.levels, calibration, left_out)
 
 
-def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut]) -> set[str]:
-    """Where many of the frames could not be left out a calibration rests on those that are easy to predict; the levels."""
+def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut], fitted: bool) -> set[str]:
+    """Where many of the frames could not be left out a calibration rests on those that are easy to predict; the levels.
+
+    fitted: whether there is a calibration; where there is none, of levels that have enough structures for one.
+    """
     found, told = {id(part.frame) for part in left_out}, set[str]()
     for level in frames.levels:
         own = [f for f in frames.of(level) if not f.isolated_atom]
         missing = sum(id(f) not in found for f in own)
-        if missing > PASSED_OVER * len(own):
-            rest = "rest on the others" if missing < len(own) else "are the posterior's own"
+        if missing > PASSED_OVER * len(own) and (fitted or len(own) >= MIN_STRUCTURES):
+            rest = "rest on the others" if fitted and missing < len(own) else "are the posterior's own"
             warnings.warn(
                 f"fidelity {level!r}: {missing} of {len(own)} structures cannot be left out, since nothing else says what "
                 f"they are, or rounding hides it beside nearly exact labels. Standard deviations {rest} and may be too "
                 "narrow; more structures would help",
-                stacklevel=5,
+                stacklevel=6,
             )
             told.add(level)
     return told
@@ -160,7 +165,7 @@ def _warn_of_few(levels: Sequence[str], frames: FrameSet, left_out: Sequence[Lef
                 f"fidelity {level!r}: {' and '.join(few)} are too few to calibrate on (what symmetry makes zero does not "
                 "count, nor structures that nothing else says enough of); their standard deviations are the posterior's own "
                 "and may be too narrow. Labels of more structures would help",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 
@@ -180,7 +185,7 @@ def _warn_of_contradictions(levels: Sequence[str], calibration: Calibration, lef
                 f"{one} of {frame.source} ({frame.atoms.symbols}): {off} off what these say, {score:.0f} times the usual. "
                 "Such labels make everything at their level less certain and less accurate: look at them (mfgp doctor DATA "
                 "--model MODEL lists them), and fit again without what is wrong",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

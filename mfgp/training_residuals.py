@@ -21,7 +21,7 @@ NOT_EXPLAINED = 0.8  # residual over labels of forces from which on a level is s
 AT_BOUND = 1e-3  # of rho
 NOTHING_LEFT = 1e-3  # eV/Å; where e0 and baselines leave no more of the forces, there is nothing to explain
 NO_STRESS_LEFT = 5e-3  # eV per sqrt(atom), the same of virials: 0.2 kbar in a cell of four atoms
-NO_TRANSFER = 0.2  # |rho| under which a level is said to carry nothing upwards
+NO_TRANSFER = 0.2  # share of a level's amplitude under which the level below is said to carry nothing upwards
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def training_residuals(model: MultiFidelityGP) -> list[Residual]:
 
 
 def transfer_notes(model: MultiFidelityGP) -> list[str]:
-    """Signs that a level does not help those above it: forces that the model takes for noise, a rho near zero or at a bound.
+    """Signs that a level does not help those above it: forces that the model takes for noise, a small share of what is above
+    it, a rho at a bound.
 
     Such a level does no harm either (its noise or rho lets the fit ignore it); the notes say to look at its data.
     """
@@ -69,11 +70,16 @@ def transfer_notes(model: MultiFidelityGP) -> list[str]:
                 "another sign, unit or order, Pulay stress, or forces that reach beyond r_cut (a larger one would help, or "
                 "structures of several volumes)?"
             )
-    for t, rho in enumerate(model.prior.rho.abs().max(1).values.tolist()):
-        if rho < NO_TRANSFER:
-            low, high = model.levels[t : t + 2]
-            notes.append(f"rho of {low} -> {high} is {rho:.2f}: {low} says next to nothing about {high}.")
-    return [*notes, *_rho_at_bounds(model)]
+    return [*notes, *_small_shares(model), *_rho_at_bounds(model)]
+
+
+def _small_shares(model: MultiFidelityGP) -> Iterator[str]:
+    """Levels of which little is left above: |rho| sqrt(Var f_t / Var f_t+1) of the prior, in whatever units both are."""
+    variances, rho = model.prior.local_variances(), model.prior.rho.abs()  # [T, S], [T-1, S]
+    shares = (rho * (variances[:-1] / variances[1:]).sqrt()).max(1).values.tolist()
+    for low, high, share in zip(model.levels, model.levels[1:], shares, strict=False):
+        if share < NO_TRANSFER:
+            yield f"{share:.2f} of the amplitude at {high} comes from {low}: {low} says next to nothing about {high}."
 
 
 def _rho_at_bounds(model: MultiFidelityGP) -> Iterator[str]:

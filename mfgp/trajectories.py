@@ -37,6 +37,7 @@ LEAST = 0.1
 NEIGHBOURS = 0.2
 CHANCE = 4.0  # standard deviations of that sum for independent forces, from which on it is none
 SHORTEST = 5  # frames of a run
+SAMPLED = 200  # of them, to see in how many directions they differ
 FURTHEST = 50  # frames that are looked at on either side
 TOLD = 0.5
 MANY, LARGEST = 8, 0.25  # stretches, those of one structure too, and what the largest may hold of all structures
@@ -173,7 +174,7 @@ def reach(f: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     before, after = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     square = (f**2).sum(1)
     first = float((f[:-1] * f[1:]).sum()) / max(0.5 * float((square[:-1] + square[1:]).sum()), 1e-12)
-    if first < max(NEIGHBOURS, CHANCE / np.sqrt(f[1:].size)):
+    if first < max(NEIGHBOURS, CHANCE / np.sqrt((n - 1) * freedom(f))):
         return before, after
     norm = np.sqrt(np.maximum(square, 1e-12))
     for lag in range(1, min(n, FURTHEST + 1)):
@@ -185,3 +186,12 @@ def reach(f: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if not (further.any() or earlier.any()):
             break
     return before, after
+
+
+def freedom(f: Array) -> float:
+    """In how many independent directions F [frame, 3N] points: of squares over mean squares of products of two frames."""
+    some = f[:: -(-len(f) // SAMPLED)]
+    gram = some @ some.T
+    square = float(np.diag(gram).mean())
+    others = (float((gram**2).sum()) - float((np.diag(gram) ** 2).sum())) / max(len(gram) * (len(gram) - 1), 1)
+    return max(square**2 / others, 1.0) if others > 0 else float(f.shape[1])

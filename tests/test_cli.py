@@ -100,6 +100,17 @@ def test_help_is_quick_and_complete():
     assert ok("--version").output == f"mfgp {mfgp.__version__}\n"
 
 
+def test_modules_are_attributes_of_the_package():
+    """Without an import of their own, and torch only where it is needed."""
+    lines = (
+        "import sys, mfgp",
+        "print(mfgp.files.__name__, hasattr(mfgp, 'filings'), hasattr(mfgp, '__wrapped__'), 'torch' in sys.modules)",
+        "print(mfgp.datasets.load_lmfp.__name__, mfgp.evaluation.evaluate.__name__)",
+    )
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["mfgp.files", "False", "False", "False", "load_lmfp", "evaluate"]
+
+
 def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
     result = ok("fit", folder / "config.yaml", "-o", tmp_path / "m.mfgp")
     for text in ("estimate:", "GFLOP/s", "rho, one for all elements", "low → high", "e0 (eV)", "training residuals"):
@@ -345,6 +356,19 @@ def test_evaluate_takes_all_or_another_level(model_file: Path, folder: Path, tmp
     result = ok("evaluate", model_file, folder / "low.extxyz", "-f", "low", "--json", out)
     assert json.loads(out.read_text())["fidelity"] == "low"
     assert "12 labelled frames at level low" in result.stderr
+
+
+def test_evaluate_takes_frames_tagged_for_bookkeeping_where_the_level_is_named(
+    model_file: Path, folder: Path, tmp_path: Path
+):
+    frames = ase.io.read(folder / "high.extxyz", ":")
+    for atoms in frames:
+        atoms.info["head"] = "Default"
+        atoms.info.pop("fidelity", None)
+    ase.io.write(tmp_path / "head.extxyz", frames)
+    assert "tagged with Default" in refused("evaluate", model_file, tmp_path / "head.extxyz")
+    result = ok("evaluate", model_file, tmp_path / "head.extxyz", "--fidelity", "high")
+    assert "4 held-out frames (tagged with Default (9 frames)) at level high" in result.stderr
 
 
 def test_evaluate_reads_other_keys_and_one_split(model_file: Path, folder: Path, tmp_path: Path):

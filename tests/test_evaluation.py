@@ -163,6 +163,34 @@ def test_a_level_that_the_model_does_not_know_is_never_scored(two_levels: FrameS
     assert len(frames_to_score(read_frames({"high": strange}), "high", two_levels.levels, everything=True)[0]) == 9
 
 
+def test_a_tag_that_is_no_level_is_bookkeeping_where_the_level_is_named(two_levels: FrameSet):
+    tagged = [marked(f) for f in two_levels.of("high")]
+    for atoms in tagged:
+        atoms.info["head"] = "Default"
+        atoms.info.pop("fidelity")
+    frames = read_frames({"high": tagged})
+    chosen, note = frames_to_score(frames, "high", two_levels.levels, everything=True, named=True)
+    assert [f.energy for f in chosen] == [f.energy for f in two_levels.of("high")]
+    assert note == "9 labelled frames (tagged with Default (9 frames)) at level high"
+    with pytest.raises(DataError, match=r"tagged with Default \(9 frames\).* Name their level with --fidelity"):
+        frames_to_score(frames, "high", two_levels.levels)
+    with pytest.raises(DataError, match=r"tagged with Default"):
+        frames_to_score(frames, "high", two_levels.levels, tag="mine", named=True)
+
+
+def test_beside_levels_of_the_model_other_tags_are_other_levels(two_levels: FrameSet):
+    """A file of three levels, of which the model has two; a known level in any of the tags is the frame's own."""
+    low, high, other = (marked(two_levels.of(level)[i]) for level, i in (("low", 0), ("high", 0), ("high", 1)))
+    other.info["fidelity"] = "ccsd"
+    low.info.update(fidelity="pbe_u", head="low")
+    frames = read_frames({"high": [low, high, other]})
+    chosen, note = frames_to_score(frames, "high", two_levels.levels, named=True)
+    assert [f.energy for f in chosen] == [high.info["REF_energy"]]
+    assert note.endswith("left out 2 of other levels (low (1 frame), ccsd (1 frame))")
+    with pytest.raises(DataError, match=r"tagged with low \(1 frame\)"):
+        frames_to_score(read_frames({"high": [low]}), "high", two_levels.levels, named=True)
+
+
 def test_one_split_can_be_chosen(two_levels: FrameSet):
     frames = [marked(f) for f in two_levels.of("high")]
     for i, split in enumerate(("test_ood", "test", "test_ood", "train")):

@@ -125,6 +125,19 @@ def in_other_units(frames: list[Atoms], factor: float) -> list[Atoms]:
     return out
 
 
+def test_a_low_level_of_another_scale_still_says_something(low: list[Atoms], high: list[Atoms]) -> None:
+    model = MultiFidelityGP.fit(read_frames({"low": in_other_units(low, 10.0), "high": high}), CONFIG, progress=False)
+    assert 0.05 < float(model.prior.rho.max()) < 0.2
+    assert transfer_notes(model) == []
+
+
+def test_a_low_level_that_says_nothing_is_pointed_out(low: list[Atoms], high: list[Atoms]) -> None:
+    """A rho of 1 of an amplitude of nothing, as shuffled labels have it."""
+    model = MultiFidelityGP.fit(read_frames({"low": shuffled(low), "high": high}), CONFIG, progress=False)
+    assert float(model.prior.rho.max()) > 0.5
+    assert any("of the amplitude at high comes from low: low says next to nothing" in n for n in transfer_notes(model))
+
+
 @pytest.mark.parametrize(("factor", "bound"), [(0.1, "3"), (-1.0, "-1")])
 def test_a_rho_at_its_bound_is_pointed_out(low: list[Atoms], factor: float, bound: str) -> None:
     above = in_other_units(low, 1.0)

@@ -56,6 +56,28 @@ def test_a_calibration_on_few_of_the_structures_is_told() -> None:
         MultiFidelityGP.fit(few, config, progress=False)
 
 
+@pytest.mark.parametrize("n", [3, 2])
+def test_where_none_can_be_left_out_the_reason_is_told(n: int) -> None:
+    """Nearly exact labels, and more inducing points than they say anything of; or just too few of them."""
+    levels = {
+        "low": [label(alloy(i), "low") for i in range(6)],
+        "high": [label(alloy(90 + i), "high") for i in range(n)],
+    }
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = MultiFidelityGP.fit(read_frames(levels), FitConfig(preset="solid"), progress=False)
+    told = sorted(str(w.message) for w in caught)
+    assert fitted.calibration is None
+    assert all(w.filename == __file__ for w in caught)
+    own = "Standard deviations are the posterior's own and may be too narrow"
+    assert told[n - 2].startswith("fidelity 'low': 6 of 6 structures cannot be left out")
+    assert own in told[n - 2]
+    if n == 3:
+        assert told[0].startswith("fidelity 'high': 3 of 3 structures cannot be left out")
+    else:
+        assert told[1] == "too few structures to calibrate on at high; standard deviations are the posterior's own"
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_a_kind_of_label_that_too_few_structures_have_is_told(n: int) -> None:
     """Not of energies that the level has none of, nor of those of three structures; one alone cannot be left out."""
