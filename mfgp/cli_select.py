@@ -149,6 +149,12 @@ def select(
                 seed=seed,
                 report=report,
             )
+        if chosen.same:
+            text = (
+                f"{chosen.same} structures of the pool were passed over as others of it in another description (order of "
+                "atoms, orientation, cell, rounding): one of each is offered at a level"
+            )
+            console.say(notices, text)
         console.stdout().print(selection_table(chosen, asked.pool, asked.unit))
         console.say(console.stdout(), summary_line(chosen, asked.unit))
         if not chosen.choices:

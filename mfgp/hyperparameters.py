@@ -25,6 +25,9 @@ FORCE_NOISE_SPREAD = (1.0, 0.25)  # std of log noise_force: around its initial v
 ENERGY_RATIO_SPREAD = 1.0  # std of log (noise_energy / noise_force) around its initial value
 LARGEST = 1e13  # of the prior variance of all labels of a kind over that of their noise: float64 ends at 1e16
 LARGEST_GIVEN = 1e12  # the same of labels with a sigma of their own, which nothing bounds from below
+SCALE_SPREAD = 1.0  # std of log s_t around what is expected of it, at levels without forces
+UNTOLD_SCALE = 5.0  # eV, of f_t where no level has forces: 3 - 18 where forces tell it (metals, alloys, molecules)
+DISCREPANCY = 0.5  # of the amplitude that explains a level, what is expected of delta_t above the lowest
 RHO_PRIOR = (1.0, 0.5)  # mean and standard deviation: Delta-learning is the centre, rho = 0 is two deviations away
 
 
@@ -32,11 +35,17 @@ class AutoregressiveGP(gpytorch.models.GP):
     """Prior of the levels: delta_t ~ GP(0, s_t^2 k), f_t = rho_{t-1} f_{t-1} + delta_t.
 
     rho has shape [T-1, 1] (`scalar`), [T-1, S] (`species`), or is a fixed list of T-1 numbers.
+
+    Prior of the amplitudes, at levels without forces alone: log s_t around that of `expected_scale`. The columns of e0
+    explain as many energies as there are elements, and little is left of a few more: the evidence then likes s_t = 0.
     """
 
     def __init__(self, n_levels: int, species: tuple[int, ...], zeta: int, rho: str | list[float]) -> None:
         super().__init__()
         self.species = species
+        self.register_buffer("expected_scale", torch.full((n_levels,), UNTOLD_SCALE, dtype=torch.float64))  # eV
+        self.register_buffer("without_forces", torch.zeros(n_levels, dtype=torch.float64))  # 1 or 0
+        self.register_prior("scale_prior", NormalPrior(0.0, 1.0), AutoregressiveGP.scale_deviations)
         self.kernels = torch.nn.ModuleList([EnvironmentKernel(zeta) for _ in range(n_levels)])
         if isinstance(rho, str):
             if rho not in ("scalar", "species"):
@@ -75,6 +84,19 @@ class AutoregressiveGP(gpytorch.models.GP):
         for kernel, value in zip(self.kernels, values.tolist(), strict=True):
             kernel.outputscale = value**2
 
+    def know_forces(self, statistics: Statistics, n_features: int) -> None:
+        """Take from the statistics which levels have forces, and what amplitude is expected of the others: what explains the
+        forces of the next level below that has some, else above, DISCREPANCY times that if it is not the lowest."""
+        found = [explaining_scale(statistics, (t, "forces"), n_features) for t in range(self.n_levels)]
+        for t in range(self.n_levels):
+            near = (scale for scale in (*found[:t][::-1], *found[t + 1 :]) if scale is not None)
+            self.expected_scale[t] = next(near, UNTOLD_SCALE) * (DISCREPANCY if t else 1.0)
+            self.without_forces[t] = float((t, "forces") not in statistics.moments)
+
+    def scale_deviations(self) -> Tensor:
+        """log s_t against where its prior expects it, in standard deviations of that prior, [T]; 0 at levels with forces."""
+        return self.without_forces * (self.scale / self.expected_scale).log() / SCALE_SPREAD
+
     def local_variances(self) -> Tensor:
         """Prior variance of a local energy at each level and species, [T, S] eV^2."""
         return prior_variances(self.rho, self.scale)
@@ -86,6 +108,14 @@ class AutoregressiveGP(gpytorch.models.GP):
         correlation = self.kernels[0](x).to_dense() / self.kernels[0].outputscale
         covariance = correlation * variance.sqrt()[:, None] * variance.sqrt()[None, :]
         return gpytorch.distributions.MultivariateNormal(x.new_zeros(len(x)), covariance)
+
+
+def explaining_scale(statistics: Statistics, key: Key, n_features: int) -> float | None:
+    """The amplitude at which the prior explains labels (eV), sum y^2 = s^2 tr(G); None where there are none but zeros."""
+    if (m := statistics.moments.get(key)) is None:
+        return None
+    trace = float(m.gram.diagonal()[:n_features].sum())
+    return (m.square / trace) ** 0.5 if trace > 0 and m.square > 0 else None
 
 
 class LevelNoise(gpytorch.likelihoods.Likelihood):
@@ -205,7 +235,7 @@ def _signal(statistics: Statistics, key: Key, d: Tensor) -> Tensor:
 
 
 class Evidence(gpytorch.mlls.MarginalLogLikelihood):
-    """log p(y) + log p(rho, noise) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
+    """log p(y) + log p(s, rho, noise) of an AutoregressiveGP and a LevelNoise on sufficient statistics (nats)."""
 
     title = "evidence"
     likelihood: LevelNoise
@@ -225,7 +255,7 @@ class Evidence(gpytorch.mlls.MarginalLogLikelihood):
         return {key: variance**-1 for key, variance in definite_variances(self.likelihood, statistics, d).items()}
 
     def log_prior(self) -> Tensor:
-        """log p(rho, noise), nats."""
+        """log p(s, rho, noise), nats."""
         value = self.likelihood.raw_noise.new_zeros(())
         for _, module, prior, closure, _ in self.named_priors():
             value = value + prior.log_prob(closure(module)).sum()

@@ -220,6 +220,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     if not header["centred"]:
         statistics = centred_statistics(statistics, features.centre)
     noise.know_forces(statistics)
+    prior.know_forces(statistics, basis.size)
     data, seen = header["data"], frozenset(header["seen"])
     model = MultiFidelityGP(
         config, levels, features, columns, tensors["column_std"], prior, noise, statistics, calculators, data, seen

@@ -22,8 +22,8 @@ class Prediction:
     of the difference to a new calculation, scaled to left-out moments where `calibrated` and three structures have some.
     Data fix local energies up to a constant for each species: energies_std is that of a local energy against the mean
     over the inducing environments of its species. calibrated: the stds of energy, forces and stress are those of the
-    difference to a new calculation at that level, and energies_std is scaled as energy_std, novelty left out; otherwise
-    they are the posterior's own, label noise aside.
+    difference to a new calculation at that level, and energies_std is scaled as energy_std, novelty, scatter and label
+    noise left out; otherwise they are the posterior's own, label noise aside.
     std_by_level: energy_std, forces_std and stress_std of each level's discrepancy delta up to this level by name, cheapest
     first, and of the label noise as `noise` where calibrated; their squares add up to those of the stds above.
     """

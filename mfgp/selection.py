@@ -29,6 +29,7 @@ from mfgp.model import MultiFidelityGP
 from mfgp.observations import cell_volume
 from mfgp.predictor import Predictor
 from mfgp.progress import Report, silent
+from mfgp.same_structure import groups
 from mfgp.targets import Target, build_target
 from mfgp.threads import ordered_map
 from mfgp.training_frames import calculation_key
@@ -60,11 +61,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """A batch, in the order of choice, and the target's standard deviation before it."""
+    """A batch, in the order of choice, and the target's standard deviation before it.
+
+    same: how many structures of the pool were passed over, at one level or more, as another description (same_structure) of
+    one that was chosen there, or that is taken or known.
+    """
 
     choices: tuple[Choice, ...]
     std_before: float
     target: str
+    same: int = 0
 
     @property
     def hours(self) -> float:
@@ -94,8 +100,10 @@ def select(
     `n` is the only limit, the gain alone decides, with a UserWarning. levels: that may be calculated (all by default).
     targets: structures to become certain about (the pool by default). weights: of mean variances, {"forces": 1} by default,
     also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was trained on
-    (`known_calculations`); a structure that the pool holds more than once is offered once. Raises DataError for an empty
-    pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no limit.
+    (`known_calculations`); a structure that the pool holds more than once is offered once, and at each level one of those
+    that are the same in other descriptions (same_structure: atoms in another order, other cells, rounded files). Raises
+    DataError for an empty pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no
+    limit.
     """
     if budget_hours is None and n is None:
         raise ConfigError("no limit: give budget_hours (--budget-hours) or n (-n).")
@@ -111,19 +119,21 @@ def select(
     if free:
         warnings.warn(_by_gain_alone(names), stacklevel=2)
     hours = np.column_stack([np.ones(len(pool)) if free else costs.hours(name, pool) for name in names])
-    hours[_not_offered(model, pool, names, taken)] = np.inf
+    same = SameStructures.of(pool, _done(model, pool, names, taken))
+    hours[same.closed] = np.inf
     search = Search(predictor, pool, names, aim, hours, seed, report)
-    limit = int(np.isfinite(hours).sum()) if n is None else n
+    limit = same.offered() if n is None else n
     std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
     choices: list[Choice] = []
     while len(choices) < limit and (best := search.best(left)) is not None:
         choices.append(search.take(*best, rank=len(choices) + 1))
+        search.close(same.take(choices[-1].index, best[1]), best[1])
         left -= choices[-1].hours
         done = (len(choices), limit) if not budget_hours else (round(100 * (1 - left / budget_hours)), 100)
         report("selection", *done, f"std {choices[-1].std_after:.4g}")
     if free:
         choices = [replace(choice, hours=np.nan) for choice in choices]
-    return Selection(tuple(choices), std_before, predictor.fidelity)
+    return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()))
 
 
 def _by_gain_alone(names: Sequence[str]) -> str:
@@ -135,17 +145,50 @@ def _by_gain_alone(names: Sequence[str]) -> str:
     return f"no cost known for {', '.join(names)}: chosen by gain alone, so {what}; {options} changes that"
 
 
-def _not_offered(
+def _done(
     model: MultiFidelityGP, pool: Sequence[Atoms], names: Sequence[str], taken: Collection[tuple[int, str]]
 ) -> np.ndarray:
-    """Calculations that are taken or known, their copies, and those of an earlier copy in the pool, [structure, level]."""
+    """Calculations that are taken or known, and their copies, [structure, level]."""
     keys = [[calculation_key(name, atoms) for name in names] for atoms in pool]
     closed = {*model.calculated, *(keys[i][names.index(name)] for i, name in taken if name in names)}
-    out = np.zeros((len(pool), len(names)), dtype=bool)
-    for i, row in enumerate(keys):
-        out[i] = [key in closed for key in row]
-        closed |= set(row)
-    return out
+    return np.array([[key in closed for key in row] for row in keys])
+
+
+@dataclass
+class SameStructures:
+    """Which calculations of a pool are not offered, as choices are made."""
+
+    number: np.ndarray  # [structure] of same_structure.groups
+    closed: np.ndarray  # [structure, level] not to be chosen
+    passed: np.ndarray  # [structure] whether it is for another description of it
+
+    @staticmethod
+    def of(pool: Sequence[Atoms], done: np.ndarray) -> SameStructures:
+        """done [structure, level]: taken or known. Of copies only the first is offered."""
+        seen, again = set[str](), np.zeros(len(pool), dtype=bool)
+        for i, atoms in enumerate(pool):
+            again[i] = (key := calculation_key("", atoms)) in seen
+            seen.add(key)
+        number = np.array(groups(pool)) if len(pool) > 1 else np.zeros(1, dtype=int)
+        found = SameStructures(number, done | again[:, None], np.zeros(len(pool), dtype=bool))
+        for place in range(done.shape[1]):
+            found._close(np.isin(number, number[done[:, place]]), place)
+        return found
+
+    def take(self, index: int, place: int) -> list[int]:
+        """Choose a calculation; the structures that are not to be chosen at its level from now on."""
+        self.closed[index, place] = True
+        return self._close(self.number == self.number[index], place)
+
+    def _close(self, alike: np.ndarray, place: int) -> list[int]:
+        others = alike & ~self.closed[:, place]
+        self.closed[others, place] = True
+        self.passed |= others
+        return np.flatnonzero(others).tolist()
+
+    def offered(self) -> int:
+        """How many calculations can be chosen."""
+        return sum(len(np.unique(self.number[~column])) for column in self.closed.T)
 
 
 def known_calculations(model: MultiFidelityGP, pool: Sequence[Atoms], levels: Sequence[str]) -> list[tuple[int, str]]:
@@ -246,6 +289,11 @@ class Search:
         self.candidates.condition(q, target, self.levels)
         self.candidates.hours[p, place] = torch.inf
         return Choice(index, self.predictor.model.levels[level], rank, value, self.deviation(), cost)
+
+    def close(self, structures: Sequence[int], place: int) -> None:
+        """Structures (of the pool) that are not to be chosen at a level any more."""
+        index = self.candidates.index
+        self.candidates.hours[torch.isin(index, index.new_tensor(structures)), place] = torch.inf
 
     def _expand(self, chosen: Sequence[int]) -> None:
         """Make the design rows of structures, as many as may be kept; those of earlier ones are forgotten for them."""

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from mfgp.autoregressive import block_scales
 from mfgp.errors import NumericalError
-from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, Evidence, LevelNoise, definite_variances
+from mfgp.hyperparameters import (
+    DISCREPANCY,
+    LEARNED_KINDS,
+    AutoregressiveGP,
+    Evidence,
+    LevelNoise,
+    definite_variances,
+    explaining_scale,
+)
 from mfgp.statistics import Statistics
 
 FLOAT64_HEADROOM = 1e12  # of s^2 eig(G) / noise^2
@@ -32,7 +40,7 @@ MIN_ENERGY_RATIO = 1e-4  # Å
 class TrainingResult:
     """What the optimiser did."""
 
-    evidence: float  # the objective: log p(y) + log p(rho, noise), or another of objectives; nats
+    evidence: float  # the objective: log p(y) + log p(s, rho, noise), or another of objectives; nats
     evaluations: int
     converged: bool
     message: str
@@ -42,17 +50,16 @@ class TrainingResult:
 def initialise(prior: AutoregressiveGP, noise: LevelNoise, statistics: Statistics, n_features: int) -> None:
     """Start amplitudes where the prior explains the labels: s_t^2 = sum y^2 / tr(G) over the forces (or the energies).
 
-    The discrepancies of higher levels start at half the amplitude that would explain all of their labels.
+    The discrepancies of higher levels start at half the amplitude that would explain all of their labels. Levels without
+    forces start where their amplitudes are expected (`AutoregressiveGP.know_forces`).
     """
-    scales = []
+    prior.know_forces(statistics, n_features)
+    scales = prior.expected_scale.clone()
     for t in range(prior.n_levels):
-        moments = [
-            statistics.moments[k] for k in ((t, "forces"), (t, "energy"), (t, "given")) if k in statistics.moments
-        ]
-        traces = [(m.square, float(m.gram.diagonal()[:n_features].sum())) for m in moments]
-        ratios = [square / trace for square, trace in traces if trace > 0 and square > 0]
-        scales.append((ratios[0] ** 0.5 if ratios else 1.0) * (0.5 if t else 1.0))
-    prior.set_scale(torch.tensor(scales, dtype=torch.float64))
+        if not prior.without_forces[t]:
+            every = [explaining_scale(statistics, (t, kind), n_features) for kind in ("forces", "energy", "given")]
+            scales[t] = next((s for s in every if s is not None), 1.0) * (DISCREPANCY if t else 1.0)
+    prior.set_scale(scales)
     values = noise.noise.detach().clone()
     for t in range(prior.n_levels):
         for k, kind in enumerate(LEARNED_KINDS):

@@ -184,6 +184,17 @@ def test_what_the_model_was_trained_on_is_not_offered(
     assert not (tmp_path / "y.extxyz").exists()
 
 
+def test_structures_in_another_description_are_passed_over(
+    files: tuple[Path, Path], pool: list[Atoms], tmp_path: Path
+) -> None:
+    ase.io.write(tmp_path / "pool.extxyz", [*pool[:2], *(atoms[[2, 0, 3, 1]] for atoms in pool[:2])])
+    options = ("--level", "high", "-n", 4, *GIVEN, "-o", tmp_path / "x.extxyz")
+    result = run("select", files[0], tmp_path / "pool.extxyz", *options)
+    assert result.exit_code == 0, result.output
+    assert len(ase.io.read(tmp_path / "x.extxyz", ":")) == 2
+    assert "2 structures of the pool were passed over as others of it in another description" in result.stderr
+
+
 def test_a_crystal_is_known_when_it_comes_back_from_a_file(tmp_path: Path) -> None:
     for a in (2.8665, 3.615, 4.05, 5.431, 5.6533):
         crystal = bulk("Si", "diamond", a=a, cubic=True) * (2, 2, 2)

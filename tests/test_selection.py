@@ -214,6 +214,38 @@ def test_copies_of_a_structure_are_offered_once(model: MultiFidelityGP, pool: li
     assert sorted(chosen) == [(0, "low"), *((i, level) for i in (5, 6) for level in ("high", "low"))]
 
 
+def redescribed(atoms: Atoms, seed: int) -> Atoms:
+    """Atoms in another order and orientation, rounded to four decimals."""
+    out = atoms[np.random.default_rng(seed).permutation(len(atoms))]
+    out.rotate(40.0, (1, 2, 3), rotate_cell=True)
+    return Atoms(out.numbers, out.positions.round(4), cell=out.cell.array.round(4), pbc=atoms.pbc)
+
+
+def test_other_descriptions_of_a_structure_are_offered_once_at_a_level(
+    model: MultiFidelityGP, pool: list[Atoms]
+) -> None:
+    some = pool[:4]
+    several = [*some, *(redescribed(a, i) for i, a in enumerate(some)), *(a * (2, 1, 1) for a in some)]
+    chosen = select(model, several, "high", COSTS, n=20)
+    assert sorted((c.index % 4, c.level) for c in chosen.choices) == [(i, t) for i in range(4) for t in ("high", "low")]
+    assert chosen.same == 8
+    assert select(model, some, "high", COSTS, n=20).same == 0
+    few = select(model, several, "high", COSTS, n=1)
+    assert (few.same, len(few.choices)) == (2, 1)
+
+
+def test_other_descriptions_of_what_is_known_or_taken_are_not_offered(
+    model: MultiFidelityGP, pool: list[Atoms]
+) -> None:
+    """alloy(0) was trained on at both levels; nothing but the pool says what it looked like."""
+    several = [alloy(0), redescribed(alloy(0), 0), pool[0], redescribed(pool[0], 1), pool[1]]
+    chosen = select(model, several, "high", COSTS, n=20, levels=["high"], taken=[(2, "high")])
+    assert [c.index for c in chosen.choices] == [4]
+    assert chosen.same == 2
+    low = select(model, several, "high", COSTS, n=20, levels=["low"], taken=[(2, "high")])
+    assert {c.index for c in low.choices} in ({2, 4}, {3, 4})
+
+
 def test_costs_decide_the_level(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     cheap_low = select(model, pool, "high", CostModel.fixed({"low": 1e-5, "high": 1.0}), n=4)
     cheap_high = select(model, pool, "high", CostModel.fixed({"low": 1.0, "high": 1e-5}), n=4)
