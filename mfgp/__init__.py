@@ -54,6 +54,6 @@ def __getattr__(name: str) -> Any:
     """Import on first use, names and modules alike: `mfgp --help` and a bad configuration do not wait for torch."""
     if name in _HOME:
         return getattr(import_module(f"mfgp.{_HOME[name]}"), name)
-    if find_spec(f"mfgp.{name}") is None:
+    if not name.isidentifier() or find_spec(f"mfgp.{name}") is None:
         raise AttributeError(f"module 'mfgp' has no attribute {name!r}")
     return import_module(f"mfgp.{name}")

@@ -154,7 +154,7 @@ def calibration_table(calibration: Mapping[str, Any], levels: Sequence[str]) -> 
         coverages = (f"{100 * f[name]:.1f} %" for name in ("coverage_before", "coverage_after"))
         rows.append((f["level"], kind, str(f["structures"]), *factors, *coverages))
     notes = [_CALIBRATION_NOTE, *scattering(calibration, levels)]
-    return explained(table("calibration, structures left out one by one", columns, rows), "\n".join(notes))
+    return explained(table("calibration, structures left out", columns, rows), "\n".join(notes))
 
 
 def scattering(calibration: Mapping[str, Any], levels: Sequence[str]) -> Iterator[str]:

@@ -93,15 +93,12 @@ def force_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
 
 def _zero_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
     """Forces that are exactly zero and left out (held_atoms.py)."""
-    atoms = [~frame.force_mask & (_all(frame) == 0).all(axis=1) for frame in frames]
-    out = [frame for frame, held in zip(frames, atoms, strict=True) if held.any()]
+    out = [frame for frame in frames if frame.held]
     if not out:
         return []
     none_left = [frame for frame in out if not frame.force_mask.any()]
     severity: Severity = "error" if len(none_left) == len(frames) else "warning" if none_left else "info"
-    message = (
-        f"fidelity {level!r}: forces on {sum(int(held.sum()) for held in atoms)} atoms of {len(out)} of {len(frames)} "
-    )
+    message = f"fidelity {level!r}: forces on {sum(frame.held for frame in out)} atoms of {len(out)} of {len(frames)} "
     message += f"frames, {examples(none_left or out)}, are exactly zero where no symmetry makes them so, and left out: "
     message += "constraints (FixAtoms and its like) had set them to zero, "
     message += f"or, as it seems in {len(none_left)} frames without others, they" if none_left else "or they"
@@ -111,12 +108,8 @@ def _zero_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
 
 def _used(frame: Frame) -> Array:
     """Forces of the atoms that the mask keeps, [atom, 3] eV/Å."""
-    return _all(frame)[frame.force_mask]
-
-
-def _all(frame: Frame) -> Array:
-    """Forces of all atoms, [N, 3] eV/Å."""
-    return frame.forces if frame.forces is not None else np.zeros((len(frame.atoms), 3))
+    forces = frame.forces if frame.forces is not None else np.zeros((len(frame.atoms), 3))
+    return forces[frame.force_mask]
 
 
 def _large_forces(level: str, frames: Sequence[Frame], largest: Array) -> list[Finding]:

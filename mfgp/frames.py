@@ -51,7 +51,7 @@ class Frame:
 
     energy eV; forces [N, 3] eV/Å; force_mask [N] bool, True = used; stress [6] eV/Å^3; energy_sigma eV;
     force_sigma eV/Å; magmoms [N] Bohr magnetons (a label beside the others: alone it is none); total_magmom of
-    the cell.
+    the cell; held: atoms whose forces held_atoms has masked.
     `atoms` carries no calculator and no labels; `source` says where it came from ('nm.extxyz frame 3').
     """
 
@@ -69,6 +69,7 @@ class Frame:
     wall_seconds: float | None
     magmoms: Array | None = None
     total_magmom: float | None = None
+    held: int = 0
 
     def __repr__(self) -> str:
         return f"<Frame {self.source}: {self.atoms.symbols} at {self.fidelity}, {', '.join(self.label_names) or 'no label'}>"
@@ -238,6 +239,7 @@ def _frame(entry: Entry, keys: LabelKeys) -> tuple[Frame, list[str]]:
         energy=labels.energy,
         forces=labels.forces,
         force_mask=mask,
+        held=int((labels.force_mask & ~mask).sum()),
         stress=labels.stress,
         energy_sigma=labels.energy_sigma,
         force_sigma=labels.force_sigma,

@@ -43,12 +43,12 @@ def held_atoms(atoms: Atoms, forces: Array) -> Mask:
     ways = directions(atoms)
     held = zero & (np.abs(ways) > LOPSIDED).any(axis=1)
     for constraint in fixing:
-        satisfied = (np.abs(_removed(constraint, atoms, forces)) < ROUNDING).all(axis=1)
-        held |= satisfied & (np.abs(_removed(constraint, atoms, ways)) > LOPSIDED).any(axis=1)
+        satisfied = (np.abs(removed(constraint, atoms, forces)) < ROUNDING).all(axis=1)
+        held |= satisfied & (np.abs(removed(constraint, atoms, ways)) > LOPSIDED).any(axis=1)
     return held
 
 
-def _removed(constraint: FixConstraint, atoms: Atoms, vectors: Array) -> Array:
+def removed(constraint: FixConstraint, atoms: Atoms, vectors: Array) -> Array:
     """What a constraint takes out of forces or other vectors, [N, 3]; NaN where ASE cannot say."""
     left = vectors.copy()
     if isinstance(constraint, FixBondLengths):
@@ -61,14 +61,15 @@ def _removed(constraint: FixConstraint, atoms: Atoms, vectors: Array) -> Array:
 
 
 def directions(atoms: Atoms) -> Array:
-    """d_i over the sum of w, [N, 3], of the element that makes it longest; zero for atoms without neighbours."""
+    """d_i over the sum of w (1 at least: a bond has 0.6), [N, 3], of the element that makes it longest; zero without
+    neighbours."""
     radii = covalent_radii[atoms.numbers]
     cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)
     search = vesin.NeighborList(cutoff=REACH * 2.0 * float(radii.max()), full_list=True, n_threads=1)
     i, j, r, vectors = search.compute(atoms.positions.astype(np.float64), cell, atoms.pbc, "ijdD")
     usual = radii[i] + radii[j]  # [pair] Å
     weight = (1.0 - np.minimum(r / (REACH * usual), 1.0) ** 2) ** 2
-    total = np.maximum(np.bincount(i, weight, minlength=len(atoms)), 1e-12)
+    total = np.maximum(np.bincount(i, weight, minlength=len(atoms)), 1.0)
     longest = np.zeros((len(atoms), 3))
     for number in np.unique(atoms.numbers):
         own = atoms.numbers[j] == number

@@ -13,7 +13,10 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from mfgp.held_atoms import FIXING, removed
+
 Array = NDArray[np.float64]
+ROUNDED, SHARE = 2e-3, 0.05  # eV/Å, and of the rms force: the same forces, rounded or with a drift taken off
 
 
 def _numbers(label: str, raw: Any, problems: list[str]) -> Array | None:
@@ -94,12 +97,21 @@ def other_forces(atoms: Atoms, raw: Any, of_calculator: Any) -> bool:
     if first is None or second is None or not first.shape == second.shape == (len(atoms), 3):
         return False
     compared = force_mask(atoms, [])[:, None] & np.isfinite(first) & (first != 0.0)
-    tolerance = 1e-4 + 1e-3 * np.abs(first[compared]).max(initial=0.0)  # eV/Å
-    if not (np.abs(first - second)[compared] > tolerance).any():
+    if not compared.any():
+        return False
+    size = float(np.sqrt(np.mean(first[compared] ** 2)))
+
+    def differ(of_the_calculator: Array) -> bool:
+        difference = np.where(compared, first - of_the_calculator, 0.0)
+        difference -= difference.sum(0) / np.maximum(compared.sum(0), 1)  # a drift
+        return float(np.sqrt(np.mean(difference[compared] ** 2))) > ROUNDED + SHARE * size
+
+    if not differ(second):
         return False
     for constraint in atoms.copy().constraints:  # a copy: they keep what they have adjusted
-        constraint.adjust_forces(atoms, second)
-    return bool((np.abs(first - second)[compared] > tolerance).any())
+        if isinstance(constraint, FIXING):
+            second = second - np.nan_to_num(removed(constraint, atoms, second))
+    return differ(second)
 
 
 def other_energy(atoms: Atoms, raw: Any, of_calculator: Any) -> bool:

@@ -31,7 +31,7 @@ def warn_of_labels(
             *_two_origins(level, entries, keys),
             *_other_calculation(level, entries, keys),
             *_per_atom(level, own),
-            *_held(level, own, [entry for entry in entries if entry.level == level]),
+            *_held(level, own),
         )
         for message in found:
             warnings.warn(message, stacklevel=stacklevel + 1)
@@ -82,15 +82,12 @@ def _left(design: np.ndarray, values: np.ndarray) -> float:
     return float(np.sqrt(np.mean((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2)))
 
 
-def _held(level: str, frames: Sequence[Frame], entries: Sequence[Entry]) -> Iterator[str]:
-    """Forces that held_atoms.py has left out, where no force_mask of the data does; one frame without any other is the
-    doctor's to tell.
-    """
-    pairs = zip(frames, entries, strict=True)
-    found = [f for f, e in pairs if not f.force_mask.all() and "force_mask" not in {**e.atoms.arrays, **e.atoms.info}]
+def _held(level: str, frames: Sequence[Frame]) -> Iterator[str]:
+    """Forces that held_atoms.py has left out; one frame without any other is the doctor's to tell."""
+    found = [frame for frame in frames if frame.held]
     if len(found) > 1 or any(frame.force_mask.any() for frame in found):
         yield (
-            f"fidelity {level!r}: forces on {sum(int((~f.force_mask).sum()) for f in found)} atoms of {len(found)} frames "
+            f"fidelity {level!r}: forces on {sum(f.held for f in found)} atoms of {len(found)} frames "
             f"({found[0].source} first) are exactly zero where no symmetry makes them so, or without what a constraint "
             "removes: constraints were applied when they were written (FixAtoms and its like), or they were not computed. "
             "They are left out; to have them, write atoms.get_forces(apply_constraint=False)"

@@ -195,7 +195,7 @@ def prediction(atoms: Atoms, keys: LabelKeys) -> str | None:
 def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     """Where a label (energy, forces, ...) is taken from: 'REF_energy', 'free_energy of the calculator'."""
     key = getattr(keys, label)
-    if key in atoms.info or key in atoms.arrays:
+    if _under_key(atoms, key) is not None:
         return str(key)
     name = _of_calculator(_labelling_results(atoms, keys), label, key)
     return None if name is None else f"{name}{_CALCULATOR}"

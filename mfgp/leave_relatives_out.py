@@ -52,10 +52,19 @@ def leave_relatives_out(
 
 
 def thinned(sample: FrameSet, related: Relatives) -> FrameSet:
-    """A sample with the frames of EACH structures of a stretch at most, spread over it."""
-    chosen = {related.same[id(frame)] for frame in sample if not frame.isolated_atom}
+    """A sample with EACH structures of a stretch and a level, spread over it; those of higher levels count for the lower."""
+    of_level = {
+        level: {related.same[id(frame)] for frame in sample.of(level) if not frame.isolated_atom}
+        for level in sample.levels
+    }
     dropped: set[int] = set()
     for stretch in related.stretches:
-        own = sorted(chosen & stretch)
-        dropped |= set(own) - set(own[:: max(1, -(-len(own) // EACH))])
+        kept: set[int] = set()
+        for level in reversed(sample.levels):
+            own = sorted(of_level[level] & stretch)
+            rest = [k for k in own if k not in kept]
+            wanted = EACH - (len(own) - len(rest))
+            if wanted > 0:
+                kept |= set(rest[:: max(1, -(-len(rest) // wanted))])
+        dropped |= stretch - kept
     return FrameSet(sample.levels, tuple(f for f in sample if related.same.get(id(f)) not in dropped))

@@ -148,7 +148,7 @@ class MultiFidelityGP:
         return model
 
     def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration | None:
-        """Scale the standard deviations to leave-one-structure-out errors of the training frames; kept in the model.
+        """Scale the standard deviations to errors of left-out structures among the training frames; kept in the model.
 
         Raises DataError for frames that the model was not trained on. See calibrating.calibrated.
         """

@@ -14,7 +14,7 @@ structures what is left out still looks a little too certain.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
+MOST_ATOMS = 500  # in frames that are left out with a structure
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def leave_moments_out(
     """What the model would say of the moments of each structure of `sample`, had it not been trained on that structure.
 
     frames: all that the model was trained on; sample: some of them, the same objects; related: of `frames`. Frames of the
-    same structure at a level are left out together, with those that tell of them; isolated atoms, and elements of which
-    nothing else has moments, are passed over. Hyperparameters and inducing points are those of the fit.
+    same structure at a level are left out together, with those that tell of them in a trajectory; isolated atoms, and
+    elements of which nothing else has moments, are passed over. Hyperparameters and inducing points are those of the fit.
     """
     same, chosen = defaultdict[tuple[str, int], list[Frame]](list), dict[tuple[str, int], None]()
     for frame in frames:
@@ -66,8 +67,8 @@ def leave_moments_out(
         if frame.magmoms is not None and not frame.isolated_atom:
             chosen[frame.fidelity, related.same[id(frame)]] = None
     for i, (level, number) in enumerate(chosen):
-        near = [f for k in sorted(related.left_out_with(number)) for f in same.get((level, k), ())]
         group = same[level, number]
+        near = _nearest(number, {k: same.get((level, k), []) for k in related.related.get(number, ())})
         numbers, phi, moments = _environments(model, [*group, *near])
         first = torch.arange(len(numbers), device=numbers.device) < sum(len(f.atoms) for f in group)
         for index, columns in model.basis.blocks():
@@ -82,6 +83,16 @@ def leave_moments_out(
                 error = mean - moments[every[:n]].cpu().numpy()
                 yield LeftOutMoments(level, model.basis.species[index], error, std)
         report("leave moments out", i + 1, len(chosen), level)
+
+
+def _nearest(number: int, frames: Mapping[int, Sequence[Frame]]) -> list[Frame]:
+    """Frames of the structures that tell of one, those that follow it closest first, up to MOST_ATOMS."""
+    out: list[Frame] = []
+    for k in sorted(frames, key=lambda k: abs(k - number)):
+        if sum(len(f.atoms) for f in (*out, *frames[k])) > MOST_ATOMS:
+            break
+        out += frames[k]
+    return out
 
 
 def _environments(model: MultiFidelityGP, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,10 +37,11 @@ LEAST = 0.1
 NEIGHBOURS = 0.2
 CHANCE = 4.0  # standard deviations of that sum for independent forces, from which on it is none
 SHORTEST = 5  # frames of a run
+PIECES = 10  # of a run at least, for folds
 SAMPLED = 200  # of them, to see in how many directions they differ
 FURTHEST = 50  # frames that are looked at on either side
 TOLD = 0.5
-MANY, LARGEST = 8, 0.25  # stretches, those of one structure too, and what the largest may hold of all structures
+MANY, MOSTLY, LARGEST = 8, 0.5, 0.25  # stretches, and what they must and one of them may hold of all structures
 STRAIN = 0.02  # between frames of a stretch that follow upon each other
 EACH, FEWEST = 4.0, 32  # left-out structures for an independent one, and in all: more of them would tell nothing new
 
@@ -86,6 +87,7 @@ def relatives(frames: FrameSet) -> Relatives:
     same = dict(zip(map(id, chosen), groups([f.atoms for f in chosen]), strict=True))
     related: dict[int, set[int]] = {}
     pieces: dict[int, int] = {}
+    last = 0  # number of the next piece
     for level in frames.levels:
         for run in runs([f for f in chosen if f.fidelity == level]):
             before, after = reach(directions(run))
@@ -94,9 +96,10 @@ def relatives(frames: FrameSet) -> Relatives:
                 if near := set(numbers[i - b : i + a + 1]) - {number}:
                     related.setdefault(number, set()).update(near)
             if after.any():
-                length, first = 1 + 2 * int(np.median(after)), len(pieces)
+                length = min(1 + 2 * int(np.median(after)), max(1, len(run) // PIECES))
                 for i, number in enumerate(numbers):
-                    pieces.setdefault(number, first + i // length)
+                    pieces.setdefault(number, last + i // length)
+                last += 1 + (len(run) - 1) // length
     return Relatives(same, {k: frozenset(v) for k, v in related.items()}, pieces, stretches(frames, same))
 
 
@@ -113,10 +116,11 @@ def stretches(frames: FrameSet, same: Mapping[int, int]) -> tuple[frozenset[int]
                 more |= less
                 home.update(dict.fromkeys(less, more))
             last = frame
-    found = {id(s): frozenset(s) for s in home.values()}.values()
-    if len(found) < MANY or max(map(len, found)) > LARGEST * len(home):
+    found = [frozenset(s) for s in {id(s): s for s in home.values()}.values() if len(s) > 1]
+    inside = sum(map(len, found))
+    if len(found) < MANY or inside < MOSTLY * len(home) or max(map(len, found)) > LARGEST * len(home):
         return ()
-    return tuple(s for s in found if len(s) > 1)
+    return tuple(found)
 
 
 def alike(a: Frame, b: Frame) -> bool:
@@ -126,8 +130,8 @@ def alike(a: Frame, b: Frame) -> bool:
     periodic = a.atoms.pbc
     if not periodic.any():
         return True
-    cells = (x.atoms.cell.complete().array for x in (a, b))
-    return float(np.abs(np.linalg.solve(*cells) - np.eye(3))[periodic].max()) < STRAIN
+    first, second = (x.atoms.cell.array[periodic] for x in (a, b))  # [periodic direction, 3] Å
+    return bool((np.linalg.norm(second - first, axis=1) < STRAIN * np.linalg.norm(first, axis=1)).all())
 
 
 def warn_of_trajectories(frames: FrameSet, related: Relatives) -> None:
@@ -137,9 +141,9 @@ def warn_of_trajectories(frames: FrameSet, related: Relatives) -> None:
         independent = related.independent(own)
         if independent < TOLD * len({related.same[id(f)] for f in own}):
             warnings.warn(
-                f"fidelity {level!r}: {len(own)} frames are steps of trajectories, and tell as much as about "
-                f"{independent:.0f} independent ones: forces of neighbours go together. Standard deviations are calibrated "
-                "with neighbours left out; as many frames that are further apart would teach far more",
+                f"fidelity {level!r}: {len(own)} frames follow upon each other with forces that go together, as steps of a "
+                f"trajectory do, and tell as much as about {independent:.0f} independent ones. Standard deviations are "
+                "calibrated with neighbours left out; as many frames that differ more would teach more",
                 stacklevel=5,
             )
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import those above it in this list, not those below.
 LAYERS = [
     *("errors", "files", "progress", "threads"),
-    *("label_values", "labels", "reading", "sources", "label_warnings", "held_atoms", "frames", "datasets", "scores"),
+    *("held_atoms", "label_values", "labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
     *(
         "config_errors",
         "yaml_files",
