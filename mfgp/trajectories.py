@@ -89,8 +89,7 @@ def relatives(frames: FrameSet) -> Relatives:
     pieces: dict[int, int] = {}
     last = 0  # number of the next piece
     for level in frames.levels:
-        for run in runs([f for f in chosen if f.fidelity == level]):
-            before, after = reach(directions(run))
+        for run, before, after in reaches(list(runs([f for f in chosen if f.fidelity == level]))):
             numbers = [same[id(f)] for f in run]
             for i, (number, b, a) in enumerate(zip(numbers, before.tolist(), after.tolist(), strict=True)):
                 if near := set(numbers[i - b : i + a + 1]) - {number}:
@@ -172,14 +171,33 @@ def directions(run: Sequence[Frame]) -> Array:
     return forces.reshape(len(run), -1)
 
 
+def reaches(found: Sequence[Sequence[Frame]]) -> Iterator[tuple[Sequence[Frame], NDArray[np.int64], NDArray[np.int64]]]:
+    """The runs of a level with the relatives before and after each of their frames (`reach`), none in those that are no
+    trajectories: neighbours have to go together by more than chance in the run, or in all runs of the level.
+    """
+    tested = [neighbours(directions(run)) for run in found]
+    freedoms = sum(n for _, n in tested)
+    mean = sum(first * n for first, n in tested) / max(freedoms, 1.0)
+    all_of_them = mean > CHANCE / np.sqrt(max(freedoms, 1.0))
+    for run, (first, n) in zip(found, tested, strict=True):
+        if first > NEIGHBOURS and (all_of_them or first > CHANCE / np.sqrt(n)):
+            yield run, *reach(directions(run))
+        else:
+            yield run, np.zeros(len(run), dtype=np.int64), np.zeros(len(run), dtype=np.int64)
+
+
+def neighbours(f: Array) -> tuple[float, float]:
+    """How much forces of neighbours in a run go together, from F [frame, 3N], and how many independent numbers say so."""
+    square = (f**2).sum(1)
+    first = float((f[:-1] * f[1:]).sum()) / max(0.5 * float((square[:-1] + square[1:]).sum()), 1e-12)
+    return first, (len(f) - 1) * freedom(f)
+
+
 def reach(f: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Relatives before and after each frame of a run, [frame], from F [frame, 3N]; zeros for independent ones."""
+    """Relatives before and after each frame of a run, [frame], from F [frame, 3N]."""
     n = len(f)
     before, after = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     square = (f**2).sum(1)
-    first = float((f[:-1] * f[1:]).sum()) / max(0.5 * float((square[:-1] + square[1:]).sum()), 1e-12)
-    if first < max(NEIGHBOURS, CHANCE / np.sqrt((n - 1) * freedom(f))):
-        return before, after
     norm = np.sqrt(np.maximum(square, 1e-12))
     for lag in range(1, min(n, FURTHEST + 1)):
         together = (f[:-lag] * f[lag:]).sum(1) / (norm[:-lag] * norm[lag:]) > LEAST

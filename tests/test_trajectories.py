@@ -83,6 +83,16 @@ def test_independent_structures_have_no_relatives(trajectory: FrameSet, two_leve
     assert not relatives(read_frames({"mag": load_lmfp("mag")})).related
 
 
+def test_many_short_runs_tell_together_what_one_does_not() -> None:
+    atoms = []
+    for seed in range(6):
+        for frame in dynamics(seed, 6, 3):
+            frame.numbers[:] = np.roll(frame.numbers, seed)  # another order: a run of its own
+            atoms.append(frame)
+    assert min(counts(read_frames({"dft": atoms}))) >= 1
+    assert counts(read_frames({"dft": atoms[:6]})) == [0] * 6
+
+
 def test_reach_of_correlated_noise() -> None:
     """c_ij of noise whose correlation is a^lag falls below 0.1 after log 0.1 / log a frames."""
     rng, a = np.random.default_rng(3), 0.8
