@@ -20,6 +20,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from mfgp.doctor_report import Array, Finding, Severity, about, composition, examples, robust_z
 from mfgp.frames import Frame
+from mfgp.same_structure import groups
 
 _OUTLIER = 8.0  # robust standard deviations
 _SPARE = 8  # energies beside those that fix the elements' references, for a spread that means something
@@ -81,14 +82,19 @@ def composition_residual(frames: Sequence[Frame]) -> Array:
 
 
 def force_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
-    """Forces that are zero and left out, very large, or do not add up to zero."""
+    """Forces that are zero and left out, repeated, very large, or do not add up to zero."""
     given = [f for f in frames if f.forces is not None and not f.isolated_atom]
     zero = _zero_forces(level, given)
     labelled = [f for f in given if f.force_mask.any()]
     if not labelled:
         return zero
     largest = np.array([np.linalg.norm(_used(frame), axis=1).max() for frame in labelled])  # [frame] eV/Å
-    return zero + _large_forces(level, labelled, largest) + _net_forces(level, labelled)
+    return (
+        zero
+        + _repeated_forces(level, labelled)
+        + _large_forces(level, labelled, largest)
+        + _net_forces(level, labelled)
+    )
 
 
 def _zero_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
@@ -104,6 +110,25 @@ def _zero_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
     message += f"or, as it seems in {len(none_left)} frames without others, they" if none_left else "or they"
     message += " were not computed; to have them, write atoms.get_forces(apply_constraint=False)."
     return [about(severity, "zero forces", message, out)]
+
+
+def _repeated_forces(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Forces that are equal to the last digit in different structures."""
+    alike: dict[bytes, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        if _used(frame).any():
+            alike[_used(frame).tobytes()].append(frame)
+    out = [
+        f
+        for found in alike.values()
+        if len(found) > 1 and len(set(groups([f.atoms for f in found]))) > 1  # not of one structure moved or repeated
+        for f in found
+    ]
+    if not out:
+        return []
+    message = f"fidelity {level!r}: {len(out)} frames of different structures have the same forces to the last digit, "
+    message += f"{examples(out)}: those of an earlier step, kept when a calculation did not run? Calculate them again."
+    return [about("error", "repeated forces", message, out)]
 
 
 def _used(frame: Frame) -> Array:

@@ -49,7 +49,7 @@ def _note(model: MultiFidelityGP, level: str, frames: list[Frame]) -> str | None
     both = np.array([(f.stress[3:], p.stress[3:]) for f, p in pairs if f.stress is not None and p.stress is not None])
     found = residuals(both[:, 0], both[:, 1])  # both [frame, 2, 3]
     best, as_read = min(found, key=lambda order: found[order]), found[0, 1, 2]
-    if found[best] > MUCH_BETTER * as_read:
+    if found[best] >= MUCH_BETTER * as_read:
         return None
     order = " ".join(("xx yy zz", *(NAMES[k] for k in best)))
     program = f", that of {PROGRAMS[best]}" if best in PROGRAMS else ""

@@ -201,6 +201,16 @@ def test_force_outliers_and_net_forces() -> None:
     assert not has(report_of(data), "warning", "net force")
 
 
+def test_repeated_forces() -> None:
+    data = crystals()
+    assert not has(report_of(data), "error", "repeated forces")
+    data[7].arrays["REF_forces"] = data[3].arrays["REF_forces"].copy()
+    says(only(report_of(data), "error", "repeated forces"), "2 frames", "frame 3 (", "frame 7 (")
+    moved = data[5].copy()
+    moved.positions += 0.3  # the same structure has the same forces
+    assert len(only(report_of([*data, moved]), "error", "repeated forces").frames) == 2
+
+
 @pytest.mark.filterwarnings("ignore:.*exactly zero where no symmetry")
 def test_zero_forces() -> None:
     data = crystals()
