@@ -85,7 +85,7 @@ class Features:
                 f"model.n_inducing: {config.model.n_inducing} inducing points for {len(species)} elements; at least one for "
                 "each is needed, a thousand in all is usual."
             )
-        soap = _build_soap(frames, species, config.descriptor, config.seed, device)
+        soap = build_soap(frames, species, config.descriptor, config.seed, device)
         basis = _choose_basis(frames, soap, config, device, report)
         return Features(soap, basis, device, RowStore() if keep_rows else None)
 
@@ -173,9 +173,7 @@ def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 
         yield soap.neighborhoods([f.atoms for f in frames[start : start + size]], device=device)
 
 
-def _build_soap(
-    frames: FrameSet, species: tuple[int, ...], config: SOAPConfig, seed: int, device: torch.device
-) -> SOAP:
+def build_soap(frames: FrameSet, species: tuple[int, ...], config: SOAPConfig, seed: int, device: torch.device) -> SOAP:
     """The descriptor, with its channel contraction fitted on a seeded sample of structures where one is configured."""
     soap = SOAP(config, species)
     if config.contraction is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from pathlib import Path
 
@@ -86,15 +87,55 @@ def test_a_search_starts_from_the_configuration_and_goes_on(
 def test_settings_that_are_not_tried_do_not_count(
     two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those with too many features cost nothing; where there are no others it ends nevertheless."""
+    """Those whose steps would cost too much are not fitted; where there are no others it ends nevertheless."""
     monkeypatch.setattr(tuning, "cross_validated_score", lambda frames, config, calculators: -config.descriptor.n_max)
     n_max = small.descriptor.n_max
     space = {"descriptor.n_max": Range(n_max - 1, 3 * n_max, integer=True)}
     found = tune(two_levels, small, 6, tmp_path / "t.db", space)
     assert sum(t.score is not None for t in found) == 6 < len(found)
-    monkeypatch.setattr(tuning, "FEATURE_LIMIT", 0.1)
+    assert any(t.cost is None for t in found)  # twelve radial functions of 4.5 Å are not to be told apart
+    monkeypatch.setattr(tuning, "COST_LIMIT", 0.1)
     none = tune(two_levels, small, 2, tmp_path / "none.db", space)
     assert [t.score for t in none] == [None] * 2 * tuning.TRIES
+
+
+def test_inducing_points_and_contraction_compete_for_the_cost_of_a_step(
+    two_levels: FrameSet, small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More points always score higher here, so that the best setting lies near the limit, with a contraction."""
+    training = two_levels.training()
+    fitted: list[FitConfig] = []
+
+    def score(frames: FrameSet, config: FitConfig, calculators: object) -> float:
+        fitted.append(config)
+        return math.log(config.model.n_inducing)
+
+    monkeypatch.setattr(tuning, "cross_validated_score", score)
+    m = small.model.n_inducing
+    space = {
+        "model.n_inducing": Range(m // 2, 8 * m, integer=True, log=True),
+        "descriptor.contraction": Range(0.9, 1.0, share=True),
+    }
+    found = tune(two_levels, small, 30, tmp_path / "t.db", space)
+    start = next(t for t in found if t.number == 0)
+    assert (start.settings["descriptor.contraction"], start.cost) == (1.0, 1.0)
+    assert fitted[0] == small  # no contraction, not one to all of the variance
+    for trial in found:
+        config = with_settings(small, trial.settings)
+        expected = config.model.n_inducing * Features.build(training, config).soap.n_features
+        assert_allclose(trial.cost, expected / (m * Features.build(training, small).soap.n_features), rtol=1e-12)
+        assert (trial.score is None) == (trial.cost > tuning.COST_LIMIT)
+    assert found[0].settings["model.n_inducing"] > 2 * m
+    assert found[0].settings["descriptor.contraction"] < 1
+    with pytest.raises(ConfigError, match="searched from 1 on, but there are"):
+        tune(two_levels, small, 2, tmp_path / "few.db", {"model.n_inducing": Range(1, 50, integer=True)})
+
+
+def test_shares_are_searched_by_what_they_lose() -> None:
+    contraction = Range(0.99, 1.0, share=True)
+    for value in (0.99, 0.9999, 0.99999, 1.0):
+        assert contraction.value(contraction.parameter(value)) == value
+    assert Range(1, 6).value(Range(1, 6).parameter(3)) == 3
 
 
 def test_a_killed_first_trial_is_done_again(
@@ -170,7 +211,35 @@ def test_the_command_writes_a_configuration(two_levels: FrameSet, small: FitConf
     assert tuned.levels == two_levels.levels
     with sqlite3.connect(storage) as db:
         assert db.execute("SELECT count(*) FROM trials").fetchone()[0] == 2
-    for bad in ("sigma=1:2", "descriptor.sigma=2:1", "descriptor.sigma", "descriptor.n_max=4.2:8"):
-        result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--range", bad]])
-        assert result.exit_code == 1
-        assert "error: --range" in result.stderr
+    for bad in (
+        "sigma=1:2",
+        "descriptor.sigma=2:1",
+        "descriptor.sigma",
+        "descriptor.n_max=4.2:8",
+        "descriptor.contraction=0.9:1.1",
+    ):
+        for option in ("--range", "--also"):
+            result = CliRunner().invoke(app, [str(a) for a in [*arguments, option, bad]])
+            assert result.exit_code == 1
+            assert f"error: {option}" in result.stderr
+
+
+def test_the_command_tunes_more_on_request(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
+    for level in two_levels.levels:
+        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
+    settings = small.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    also = ["--also", "model.n_inducing=10:50", "--also", "descriptor.contraction=0.999:1"]
+    for options, n in (([], len(tuning.SPACE)), (["--range", "model.zeta=1:4"], 1)):
+        out, storage = tmp_path / f"tuned{n}.yaml", tmp_path / f"{n}.db"
+        arguments = ["tune", tmp_path / "config.yaml", "-o", out, "-n", 2, "--storage", storage]
+        result = CliRunner().invoke(app, [str(a) for a in [*arguments, *options, *also]])
+        assert result.exit_code == 0, result.output
+        assert "cost" in result.stdout
+        tuned = load_config(out)
+        assert 10 <= tuned.model.n_inducing <= 50
+        assert tuned.descriptor.contraction is None or 0.999 <= tuned.descriptor.contraction < 1
+        with sqlite3.connect(storage) as db:
+            names = {row[0] for row in db.execute("SELECT param_name FROM trial_params")}
+        assert len(names) == n + 2
