@@ -1,4 +1,4 @@
-"""The command line: `mfgp fit`, `evaluate`, `predict`, `info` here; the other commands have modules of their own.
+"""The command line: `mfgp fit`, `evaluate`, `info` here; the other commands have modules of their own.
 
 What needs torch is imported inside the commands, so that `mfgp --help` is immediate.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 from mfgp import __version__, console
 from mfgp.cli_campaign import campaign
 from mfgp.cli_doctor import doctor
+from mfgp.cli_predict import predict
 from mfgp.cli_select import plan, select
 from mfgp.cli_tune import tune
 from mfgp.command_line import (
@@ -25,19 +26,17 @@ from mfgp.command_line import (
     check_outputs,
     friendly,
     label_keys,
+    say_stress,
     training_files,
     write_json,
 )
 from mfgp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ase import Atoms
-
     from mfgp.config import FitConfig
     from mfgp.evaluation import Evaluation
     from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
-    from mfgp.prediction import Prediction
 
 app = typer.Typer(
     name="mfgp",
@@ -212,7 +211,7 @@ def evaluate(
         with bars(console=notices) as report:
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         if result.stress is not None:
-            _say_stress(fitted, fidelity, notices)
+            say_stress(fitted, fidelity, notices)
         _report(result, json_path, plots, notices)
 
 
@@ -235,84 +234,6 @@ def _read_labelled(data: Path, level: str, model: MultiFidelityGP, names: dict[s
     return read_frames({level: data}, keys=LabelKeys(**{**model.config.keys.model_dump(), **names}))
 
 
-def _say_stress(model: MultiFidelityGP, fidelity: str | None, notices: Console) -> None:
-    from mfgp.calculator import stress_note
-
-    if (note := stress_note(model, model.levels[model.level(fidelity)])) is not None:
-        console.say(notices, f"note: {note}.", "yellow")
-
-
-@app.command()
-def predict(
-    model: ModelPath,
-    structures: Annotated[
-        Path, typer.Argument(metavar="IN", help="structures (any format of ASE)", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="extxyz file to write", show_default=False)
-    ],
-    fidelity: Fidelity = None,
-    no_uncertainty: Annotated[bool, typer.Option("--no-uncertainty", help="means only: much faster")] = False,
-    raw_std: RawStd = False,
-) -> None:
-    """Predict energies, forces and stresses with their standard deviations, and write them as extxyz.
-
-    Labels of IN under names of their own (REF_energy, ...) are kept; results of a calculator are replaced.
-    """
-    with friendly() as notices:
-        from mfgp.batched import predict_many
-        from mfgp.files import check_extxyz, write_extxyz
-        from mfgp.model import MultiFidelityGP
-        from mfgp.progress import bars
-        from mfgp.reading import read_structures
-
-        check_outputs([output], [model, structures])
-        check_extxyz(output)
-        fitted = MultiFidelityGP.load(model)
-        predictor = fitted.predictor(fidelity, calibrated=not raw_std)
-        frames = read_structures(structures)
-        for i, atoms in enumerate(frames):
-            predictor.check_elements(atoms, f"{structures} frame {i}")
-        predicted = []
-        with bars(console=notices) as report:
-            results = predict_many(predictor, frames, "none" if no_uncertainty else "full")
-            for i, (atoms, result) in enumerate(zip(frames, results, strict=True)):
-                predicted.append(_with_results(atoms, result))
-                report("prediction", i + 1, len(frames), predictor.fidelity)
-        write_extxyz(output, predicted)
-        if any("stress" in atoms.calc.results for atoms in predicted):
-            _say_stress(fitted, fidelity, notices)
-        console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
-
-
-def _with_results(atoms: Atoms, p: Prediction) -> Atoms:
-    """A copy with the prediction on its calculator, standard deviations in info and arrays.
-
-    Moments and their standard deviations are NaN on atoms of elements without labels of them, as extxyz and ASE have it;
-    a structure with such atoms alone has neither.
-    """
-    import numpy as np
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    from mfgp.labels import COSTS, FIDELITY_TAGS, PREDICTED
-
-    out = atoms.copy()
-    known = p.magmoms is not None and bool(np.isfinite(p.magmoms).any())
-    magmoms, magmoms_std = (p.magmoms, p.magmoms_std) if known else (None, None)
-    results = {"energy": p.energy, "forces": p.forces, "stress": p.stress, "energies": p.energies, "magmoms": magmoms}
-    info = {"energy_std": p.energy_std, "stress_std": p.stress_std}
-    arrays = {"forces_std": p.forces_std, "energies_std": p.energies_std, "magmoms_std": magmoms_std}
-    earlier = ("free_energy", "total_magmom", *COSTS, *FIDELITY_TAGS)
-    for name in (*results, *info, *arrays, *earlier):  # what it says is of this level now
-        out.info.pop(name, None)
-        out.arrays.pop(name, None)
-    out.info[PREDICTED] = p.fidelity
-    out.info.update({name: value for name, value in info.items() if value is not None})
-    out.arrays.update({name: value for name, value in arrays.items() if value is not None})
-    out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})
-    return out
-
-
 @app.command()
 def info(model: ModelPath) -> None:
     """Show what a model file holds, from its header alone."""
@@ -330,6 +251,6 @@ def info(model: ModelPath) -> None:
             out.print(table)
 
 
-for command in (tune, doctor, select, plan):
+for command in (predict, tune, doctor, select, plan):
     app.command()(command)
 app.add_typer(campaign, name="campaign")

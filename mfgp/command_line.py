@@ -22,6 +22,7 @@ from mfgp.errors import ConfigError, DataError, MfgpError
 
 if TYPE_CHECKING:
     from mfgp.config import FitConfig
+    from mfgp.model import MultiFidelityGP
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="model file, from `mfgp fit`", show_default=False)]
 RawStd = Annotated[
@@ -101,6 +102,14 @@ def label_keys(texts: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"--key {text!r}: expected LABEL=NAME with a label of {', '.join(known)}.")
         out[label] = name
     return out
+
+
+def say_stress(model: MultiFidelityGP, fidelity: str | None, notices: Console) -> None:
+    """What there is to say of the stress at a level, above all that no label taught it."""
+    from mfgp.calculator import stress_note
+
+    if (note := stress_note(model, model.levels[model.level(fidelity)])) is not None:
+        console.say(notices, f"note: {note}.", "yellow")
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

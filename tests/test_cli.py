@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import ase.io
@@ -505,6 +506,32 @@ def test_predict_writes_what_the_model_says(model_file: Path, folder: Path, tmp_
         assert after.info["predicted_fidelity"] == "low"
         assert_allclose(after.info["REF_energy"], before.info["REF_energy"], **tight)
     assert np.abs(written[0].get_forces() - written[0].arrays["REF_forces"]).max() > 1e-3
+
+
+def test_predict_by_level_writes_the_parts_and_sums_them_up(
+    model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP
+):
+    out, again = tmp_path / "out.extxyz", tmp_path / "again.extxyz"
+    result = ok("predict", model_file, folder / "high.extxyz", "-o", out, "--by-level")
+    structures = ase.io.read(folder / "high.extxyz", ":")
+    energies, forces = Counter(), Counter()
+    for atoms, after in zip(structures, ase.io.read(out, ":"), strict=True):
+        parts = model.predict(atoms, uncertainty="by_level").std_by_level
+        assert list(parts) == ["low", "high"]
+        for name, part in parts.items():
+            rms = np.sqrt(np.mean(part.forces_std**2))
+            assert after.info["energy_std_by_level"][name] == pytest.approx(part.energy_std, rel=1e-6)
+            assert after.info["forces_std_by_level"][name] == pytest.approx(rms, rel=1e-6)
+            energies[name] += (part.energy_std / len(atoms)) ** 2
+            forces[name] += np.sum(part.forces_std**2)
+    for name in ("low", "high"):
+        shown = [100 * of[name] / of.total() for of in (energies, forces)]
+        assert re.search(rf"^{name} +{shown[0]:.0f} +{shown[1]:.0f}$", result.stdout, re.MULTILINE), result.stdout
+    ok("predict", model_file, out, "-o", again)  # whose parts these are, it does not say
+    assert not {"energy_std_by_level", "forces_std_by_level"} & ase.io.read(again).info.keys()
+    assert "leave --no-uncertainty out" in refused(
+        "predict", model_file, out, "-o", again, "--by-level", "--no-uncertainty"
+    )
 
 
 def test_predict_means_only_over_an_older_prediction(model_file: Path, folder: Path, tmp_path: Path):

@@ -112,6 +112,7 @@ LAYERS = [
         "campaign_report",
         "command_line",
         "cli_doctor",
+        "cli_predict",
         "cli_select",
         "cli_tune",
         "cli_campaign",
