@@ -59,6 +59,7 @@ def scores(found: Predicted, held_out: Sequence[Frame]) -> dict[str, Any]:
     numbers = np.concatenate([f.atoms.numbers for f in held_out])
     out: dict[str, Any] = {
         "energy_mae": float(energy.mean()),
+        "energy_rmse": float(np.sqrt((energy**2).mean())),
         "force_mae": float(force.mean()),
         "force_rmse": float(np.sqrt((force**2).mean())),
         "force_mae_by_element": {chemical_symbols[z]: float(force[numbers == z].mean()) for z in np.unique(numbers)},
