@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "acc
 from chgnet_rivals import Training, composition_shift, shift_of
 from cross_fitted import CrossFitted, FoldNetworks, mean_of, train_members
 from networks import Kind, Network
+from peers import Sets, run
 from task import Predicted, Task, scores
 
 
@@ -56,6 +57,23 @@ def test_shifted_energies_fit_and_the_shift_is_the_smallest(frames: list[Frame])
     assert_allclose([shift_of(f.atoms, shift) for f in frames], [-1.0, -3.0], rtol=0, atol=1e-9)  # eV
     counts = np.array([[np.sum(f.atoms.numbers == z) for z in shift] for f in frames])
     assert_allclose(list(shift.values()), np.linalg.pinv(counts) @ [-1.0, -3.0], rtol=0, atol=1e-9)
+
+
+def test_sets_are_scored_apart_after_one_training(frames: list[Frame]) -> None:
+    trained: list[int] = []
+
+    def method(task: Task) -> Predicted:
+        trained.append(len(task.training))
+        energies = np.array([f.energy for f in task.held_out]) + np.arange(1.0, 4.0)  # off by 1, 2, 3 eV
+        return Predicted(energies, [f.forces for f in task.held_out], None, 2.0, note={"used": "x"})
+
+    sets: Sets = {"cold": [frames[0]], "hot": [frames[1], frames[0]]}
+    found = run(method, FrameSet(("mag",), tuple(frames)), sets)
+    assert trained == [2]
+    assert found["sets"]["cold"]["energy_mae"] == pytest.approx(0.25)  # eV/atom, of four atoms
+    assert found["sets"]["hot"]["energy_mae"] == pytest.approx(2.5 / 4)
+    assert found["sets"]["hot"]["energy_rmse"] == pytest.approx(np.sqrt(6.5) / 4)
+    assert (found["cpu_seconds"], found["settings"]) == (2.0, {"used": "x"})
 
 
 class Sum:
