@@ -6,6 +6,7 @@
     python benchmarks/uncertainty.py lmfp --baseline sevennet-l3i5     # the same over a pretrained network
     python benchmarks/uncertainty.py acac --data PATH
     python benchmarks/uncertainty.py mlearn_si --data PATH     # gap_variance.py scores GAP's own on the same structures
+    python benchmarks/uncertainty.py mlearn_si_coordination --data PATH    # atoms with neighbours of a number never seen
 
 Every method sees the same training structures, descriptor and inducing points. The rivals (rivals.py) are given the same
 help as the model: factors from structures that were left out. Errors are those of each method's own prediction. `sampled`
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from ase.neighborlist import neighbor_list
 from common import machine, timed, write_result
 from rich.console import Console
 from rich.table import Table
@@ -45,10 +47,12 @@ from mfgp.baselines import make_baselines
 from mfgp.config import BaselineConfig, load_config
 from mfgp.datasets import LMFP, load_lmfp
 from mfgp.features import Features
+from mfgp.frames import Frame
 from mfgp.progress import bars
 
 DRAWS, SAMPLED = 8, 100
 FOLDS = 5
+BOND = 2.85  # Å, between first and second neighbours of silicon
 LMFP_TESTS = ("test", "test_second", "test_ood")
 LABELS = Path.home() / ".cache" / "mfgp" / "uncertainty"  # of baselines, by a hash of the structure
 COLUMNS = ("coverage95", "z_std", "nll", "crps", "spearman", "worst5_in_top10")
@@ -60,6 +64,7 @@ class Data(str, Enum):
     lmfp_gfn1 = "lmfp_gfn1"
     acac = "acac"
     mlearn_si = "mlearn_si"
+    mlearn_si_coordination = "mlearn_si_coordination"
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def methods(
 
 
 def cases() -> dict[str, Callable[[Path | None, int, int], list[Case]]]:
-    return {"lmfp": lmfp, "lmfp_folds": lmfp_folds, "lmfp_gfn1": lmfp_gfn1, "acac": acac, "mlearn_si": mlearn_si}
+    every = (lmfp, lmfp_folds, lmfp_gfn1, acac, mlearn_si, mlearn_si_coordination)
+    return {case.__name__: case for case in every}
 
 
 def lmfp_folds(_: Path | None, n_inducing: int, n_top: int) -> list[Case]:
@@ -212,13 +218,35 @@ def acac(data: Path | None, n_inducing: int, n_top: int) -> list[Case]:
 
 
 def mlearn_si(data: Path | None, n_inducing: int, _: int) -> list[Case]:
+    folder = needed(data)
+    training, test = (read_frames({"pbe": folder / f"{split}.extxyz"}) for split in ("training", "test"))
+    return [Case(training, {"test": test}, silicon_config(n_inducing))]
+
+
+def mlearn_si_coordination(data: Path | None, n_inducing: int, _: int) -> list[Case]:
+    """The crystals of the training set whose atoms all have four neighbours; apart, the structures with other atoms.
+
+    Those are crystals near melting (64 atoms), with a vacancy (63), and surfaces.
+    """
+    frames = read_frames({"pbe": needed(data) / "training.extxyz"})
+    kinds = {64: "near melting", 63: "vacancies"}
+    tests: dict[str, list[Frame]] = {}
+    training = []
+    for f in frames:
+        bonds = np.bincount(neighbor_list("i", f.atoms, BOND), minlength=len(f.atoms))
+        crystal = len(f.atoms) == 64 and (bonds == 4).all()
+        (training if crystal else tests.setdefault(kinds.get(len(f.atoms), "surfaces"), [])).append(f)
+    apart = {name: FrameSet(frames.levels, tuple(found)) for name, found in tests.items()}
+    return [Case(FrameSet(frames.levels, tuple(training)), apart, silicon_config(n_inducing))]
+
+
+def silicon_config(n_inducing: int) -> FitConfig:
+    """Settings of mlearn_si.py, calibrated."""
     from mlearn_si import SETTINGS
 
-    folder = needed(data)
     config = FitConfig.model_validate(SETTINGS)
     config = config.model_copy(update={"model": config.model.model_copy(update={"n_inducing": n_inducing})})
-    training, test = (read_frames({"pbe": folder / f"{split}.extxyz"}) for split in ("training", "test"))
-    return [Case(training, {"test": test}, replace_training(config, calibrate=True))]
+    return replace_training(config, calibrate=True)
 
 
 def needed(data: Path | None) -> Path:
