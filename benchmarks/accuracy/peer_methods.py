@@ -87,7 +87,7 @@ class GapFit:
             f"covariance_type=dot_product add_species=F n_species={len(species)} species_Z={{{{{numbers}}}}} Z={z}"
             for z in species
         ]
-        if "pairs" in s:
+        if int(s.get("pairs", "0")):
             terms += [
                 f"distance_2b cutoff={s['cutoff']} cutoff_transition_width=1.0 n_sparse={s['pairs']} "
                 f"delta={s['pair_delta']} theta_uniform=1.0 covariance_type=ard_se sparse_method=uniform add_species=F "
