@@ -94,6 +94,8 @@ class MultiFidelityCalculator(Calculator):
         super().__init__()
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)}, not {uncertainty!r}")
+        if uncertainty == "sampled" and draws < 1:
+            raise ValueError(f"uncertainty='sampled' needs draws of 1 or more, not {draws}")
         if uncertainty_threshold is not None and not uncertainty_threshold > 0:
             raise ValueError(f"uncertainty_threshold must be positive, not {uncertainty_threshold}")
         if uncertainty_threshold is not None and uncertainty == "none":

@@ -36,6 +36,12 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
             f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
             "compared with an error, and can be too small."
         )
+    if without := [level for level, counts in model.data.items() if not counts["energies"]]:
+        out.append(
+            f"note: no energies among the labels of {', '.join(without)}: total energies there are known up to a reference for "
+            "each element only (their standard deviations say so, eV/atom); forces and differences between structures of one "
+            "composition are not touched by that."
+        )
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
     for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
         if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:

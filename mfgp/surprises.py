@@ -183,8 +183,9 @@ def _warn_of_contradictions(levels: Sequence[str], calibration: Calibration, lef
             warnings.warn(
                 f"fidelity {level!r}: {many} of {frames} of {len(own)} frames are contradicted by all other labels, most "
                 f"{one} of {frame.source} ({frame.atoms.symbols}): {off} off what these say, {score:.0f} times the usual. "
-                "Such labels make everything at their level less certain and less accurate: look at them (mfgp doctor DATA "
-                "--model MODEL lists them), and fit again without what is wrong",
+                "Look at them (mfgp doctor DATA --model MODEL lists them). Wrong labels make everything at their level less "
+                "certain and less accurate: fit again without them. The furthest of a few structures of their kind can look "
+                "like that, too: more like them would help",
                 stacklevel=6,
             )
 

@@ -184,5 +184,7 @@ def test_changes_are_found_as_ase_finds_them(model: MultiFidelityGP, change: str
 def test_options_that_do_not_exist_are_errors(model: MultiFidelityGP) -> None:
     with pytest.raises(TypeError, match="uncertainity"):
         model.calculator(uncertainity="none")
+    with pytest.raises(ValueError, match="needs draws of 1 or more, not 0"):
+        model.calculator(uncertainty="sampled", draws=0)
     with pytest.raises(ValueError, match="must be positive"):
         model.calculator(uncertainty_threshold=-1.0)

@@ -414,6 +414,18 @@ def test_stress_without_stress_labels_is_said_once(folder: Path, tmp_path: Path)
     atoms.get_stress()  # said already: a second warning would be an error here
 
 
+def test_a_fit_tells_of_levels_without_energies(folder: Path, tmp_path: Path):
+    frames = ase.io.read(folder / "high.extxyz", ":")
+    for atoms in frames:
+        del atoms.info["REF_energy"]
+    ase.io.write(tmp_path / "high.extxyz", frames)
+    (tmp_path / "low.extxyz").write_text((folder / "low.extxyz").read_text())
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    notices = ok("fit", tmp_path / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.optimise=false").stderr
+    assert "note: no energies among the labels of high: total energies there" in notices
+    assert "no energies among" not in ok("fit", folder / "config.yaml", "-o", tmp_path / "n.mfgp").stderr
+
+
 def test_a_fit_tells_of_levels_without_forces_and_of_a_weak_repulsion(folder: Path, tmp_path: Path):
     frames = ase.io.read(folder / "high.extxyz", ":")
     for atoms in frames:
