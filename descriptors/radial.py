@@ -58,7 +58,7 @@ def gto_orbitals(r_cut: float, n_max: int, l_max: int) -> tuple[np.ndarray, np.n
         if not error < ORTHONORMALITY:
             raise ValueError(
                 f"the {n_max} radial functions of degree {l} within r_cut = {r_cut} Å cannot be orthonormalised in "
-                f"double precision (error {error:.1e}); lower n_max or raise r_cut."
+                f"double precision (error {error:.1e}); lower n_max or l_max."
             )
         betas[l] = beta
     return alphas, betas

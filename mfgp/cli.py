@@ -62,6 +62,7 @@ def main(
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "passive"
     )  # before torch: on a busy machine spinning threads cost more than work
+    console.write_what_can_be()
 
 
 @app.command()
@@ -217,9 +218,9 @@ def evaluate(
 
 def _report(result: Evaluation, json_path: Path | None, plots: Path | None, notices: Console) -> None:
     """Show the scores, and write them and plots where that was asked for."""
-    console.stdout().print(console.score_table(result))
     if json_path is not None:
         write_json(result.to_json(), json_path)
+    console.stdout().print(console.score_table(result))
     if plots is not None:
         from mfgp.report import write_plots
 

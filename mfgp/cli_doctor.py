@@ -50,11 +50,13 @@ def doctor(
     with friendly() as notices:
         from mfgp.doctor import examine
         from mfgp.frames import LabelKeys, read_frames
+        from mfgp.progress import bars
 
         check_outputs([json_path], [*data, model])
         sources, levels = _levels_of_files(data, fidelity or [], notices)
         frames = read_frames(sources, keys=LabelKeys(**label_keys(keys)), levels=levels)
-        report = examine(frames)
+        with bars(console=notices) as progress:
+            report = examine(frames, progress)
         suspects, problem = None, None
         if model is not None:
             try:

@@ -41,7 +41,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif detail["type"] == "missing":
             lines.append(f"{path}: missing; give it a value")
         elif detail["type"] in ("tuple_type", "list_type"):
-            lines.append(f"{path}: should be a list, such as [{detail['input']}], found {_short(detail['input'])}")
+            lines.append(f"{path}: should be a list, {_as_list(detail['input'])}, found {_short(detail['input'])}")
+        elif detail["type"] == "invalid_key":
+            lines.append(f"{path}: no name of a setting; a decimal comma? Numbers have a point: 5.0")
+        elif detail["type"] == "too_short":
+            lines.append(f"{path}: empty; give at least {detail['ctx']['min_length']}")
+        elif detail["type"] in ("model_type", "dict_type", "model_attributes_type"):
+            lines.append(f"{path}: should be a section with keys of its own, found {_short(detail['input'])}")
         else:
             message = detail["msg"].removeprefix("Input should be ")
             lines.append(f"{path}: should be {message}, found {_short(detail['input'])}")
@@ -81,6 +87,10 @@ def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         for section in _models_in(field.annotation):
             yield from _paths(section, f"{prefix}{name}.")
+
+
+def _as_list(value: Any) -> str:
+    return "an entry a line that begins with '- '" if isinstance(value, dict) else f"such as [{value}]"
 
 
 def _short(value: Any) -> str:

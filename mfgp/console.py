@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from mfgp.training_residuals import Residual
 
 PIPE_WIDTH = 120  # columns where no terminal says how many there are
+
+
+def write_what_can_be() -> None:
+    """Let the standard streams write ? for characters that their encoding does not have (ASCII has no Å), not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def stdout() -> Console:

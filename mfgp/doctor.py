@@ -22,20 +22,24 @@ from mfgp.doctor_paths import path_checks
 from mfgp.doctor_report import SEVERITIES, Finding, Report, about, by_structure, examples
 from mfgp.frames import Frame, FrameSet
 from mfgp.labels import unused_label_keys
+from mfgp.progress import Report as Progress
+from mfgp.progress import silent
 from mfgp.same_structure import groups
 
 _SAME_ENERGY = 1e-4  # eV/atom
 _SAME_FORCE = 1e-3  # eV/Å
 
 
-def examine(frames: FrameSet) -> Report:
+def examine(frames: FrameSet, progress: Progress = silent) -> Report:
     """Check labelled frames and say what may be wrong with them, errors first. Raises nothing about the data."""
     findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames), *reference_checks(frames)]
-    for level in frames.levels:
+    labels = (energy_checks, force_checks, path_checks, moment_checks, stress_checks)
+    checks = (_unlabelled, _tags, _duplicates, length_checks, *labels)
+    for i, level in enumerate(frames.levels):
         own = frames.of(level)
-        labels = (energy_checks, force_checks, path_checks, moment_checks, stress_checks)
-        for check in (_unlabelled, _tags, _duplicates, length_checks, *labels):
+        for k, check in enumerate(checks, start=1):
             findings.extend(check(level, own))
+            progress("checks", i * len(checks) + k, len(frames.levels) * len(checks), level)
     between, correlations = level_checks(frames)
     findings.extend(between)
     ordered = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -32,7 +32,7 @@ from descriptors.slopes import expansion_bytes
 from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
 from mfgp.config import FitConfig
 from mfgp.devices import resolve_device
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates
+from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, uncontracted
 from mfgp.fitting import isolated_elements
 from mfgp.frames import Frame, FrameSet
 from mfgp.objectives import FOLDS
@@ -103,7 +103,7 @@ def estimate(frames: FrameSet, config: FitConfig) -> Estimate:
     device = resolve_device(config.device)
     sample = _sample(training, config.seed)
     species = tuple(sorted({int(z) for f in training for z in f.atoms.numbers}))
-    soap = SOAP(config.descriptor, species)
+    soap = uncontracted(species, config.descriptor)
     if config.descriptor.contraction is not None:
         batches = (soap.neighborhoods([f.atoms], device=device) for f in sample)
         soap = SOAP(config.descriptor, species, fit_contraction(soap, batches, config.descriptor.contraction))

@@ -173,9 +173,20 @@ def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 
         yield soap.neighborhoods([f.atoms for f in frames[start : start + size]], device=device)
 
 
+def uncontracted(species: tuple[int, ...], config: SOAPConfig) -> SOAP:
+    """The descriptor without a contraction. Raises ConfigError where its radial functions cannot be told apart."""
+    try:
+        return SOAP(config, species)
+    except ValueError as error:
+        raise ConfigError(f"descriptor: {error}") from None
+
+
 def build_soap(frames: FrameSet, species: tuple[int, ...], config: SOAPConfig, seed: int, device: torch.device) -> SOAP:
-    """The descriptor, with its channel contraction fitted on a seeded sample of structures where one is configured."""
-    soap = SOAP(config, species)
+    """The descriptor, with its channel contraction fitted on a seeded sample of structures where one is configured.
+
+    Raises ConfigError where its radial functions cannot be told apart.
+    """
+    soap = uncontracted(species, config)
     if config.contraction is None:
         return soap
     order = np.random.default_rng(seed).permutation(len(frames.frames))[:CONTRACTION_SAMPLE]

@@ -38,9 +38,9 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
         )
     if without := [level for level, counts in model.data.items() if not counts["energies"]]:
         out.append(
-            f"note: no energies among the labels of {', '.join(without)}: total energies there are known up to a reference for "
-            "each element only (their standard deviations say so, eV/atom); forces and differences between structures of one "
-            "composition are not touched by that."
+            f"note: no energies among the labels of {', '.join(without)}: total energies there are known up to a reference "
+            "for each element only, as their standard deviations say; forces, and differences between structures of one "
+            "composition, are not touched by that."
         )
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
     for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):

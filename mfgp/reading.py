@@ -86,7 +86,8 @@ def _read_with_ase(path: Path) -> list[Atoms]:
             frames.append(atoms)
     except UnknownFileTypeError as error:
         raise DataError(
-            f"{path} is not a structure file that ASE knows ({_reason(error)}); extxyz is usual here."
+            f"{path} is not a structure file that ASE knows ({_reason(error)}); extxyz is usual here, plain or compressed "
+            f"({', '.join(_COMPRESSED)})."
         ) from error
     except Exception as error:  # ASE's readers raise anything from AssertionError to KeyError on damaged files
         raise DataError(

@@ -190,6 +190,7 @@ def tune(
     Optuna.
     """
     optuna = _optuna()
+    _check_storage(storage)
     calculators = make_baselines(config.baselines, baselines, frames.levels)
     space = dict(space or default_space(config))
     start = settings_of(config, list(space))
@@ -207,7 +208,7 @@ def tune(
         proposed = with_settings(config, {name: r.suggest(trial, name) for name, r in space.items()})
         try:
             cost = step_cost(proposed, training) / start_cost
-        except ValueError as error:  # radial functions that cannot be told apart
+        except ConfigError as error:  # radial functions that cannot be told apart
             raise optuna.TrialPruned(str(error)) from None
         trial.set_user_attr("cost", cost)
         if cost > COST_LIMIT:
@@ -233,6 +234,13 @@ def step_cost(config: FitConfig, frames: FrameSet) -> float:
     species = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
     soap = build_soap(frames, species, config.descriptor, config.seed, torch.device("cpu"))
     return float(config.model.n_inducing) * soap.n_features
+
+
+def _check_storage(storage: Path) -> None:
+    if storage.exists():
+        with open(storage, "rb") as file:
+            if file.read(16) not in (b"SQLite format 3\0", b""):
+                raise ConfigError(f"{storage} is no SQLite file; name the one of an earlier search, or a new one.")
 
 
 def _enough_points(space: Mapping[str, Range], frames: FrameSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -496,6 +497,26 @@ def test_what_is_not_a_model_is_refused(command: str, model_file: Path, folder: 
     assert "found safetensors without" in (message := refused(command, tmp_path / "other.safetensors", *arguments))
     assert expected in message
     assert not (tmp_path / "o.extxyz").exists()
+
+
+def test_streams_without_the_characters_of_units_do_not_end_a_command(model_file: Path, folder: Path, tmp_path: Path):
+    """A process of its own: the encoding of its streams is set before Python starts."""
+    command = ["-c", "from mfgp.cli import app; app()", "evaluate", model_file, folder / "high.extxyz", "-f", "high"]
+    done = subprocess.run(
+        [sys.executable, *map(str, [*command, "--json", tmp_path / "s.json"])],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "force components (eV/?)" in done.stdout or "eV/?" in done.stdout
+    assert json.loads((tmp_path / "s.json").read_text())["fidelity"] == "high"
+
+
+def test_a_descriptor_that_cannot_be_built_is_one_line(folder: Path, tmp_path: Path):
+    for dry in (["--dry-run"], ["-o", tmp_path / "m.mfgp"]):
+        settings = ["--set", "descriptor.n_max=16", "--set", "descriptor.l_max=10"]
+        assert "error: descriptor: the 16 radial functions" in refused("fit", folder / "config.yaml", *dry, *settings)
 
 
 def test_predict_writes_what_the_model_says(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):

@@ -227,6 +227,19 @@ def test_missing_training_files_and_where_they_were_looked_for(folder: Path) -> 
     contains(error_of(folder, "fidelities: [{name: a, train: []}]"), "fidelities.0.train", "at least 1")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("descriptor: {r_cut: 5,0}", "descriptor.0: no name of a setting; a decimal comma? Numbers have a point"),
+        ("fidelities: [{name: a, train: []}]", "fidelities.0.train: empty; give at least 1"),
+        ("fidelities: {a: a.extxyz}", "fidelities: should be a list, an entry a line that begins with '- '"),
+        ("preset: solid\ntraining: null", "training: should be a section with keys of its own, found None"),
+    ],
+)
+def test_slips_of_yaml_are_told_in_words_of_yaml(folder: Path, text: str, said: str) -> None:
+    contains(error_of(folder, text), said)
+
+
 def test_files_that_are_no_configuration(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.yaml: no such file; looked in"):
         load_config(folder / "no.yaml")

@@ -176,6 +176,13 @@ def test_baselines_are_computed_once_for_all_trials(two_levels: FrameSet, small:
         tune(two_levels, other, 2, tmp_path / "tune.db", space, baselines=calculators)
 
 
+def test_a_storage_that_is_no_database_is_left_alone(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
+    (tmp_path / "data.extxyz").write_text("2\n\nCu 0 0 0\nCu 0 0 2.5\n")
+    with pytest.raises(ConfigError, match="no SQLite file"):
+        tune(two_levels, small, 1, tmp_path / "data.extxyz", SPACE)
+    assert (tmp_path / "data.extxyz").read_text().startswith("2\n")
+
+
 def test_other_data_want_another_file(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
     tune(two_levels, small, 1, tmp_path / "t.db", SPACE)
     fewer = FrameSet(two_levels.levels, two_levels.frames[1:])
