@@ -22,7 +22,7 @@ from scipy.special import ndtr
 from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
 from mfgp.doctor_report import SEE_ALL, Array, Finding, about, enumerated, examples
 from mfgp.frames import Frame, FrameSet
-from mfgp.stress_order import stress_order_notes
+from mfgp.stress_order import other_orders
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -38,7 +38,7 @@ _SCORE = (
 
 def order_checks(model: MultiFidelityGP, frames: FrameSet) -> list[Finding]:
     """Findings about stresses of training frames whose shear is in another order than ASE's."""
-    return [about("warning", "stress order", note) for note in stress_order_notes(model, frames)]
+    return [about("warning", "stress order", found.text, found.frames) for found in other_orders(model, frames)]
 
 
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
