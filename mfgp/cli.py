@@ -150,7 +150,7 @@ def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, schedule
 
 
 def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices: Console) -> None:
-    from mfgp.stress_order import stress_order_notes
+    from mfgp.stress_order import other_orders
     from mfgp.training_residuals import training_residuals
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
@@ -158,7 +158,8 @@ def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json(), model.levels))
-    for note in (*model.notes(), *(f"warning: {note}" for note in stress_order_notes(model, frames))):
+    orders = [] if model.config.training.calibrate else other_orders(model, frames)  # a calibration has told already
+    for note in (*model.notes(), *(f"warning: {found.text}" for found in orders)):
         console.say(notices, note, "yellow")
 
 

@@ -1,7 +1,7 @@
 """Labels that disagree with everything else a model has seen: leave-one-label-out scores.
 
-A label (the energy of a frame, the force on one atom) with rows A_B and residual r_B, in units of the noise, has with
-H_BB = A_B P^-1 A_B^T the left-out error and covariance
+A label (the energy of a frame, its stress, the force on one atom) with rows A_B and residual r_B, in units of the noise,
+has with H_BB = A_B P^-1 A_B^T the left-out error and covariance
 
     e_B = -(I - H_BB)^-1 r_B,        V_B = a [(I - H_BB)^-1 - I] + r diag(residual variance) + b I
 
@@ -13,7 +13,8 @@ structure that the model knows badly from a label that is wrong. The score is
 
     |e_B|_V = sqrt(e_B^T V_B^-1 e_B / n_B),    over its 80 % quantile among its kind, level and species
 
-in standard deviations of the bulk (the quantile of a normal distribution counts as 1.28): a model whose standard deviations
+in standard deviations of the bulk (the quantile of a normal distribution counts as 1.28; of n_B components, where symmetry
+leaves fewer of some stresses than of others, as that of the root of chi^2 / n_B): a model whose standard deviations
 are too wide or too narrow finds the same labels, one whose errors have a heavy tail, as those of a small model have, does
 not take its tail for wrong labels, and up to one label in five may be wrong. A score says that a label and the model
 disagree; which of them is wrong it cannot say.
@@ -29,7 +30,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -46,9 +47,11 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 Array = NDArray[np.float64]
+Place: TypeAlias = int | str | None  # of a label in its frame: None its energy, "stress", else the force on an atom
 LIMITS = {
     "energy": 3.7,
     "forces": 5.3,
+    "stress": 3.7,
     "moment": 3.7,
 }  # robust standard deviations; a normal distribution passes 3.7 once in 5000 labels
 SECOND_LOOK = 2.7  # of energies; a normal distribution passes it once in 144
@@ -59,10 +62,10 @@ CHARGE = 0.2  # Bohr magnetons; high-spin ions of 3d metals change by 0.5 and mo
 class LabelScore:
     """How far a label is from what all others say.
 
-    kind: energy (eV, total), forces (on `atom`, eV/Å) or moment (of `atom`, Bohr magnetons). deviation: predicted without
-    the label - label, [1] or [3]. std: what is expected of it if the label is as good as the others (of one component of a
-    force); of energies and forces calibrated where the model is. score: length of the deviation in standard deviations of
-    the bulk of its like.
+    kind: energy (eV, total), forces (on `atom`, eV/Å), stress (eV/Å^3) or moment (of `atom`, Bohr magnetons). deviation:
+    predicted without the label - label, [1], [3] or, of a stress, [6] with zeros where symmetry leaves nothing. std: what is
+    expected of it if the label is as good as the others (of one component of a force or stress); calibrated where the model
+    is, but for moments. score: length of the deviation in standard deviations of the bulk of its like.
     """
 
     frame: Frame
@@ -83,20 +86,32 @@ class LabelScore:
 
     @property
     def error(self) -> float:
-        """The deviation of an energy or a moment, the length of that of a force."""
-        return float(np.linalg.norm(self.deviation)) if self.kind == "forces" else float(self.deviation[0])
+        """The deviation of an energy or a moment, the length of that of a force or stress."""
+        return float(self.deviation[0]) if len(self.deviation) == 1 else float(np.linalg.norm(self.deviation))
+
+    @property
+    def axes(self) -> NDArray[np.bool_]:
+        """Which components are scored, as long as the deviation."""
+        return self.deviation != 0.0 if self.kind == "stress" else np.ones(len(self.deviation), dtype=bool)
+
+    @property
+    def place(self) -> Place:
+        """Which label of its frame it is, as `label_scores` takes those that a model has not seen."""
+        return "stress" if self.kind == "stress" else self.atom
 
     @property
     def label(self) -> Array:
-        """The label itself, [1] eV, [3] eV/Å or [1] Bohr magnetons."""
+        """The label itself, [1] eV, [3] eV/Å, [6] eV/Å^3 or [1] Bohr magnetons."""
         if self.kind == "energy":
             return np.array([self.frame.energy], dtype=float)
+        if self.kind == "stress":
+            return np.array(self.frame.stress, dtype=float)
         by_atom = self.frame.forces if self.kind == "forces" else self.frame.magmoms
         assert by_atom is not None
         return np.atleast_1d(by_atom[self.atom]).astype(float)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: energies in eV (total), forces in eV/Å, moments in Bohr magnetons."""
+        """Plain numbers: energies in eV (total), forces in eV/Å, stresses in eV/Å^3, moments in Bohr magnetons."""
         return {
             "frame": self.frame.source,
             "formula": str(self.frame.atoms.symbols),
@@ -115,12 +130,12 @@ def label_scores(
     model: MultiFidelityGP,
     frames: FrameSet,
     report: Report = silent,
-    unseen: Mapping[int, Collection[int | None]] | None = None,
+    unseen: Mapping[int, Collection[Place]] | None = None,
 ) -> list[LabelScore]:
-    """Scores of the energies, of the force on every atom and of the moments of training frames of `model`.
+    """Scores of the energies, of the force on every atom, of the stresses and of the moments of training frames of `model`.
 
-    unseen: labels that it was not trained on, by id of their frame: None its energy, else the force on an atom. Without it
-    DataError is raised for frames that the model was not trained on.
+    unseen: labels that it was not trained on, by id of their frame. Without it DataError is raised for frames that the
+    model was not trained on.
     """
     if unseen is None:
         model.check_seen(frames)
@@ -140,14 +155,20 @@ def label_scores(
 
 
 def _scores(
-    model: MultiFidelityGP, smoother: Smoother, part: LabelledRows, unseen: Collection[int | None]
+    model: MultiFidelityGP, smoother: Smoother, part: LabelledRows, unseen: Collection[Place]
 ) -> Iterator[tuple[int, LabelScore]]:
-    """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies)."""
+    """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies, stresses)."""
     if part.kind == "energy":
         scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
         score = _left_out(smoother, part, None, slice(0, 1), scale, None not in unseen)
         if score is not None:
             yield 0, score
+    if part.kind == "virial":
+        scale = Scale() if model.calibration is None else model.calibration.virial[part.level]
+        told = part.telling | (part.residual.abs().cpu().numpy() >= 1.0)  # the others are zero by symmetry
+        score = _left_out(smoother, part, None, told, scale, "stress" not in unseen) if told.any() else None
+        if score is not None:
+            yield 0, _as_stress(score, told)
     if part.kind == "forces":
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
             species = int(part.frame.atoms.numbers[atom])
@@ -160,7 +181,7 @@ def _scores(
 
 
 def _left_out(
-    smoother: Smoother, part: LabelledRows, atom: int | None, rows: slice, scale: Scale, seen: bool
+    smoother: Smoother, part: LabelledRows, atom: int | None, rows: slice | NDArray[np.bool_], scale: Scale, seen: bool
 ) -> LabelScore | None:
     """Left-out deviation of some rows, its standard deviation and its length in these; None where nothing else says.
 
@@ -175,9 +196,16 @@ def _left_out(
     error = -(inverse @ block.residual if seen else block.residual)
     variance = scale.weights * (inverse - one) + scale.residual * torch.diag(block.excess) + scale.noise * one
     score = max(float(error @ torch.linalg.solve(variance, error)) / len(error), 0.0) ** 0.5
-    unit = part.noise * (len(part.frame.atoms) ** 0.5 if part.kind == "energy" else 1.0)  # eV or eV/Å
+    unit = part.noise * (1.0 if part.kind == "forces" else len(part.frame.atoms) ** 0.5)  # eV or eV/Å
     std = unit * float(variance.diagonal().mean()) ** 0.5
     return LabelScore(part.frame, part.kind, atom, (unit * error).cpu().numpy(), std, score)
+
+
+def _as_stress(score: LabelScore, told: NDArray[np.bool_]) -> LabelScore:
+    """The score of the components `told` [6] of a virial (eV) as that of a stress."""
+    volume, deviation = score.frame.atoms.get_volume(), np.zeros(6)
+    deviation[told] = -score.deviation / volume
+    return replace(score, kind="stress", deviation=deviation, std=score.std / volume)
 
 
 def _moment_scores(model: MultiFidelityGP, frame: Frame, functionals: Functionals) -> Iterator[tuple[int, LabelScore]]:
@@ -206,6 +234,7 @@ def _in_bulk_deviations(alike: Sequence[LabelScore]) -> Iterator[LabelScore]:
     moments = [s.label[0] for s in alike if s.kind == "moment"]
     if moments and min(moments) < -CHARGE and max(moments) > CHARGE:
         return
-    usual = bulk(np.array([s.score for s in alike]), len(alike[0].deviation)) or 1.0
+    components = np.array([s.axes.sum() for s in alike])
+    usual = bulk(np.array([s.score for s in alike]), components) or 1.0
     for s in alike:
         yield replace(s, score=s.score / usual)

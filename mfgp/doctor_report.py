@@ -82,10 +82,10 @@ def examples(frames: Sequence[Frame]) -> str:
     return shown if len(frames) <= _SHOWN else f"{shown} and {len(frames) - _SHOWN} more ({SEE_ALL})"
 
 
-def enumerated(words: Iterable[str]) -> str:
+def enumerated(words: Iterable[str], last_by: str = "and") -> str:
     """'a', 'a and b', 'a, b and c'."""
     *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {last_by} {last}" if most else last
 
 
 def of_levels(levels: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """Suspect labels left out, everything fitted again, all labels scored again: large errors hide small ones.
 
 A wrong label raises what its level takes for noise, so that a smaller error beside it is no surprise. In each round the
-suspects of the one before are left out of the fit (label by label; of a frame with more than FEW all, and the stress with
-any), with the descriptor and the inducing points of the first. What is left in is scored in closed form as before; what is
-left out by the same formula for labels that a model has not seen, with A_B its rows and r_B its residual,
+suspects of the one before are left out of the fit (label by label; of a frame with more than FEW all), with the descriptor
+and the inducing points of the first. What is left in is scored in closed form as before; what is left out by the same
+formula for labels that a model has not seen, with A_B its rows and r_B its residual,
 
     e_B = -r_B,        V_B = a A_B P^-1 A_B^T + r diag(residual variance) + b I
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mfgp.doctor_fit import LabelScore, label_scores
+from mfgp.doctor_fit import LabelScore, Place, label_scores
 from mfgp.doctor_report import Finding, about, examples
 from mfgp.errors import NumericalError
 from mfgp.frames import Frame, FrameSet
@@ -32,7 +32,7 @@ ROUNDS = 3  # fits without suspects, at most
 FEW = 3  # suspect labels of a frame; with more of them all of its labels are left out
 MOST = 0.2  # share of the frames of a level that may be left out: the bulk of the scores must be of good labels
 
-Labels = frozenset[int | None]  # of a frame: None its energy, else the force on an atom
+Labels = frozenset[Place]  # of a frame
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,15 @@ def scores_without_suspects(
 
 
 def _suspects(scores: Sequence[LabelScore]) -> dict[int, Labels]:
-    """Suspect energies and forces by frame, all where there are more than FEW."""
-    found: dict[int, set[int | None]] = {}
-    every: dict[int, set[int | None]] = {}
+    """Suspect energies, forces and stresses by frame, all where there are more than FEW."""
+    found: dict[int, set[Place]] = {}
+    every: dict[int, set[Place]] = {}
     for s in scores:
         if s.kind != "moment":
-            every.setdefault(id(s.frame), set()).add(s.atom)
+            unscored: set[Place] = set() if s.frame.stress is None else {"stress"}  # where few frames have a stress
+            every.setdefault(id(s.frame), unscored).add(s.place)
             if s.suspect:
-                found.setdefault(id(s.frame), set()).add(s.atom)
+                found.setdefault(id(s.frame), set()).add(s.place)
     return {key: frozenset(every[key] if len(own) > FEW else own) for key, own in found.items()}
 
 
@@ -117,11 +118,12 @@ def _without(frame: Frame, labels: Labels | None) -> Frame:
     """The frame without some of its labels."""
     if labels is None:
         return frame
-    atoms = np.array([a for a in labels if a is not None], dtype=int)
+    atoms = np.array([a for a in labels if isinstance(a, int)], dtype=int)
     mask = frame.force_mask.copy()
     mask[atoms] = False
-    energy = None if None in labels else frame.energy
-    return replace(frame, energy=energy, force_mask=mask, forces=frame.forces if mask.any() else None, stress=None)
+    rest = replace(frame, force_mask=mask, forces=frame.forces if mask.any() else None)
+    rest = replace(rest, energy=None) if None in labels else rest
+    return replace(rest, stress=None) if "stress" in labels else rest
 
 
 def _fitted_again(model: MultiFidelityGP, frames: FrameSet, progress: bool) -> MultiFidelityGP:

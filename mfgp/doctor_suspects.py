@@ -16,27 +16,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.units import GPa
 from scipy.special import ndtr
 
 from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
-from mfgp.doctor_report import SEE_ALL, Array, Finding, about, examples
+from mfgp.doctor_report import SEE_ALL, Array, Finding, about, enumerated, examples
 from mfgp.frames import Frame, FrameSet
-from mfgp.stress_order import stress_order_notes
+from mfgp.stress_order import other_orders
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 LISTED = 10  # labels in a message
 SHARE = 0.9  # of the places where an error would be found
+NOUNS = {"energy": ("the energy", "energies"), "forces": ("forces", "forces"), "stress": ("the stress", "stresses")}
 _SCORE = (
     "Scores count standard deviations, scaled so that four of five labels like these are below 1.3; named above "
-    f"{LIMITS['energy']} (energies, moments) and {LIMITS['forces']} (forces)."
+    f"{LIMITS['energy']} (energies, stresses, moments) and {LIMITS['forces']} (forces)."
 )
 
 
 def order_checks(model: MultiFidelityGP, frames: FrameSet) -> list[Finding]:
     """Findings about stresses of training frames whose shear is in another order than ASE's."""
-    return [about("warning", "stress order", note) for note in stress_order_notes(model, frames)]
+    return [about("warning", "stress order", found.text, found.frames) for found in other_orders(model, frames)]
 
 
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
@@ -54,7 +56,7 @@ def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:
     charged = {id(f) for f in other_moments(scores)}
     for level in dict.fromkeys(s.frame.fidelity for s in scores):
         suspects = sorted((s for s in scores if s.suspect and s.frame.fidelity == level), key=lambda s: -s.score)
-        for kind in ("energy", "forces"):
+        for kind in NOUNS:
             if chosen := [s for s in suspects if s.kind == kind and id(s.frame) not in charged]:
                 out.append(_contradicted(level, kind, chosen))
         if chosen := [s for s in suspects if id(s.frame) in charged]:
@@ -74,13 +76,14 @@ def other_moments(scores: Sequence[LabelScore]) -> list[Frame]:
 def findable(scores: Sequence[LabelScore], limit: float | None = None) -> float:
     """Size from which on an error would make nine of ten of these labels, all of one kind, pass a limit: that of suspects.
 
-    In eV/atom of energies, eV/Å of forces, Bohr magnetons of moments; nan where none has a score between 0 and the limit.
+    In eV/atom of energies, eV/Å of forces, eV/Å^3 of a component of stresses, Bohr magnetons of moments; nan where none has
+    a score between 0 and the limit.
     """
     sizes: list[Array] = []
     for s in scores:
         most = LIMITS[s.kind] if limit is None else limit
         if 0.0 < s.score <= most:
-            e, n = s.deviation, len(s.frame.atoms) if s.kind == "energy" else 1
+            e, n = s.deviation[s.axes], len(s.frame.atoms) if s.kind == "energy" else 1
             length = float(np.linalg.norm(e))
             free = e**2 - length**2 + (most * length / s.score) ** 2  # [axis]
             sizes += [(np.sqrt(free) + sign * e) / n for sign in (-1.0, 1.0)]
@@ -89,16 +92,21 @@ def findable(scores: Sequence[LabelScore], limit: float | None = None) -> float:
 
 def _what_would_be_found(level: str, scores: Sequence[LabelScore]) -> list[Finding]:
     energies = [s for s in scores if s.kind == "energy"]
-    energy, forces = findable(energies), findable([s for s in scores if s.kind == "forces"])
+    energy = findable(energies)
+    forces, stress = (findable([s for s in scores if s.kind == kind]) for kind in ("forces", "stress"))
     found = []
     if np.isfinite(energy):
         listed = f" ({1e3 * findable(energies, SECOND_LOOK):.1f}: list it for a second look)"
         found.append(f"an energy that is off by {1e3 * energy:.1f} meV/atom{listed}")
     if np.isfinite(forces):
         found.append(f"a force on one atom that is off by {forces:.2f} eV/Å")
+    if np.isfinite(stress):
+        found.append(f"a stress with one component that is off by {1e3 * stress:.2g} meV/Å^3 ({stress / GPa:.2g} GPa)")
     if not found:
         return []
-    message = f"fidelity {level!r}: this model would name {' or '.join(found)} in about nine cases of ten; smaller "
+    message = (
+        f"fidelity {level!r}: this model would name {enumerated(found, 'or')} in about nine cases of ten; smaller "
+    )
     message += "ones may be there. A more accurate one (more inducing points, more data, a baseline) sees more."
     return [about("info", "leave-one-out", message)]
 
@@ -106,10 +114,12 @@ def _what_would_be_found(level: str, scores: Sequence[LabelScore]) -> list[Findi
 def _contradicted(level: str, kind: str, worst: Sequence[LabelScore]) -> Finding:
     bad = _frames_of(worst)
     message = f"fidelity {level!r}: "
-    if kind == "energy":
-        message += "the energy of 1 frame disagrees" if len(bad) == 1 else f"energies of {len(bad)} frames disagree"
-    else:
-        message += f"forces of {len(bad)} frame{'' if len(bad) == 1 else 's'} disagree"
+    one, many = NOUNS[kind]
+    message += (
+        f"{one} of 1 frame disagree{'' if kind == 'forces' else 's'}"
+        if len(bad) == 1
+        else f"{many} of {len(bad)} frames disagree"
+    )
     message += f" with all other labels:{_listed(worst)}"
     message += (
         f"\n  {_SCORE}\n  The model may be wrong instead, above all a small one, on a structure unlike the others: "
@@ -159,10 +169,14 @@ def _described(s: LabelScore) -> str:
     """One line about a label: where, what, and how far from what the others say."""
     where = f"{s.frame.source} ({s.frame.atoms.symbols})"
     far = f"score {s.score:.1f}"
-    if s.atom is None:
+    if s.kind == "energy":
         n = len(s.frame.atoms)
         values = f"label {s.label[0] / n:.4f} eV/atom; predicted without it - label = {1e3 * s.error / n:+.1f} meV/atom"
         return f"{where}: {values}, std {1e3 * s.std / n:.1f}, {far}"
+    if s.kind == "stress":
+        label, deviation = (f"({', '.join(f'{1e3 * x:+.1f}' for x in v)})" for v in (s.label, s.deviation))
+        values = f"stress {label} meV/Å^3; predicted without it - label = {deviation}"
+        return f"{where}: {values}, std {1e3 * s.std:.1f} a component, {far}"
     atom = f"atom {s.atom} ({s.frame.atoms.symbols[s.atom]})"
     if s.kind == "moment":
         values = (

@@ -28,10 +28,13 @@ BULK = 0.8  # quantile of scores that stands for the bulk: up to one label in fi
 MIN_LABELS = 8  # alike, for their bulk to say anything
 
 
-def bulk(scores: Array, components: int = 1) -> float:
-    """Standard deviation of the bulk of scores [label] = sqrt(|z|^2 / components), by their quantile: 1 if z ~ N(0, 1)."""
-    normal = float(chdtri(components, 1.0 - BULK) / components) ** 0.5
-    return float(np.quantile(scores, BULK)) / normal
+def bulk(scores: Array, components: int | NDArray[np.int64] = 1) -> float:
+    """Standard deviation of the bulk of scores [label] = sqrt(|z|^2 / components), by their quantile: 1 if z ~ N(0, 1).
+
+    components: of all labels or of each, [label].
+    """
+    normal = np.sqrt(chdtri(components, 1.0 - BULK) / components)
+    return float(np.quantile(scores / normal, BULK))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_labels_left_out_of_a_fit_score_as_in_closed_form() -> None:
 
 
 def of(scores: list[LabelScore], frame: Frame, atom: int | None) -> LabelScore:
-    (found,) = [s for s in scores if s.frame is frame and s.atom == atom]
+    (found,) = [s for s in scores if s.frame is frame and s.place == atom]
     return found
 
 
