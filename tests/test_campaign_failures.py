@@ -16,6 +16,7 @@ import pytest
 from ase.io import write
 from campaign_systems import lines, traced
 from conftest import alloy
+from distributed import Client
 from test_campaign import client, config, folder, in_process, rows, run, start, states, with_a_fit  # noqa: F401
 
 from mfgp import ConfigError, DataError
@@ -23,6 +24,7 @@ from mfgp.campaign import Campaign
 from mfgp.campaign_database import connect, connect_to_read
 from mfgp.campaign_status import exported, read_status, status_lines
 from mfgp.campaign_store import Store
+from mfgp.labelling import Outcome
 
 
 def level(folder: Path, mode: str) -> dict[str, Any]:  # noqa: F811
@@ -70,6 +72,16 @@ def test_what_is_left_out_of_a_pool_is_said(folder: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.usefixtures("in_process")
+def test_results_of_another_campaign_on_the_same_scheduler_stay_there(folder: Path, client: Client) -> None:  # noqa: F811
+    start(folder)
+    other = Outcome("failed", "of another campaign")
+    held = [client.submit(lambda: other, key=f"calculation-{i}-{i}", pure=False) for i in range(1, 5)]
+    run(folder)
+    assert states(folder) == {"done": 4}
+    assert held[0].result() == other
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_full_disk_is_said_and_the_run_goes_on_from_there(folder: Path) -> None:  # noqa: F811
     run_folder = start(folder)
     with Campaign.open(run_folder, {"low": traced}) as campaign:
@@ -104,6 +116,12 @@ def change(store: Store, size: int) -> None:
         store.event("note", size * "x")
 
 
+def step_of_no_model(store: Store) -> None:
+    with store.transaction() as db:
+        db.execute("PRAGMA defer_foreign_keys = ON")
+        db.execute("INSERT INTO steps VALUES (1, 99, '', 0, 0, 0, NULL, NULL)")
+
+
 def test_a_transaction_that_cannot_be_written_is_undone(tmp_path: Path) -> None:
     with closing(Store.create(tmp_path / "campaign.sqlite")) as store:
         change(store, 1)
@@ -114,6 +132,10 @@ def test_a_transaction_that_cannot_be_written_is_undone(tmp_path: Path) -> None:
         assert store.meta("ready") == "1"
         change(store, 2)
         assert store.meta("ready") == "2"
+        with pytest.raises(sqlite3.IntegrityError):  # by the commit itself
+            step_of_no_model(store)
+        change(store, 3)
+        assert store.meta("ready") == "3"
 
 
 @contextmanager
