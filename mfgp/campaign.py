@@ -24,6 +24,9 @@ from ase import Atoms
 from mfgp.campaign_adding import arrivals, check_changed
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
+from mfgp.campaign_database import database_errors
+from mfgp.campaign_failures import free, how_to_retry
+from mfgp.campaign_inputs import check as check_inputs
 from mfgp.campaign_learning import MODELS, Models
 from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE
@@ -82,10 +85,10 @@ class Campaign:
         leaves is in the way of another.
         """
         settings = config if isinstance(config, CampaignConfig) else load_campaign_config(config)
-        directory = Path(directory)
+        directory, settings = Path(directory), settings.absolute(Path.cwd())
         new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        with only_process(directory):
+        with only_process(directory), database_errors(directory / DATABASE):
             try:
                 return start(settings, directory, dict(calculators or {}), progress)
             except BaseException:
@@ -104,13 +107,14 @@ class Campaign:
         directory = Path(directory)
         if not (directory / DATABASE).is_file():
             raise DataError(f"{directory} is no campaign: there is no {DATABASE} in it; make one with `campaign init`.")
-        with only_process(directory), ExitStack() as stack:
+        with only_process(directory), database_errors(directory / DATABASE), ExitStack() as stack:
             store = Store(directory / DATABASE)
             stack.callback(store.close)
             config = load_campaign_config(directory / CONFIG, sources=False)
             for name in ("target", "seed"):
                 if str(getattr(config, name)) != store.meta(name):
                     raise ConfigError(f"{directory / CONFIG}: {name} cannot change within a campaign.")
+            check_inputs(store, config, directory / CONFIG)
             for leftover in (directory / MODELS).glob(".*.tmp"):  # of a write that was killed
                 leftover.unlink()
             tasks = Tasks(directory, store, config, calculators)
@@ -177,8 +181,18 @@ class Campaign:
         elif left is not None and left <= 0:
             why = f"budget spent: {spent:.4g} of {stop.hours:g} h"
         elif not chosen.choices:
-            why = "nothing left to choose that fits the budget"
+            why = self._nothing_left(chosen.cheapest, left)
         return Proposal(why, std, () if why else self._planned(chosen, pool))
+
+    def retry(self, level: str | None = None) -> int:
+        """Let calculations that failed (all, or those of a level) be chosen again, once their cause is mended; how many.
+
+        They are tried as if they were new, where a step chooses them. Raises ConfigError for an unknown level.
+        """
+        levels = self.store.levels()
+        if level is not None and level not in levels:
+            raise ConfigError(f"{level!r} is no level of this campaign; it has {', '.join(levels)}.")
+        return free(self.store, levels if level is None else [level])
 
     def model(self) -> MultiFidelityGP:
         """The latest version."""
@@ -225,6 +239,19 @@ class Campaign:
             seed=self.config.seed,
             report=report,
         )
+
+    def _nothing_left(self, cheapest: float, left: float | None) -> str:
+        """Why a step chooses nothing. cheapest: of what could be chosen, left: of the budget, in hours."""
+        limits = {"batch.hours": self.config.batch.hours, "stop.hours": left}
+        tight = [f"{h:.3g} h by {name}" for name, h in limits.items() if h is not None and h < cheapest < float("inf")]
+        failed = how_to_retry(len(self.store.tasks("state = 'failed' AND attempt > 0")), self.directory)
+        if tight:
+            why = (
+                f"that fits the budget: the cheapest calculation takes {cheapest:.3g} h, allowed are {', '.join(tight)}"
+            )
+        else:
+            why = f"in the pool: all is calculated or known at {', '.join(self.config.levels)}, or failed"
+        return f"nothing left to choose {why}{'; ' if failed else ''}{failed}"
 
     def _planned(self, chosen: Selection, pool: list[tuple[int, Atoms]]) -> tuple[Planned, ...]:
         out, before = [], chosen.std_before

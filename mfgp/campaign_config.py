@@ -166,6 +166,13 @@ class CampaignConfig(Section):
             raise ValueError("refit_every needs fit: a model file does not hold the data that it was fitted to")
         return self
 
+    def absolute(self, folder: Path) -> CampaignConfig:
+        """With paths that no longer depend on where they are read; relative ones are those of `folder`."""
+        files = {name: getattr(self, name) for name in ("model", "fit")}
+        found: dict[str, Any] = {name: None if f is None else folder / f.expanduser() for name, f in files.items()}
+        lists = {name: tuple(folder / f.expanduser() for f in getattr(self, name)) for name in ("pool", "targets")}
+        return self.model_copy(update={**found, **lists})
+
     def to_yaml(self) -> str:
         """YAML that load_campaign_config reads back."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
@@ -183,14 +190,9 @@ def load_campaign_config(path: str | os.PathLike[str], *, sources: bool = True) 
         if str(error).startswith(str(path)):  # it could not be read
             raise
         raise in_file(path, str(error).splitlines()) from None
-    folder = path.resolve().parent
-
-    def absolute(file: Path | None) -> Path | None:
-        return None if file is None else folder / file.expanduser()
-
-    files = {name: absolute(getattr(config, name)) for name in ("model", "fit")}
-    lists = {name: tuple(folder / f.expanduser() for f in getattr(config, name)) for name in ("pool", "targets")}
-    named = [*files.items(), *((name, f) for name, group in lists.items() for f in group)]
+    config = config.absolute(path.resolve().parent)
+    named = [("model", config.model), ("fit", config.fit)]
+    named += [(name, f) for name in ("pool", "targets") for f in getattr(config, name)]
     missing = [
         f"{name}: no file {file.name!r} in {file.parent}; paths are relative to the campaign's configuration"
         for name, file in named
@@ -198,4 +200,4 @@ def load_campaign_config(path: str | os.PathLike[str], *, sources: bool = True) 
     ]
     if missing:
         raise in_file(path, missing)
-    return config.model_copy(update={**files, **lists})
+    return config

@@ -1,9 +1,10 @@
 """The tables of a campaign's database, in one place.
 
 A task is one (structure, level): planned -> running -> done | failed | rejected, and back to planned for a second attempt or
-when its process was killed. Each attempt has a row of its own. A step is open from its selection until the model has learned
-what came of it. A label that is not accepted has `learned_in` as long as the latest model holds it: until a refit. Times are
-UTC, hours those of `cost` (CPU where known, else wall), energies eV, lengths Å.
+when its process was killed. Each attempt has a row of its own. A failed task that may be chosen again (`campaign retry`)
+has attempt 0 until it is; it keeps its attempts, and gets another decision. A step is open from its selection until the
+model has learned what came of it. A label that is not accepted has `learned_in` as long as the latest model holds it: until
+a refit. Times are UTC, hours those of `cost` (CPU where known, else wall), energies eV, lengths Å.
 """
 
 from __future__ import annotations

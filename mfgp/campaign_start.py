@@ -13,6 +13,7 @@ from ase import Atoms
 from mfgp import __version__
 from mfgp.campaign_calculators import Factory, calculator_class
 from mfgp.campaign_config import CampaignConfig
+from mfgp.campaign_inputs import record
 from mfgp.campaign_learning import MODELS
 from mfgp.campaign_records import bare
 from mfgp.campaign_schema import CONFIG, DATABASE, SCHEMA
@@ -87,6 +88,7 @@ def _write(
             store.set_meta("fit", yaml.safe_dump(fit.model_dump(mode="json")) if fit is not None else "{}")
         for key, value in (("schema", SCHEMA), ("target", config.target), ("seed", config.seed)):
             store.set_meta(key, str(value))
+        record(store, config)
         store.set_meta("created_by", f"mfgp {__version__}")
         store.event("init", f"{len(pool)} structures in the pool, {len(targets)} targets of their own; model {why}")
         store.set_meta("ready", now())

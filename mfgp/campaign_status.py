@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from mfgp import console
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
+from mfgp.campaign_database import database_errors
+from mfgp.campaign_failures import how_to_retry
 from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE, HOURS, STATES
 from mfgp.campaign_store import Store
@@ -44,8 +47,7 @@ class Status:
 
 def read_status(directory: Path) -> Status:
     """Raises DataError for a directory that holds no campaign."""
-    store = Store(directory / DATABASE)
-    try:
+    with _reading(directory) as store:
         return Status(
             directory,
             load_campaign_config(directory / CONFIG, sources=False),
@@ -59,8 +61,13 @@ def read_status(directory: Path) -> Status:
             _rows(store, "SELECT level, origin, accepted, count(*) n FROM labels GROUP BY level, origin, accepted"),
             _rows(store, "SELECT time, kind, text FROM events ORDER BY id"),
         )
-    finally:
-        store.close()
+
+
+@contextmanager
+def _reading(directory: Path) -> Iterator[Store]:
+    """The database, also where nothing can be written."""
+    with database_errors(directory / DATABASE), closing(Store(directory / DATABASE, read_only=True)) as store:
+        yield store
 
 
 _TASKS = f"""
@@ -88,11 +95,8 @@ def exported(directory: Path, *, rejected: bool = False, initial: bool = False) 
 
     rejected: those of another spin state, or replaced, instead. initial: also the data that the campaign began with.
     """
-    store = Store(directory / DATABASE)
-    try:
+    with _reading(directory) as store:
         rows = store.labels("accepted = ?", (0 if rejected else 1,))
-    finally:
-        store.close()
     out = []
     for row in rows:
         if initial or row.origin != "initial":
@@ -156,8 +160,14 @@ def status_lines(s: Status) -> list[str]:
         lines.append(
             f"step {unfinished[0]} is open: {over} of {total} calculations are over; go on with `campaign run`"
         )
-    elif s.events and s.events[-1]["kind"] == "stop":
-        lines.append(f"stopped: {s.events[-1]['text']}")
+    last = s.events[-1] if s.events else None
+    if last is not None and last["kind"] in ("stop", "broken") and all(a["started"] < last["time"] for a in s.attempts):
+        lines.append(f"stopped: {last['text']}")
+    failed = [task["attempt"] for task in s.tasks if task["state"] == "failed"]
+    if failed.count(0):
+        lines.append(f"{failed.count(0)} of the failed calculations may be chosen again")
+    if not lines[-1].endswith(told := how_to_retry(len(failed) - failed.count(0), s.directory)):
+        lines.append(told)
     return lines
 
 
@@ -166,7 +176,10 @@ def failure_table(s: Status) -> Table | None:
     bad = [t for t in s.tasks if t["state"] in ("failed", "rejected")]
     if not bad:
         return None
-    rows = [(f"{t['source']}", t["level"], t["state"], str(t["attempt"]), t["outcome"]) for t in bad[-20:]]
+    rows = [
+        (f"{t['source']}", t["level"], t["state"], str(t["attempt"] or "may be chosen again"), t["outcome"])
+        for t in bad[-20:]
+    ]
     return console.table(f"failed or rejected ({len(bad)})", ("structure", "level", "state", "attempts", "why"), rows)
 
 

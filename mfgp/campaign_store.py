@@ -1,8 +1,8 @@
 """The database of a campaign: SQLite with a write-ahead log, synced at every commit, so that a killed process loses nothing.
 
 Every change of state is one transaction; what belongs together (a calculation's end and its label, a model version and the
-labels that it learned) is in the same one. All SQL that writes is here and in `campaign_schema`; reading for people is in
-`campaign_status`.
+labels that it learned) is in the same one. All SQL that writes is here, in `campaign_schema` and in `campaign_failures`;
+reading for people is in `campaign_status`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from ase import Atoms
 
+from mfgp.campaign_database import connect, connect_to_read, database_errors
 from mfgp.campaign_records import LabelRow, Planned, Task, label_record, labelled_atoms
 from mfgp.campaign_schema import HOURS, SCHEMA, TABLES
 from mfgp.errors import DataError
@@ -54,19 +55,26 @@ def only_process(directory: Path) -> Iterator[None]:
 
 
 class Store:
-    """The open database. `Store.create` makes it, `Store(path)` opens it; both raise DataError for what is not one."""
+    """The open database. `Store.create` makes it, `Store(path)` opens it; both raise DataError for what is not one, or
+    cannot be opened. read_only: nothing is written, and it need not be possible."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         if not path.is_file():
             raise DataError(
                 f"{path.parent} is no campaign: there is no {path.name} in it; make one with `campaign init`."
             )
         self.path = path
-        self.db = _connect(path)
+        self.db = connect_to_read(path) if read_only else connect(path)
         try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        path = self.path
+        with database_errors(path):
             schema = self.meta("schema")
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is not a campaign's database ({error}); restore it from a copy.") from None
         if schema is None or self.meta("ready") is None:
             raise DataError(f"{path.parent}: `campaign init` was interrupted; run it again.")
         if int(schema) > SCHEMA:
@@ -76,7 +84,7 @@ class Store:
     def create(cls, path: Path) -> Store:
         """An empty database. What an interrupted `init` left is used again; a complete one is a DataError."""
         self = cls.__new__(cls)
-        self.path, self.db = path, _connect(path)
+        self.path, self.db = path, connect(path)
         tables = {row[0] for row in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             self.db.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
@@ -94,10 +102,11 @@ class Store:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
+            self.db.execute("COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:  # on a full disk SQLite may have rolled back by itself
+                self.db.execute("ROLLBACK")
             raise
-        self.db.execute("COMMIT")
 
     def meta(self, key: str) -> str | None:
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -220,18 +229,28 @@ class Store:
             query = "INSERT INTO steps (step, model, opened, std_before, std_expected, hours) VALUES (?, ?, ?, ?, ?, ?)"
             db.execute(query, values)
             for rank, p in enumerate(planned):
-                query = "INSERT INTO tasks (structure, level, step, state) VALUES (?, ?, ?, 'planned')"
-                task = _new(db.execute(query, (p.structure, p.level, step)))
-                row = (task, step, rank, p.gain, p.std_before, p.std_after, p.hours, p.why)
-                db.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                row = (self._plan(p, step), step, rank, p.gain, p.std_before, p.std_after, p.hours, p.why)
+                db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         return step
+
+    def _plan(self, p: Planned, step: int) -> int:
+        """The row of a new task, or of one that had failed and may be chosen again."""
+        query = (
+            "INSERT INTO tasks (structure, level, step, state) VALUES (?, ?, ?, 'planned') ON CONFLICT (structure, level) "
+            "DO UPDATE SET step = excluded.step, state = 'planned', attempt = 1, interruptions = 0, why = '' "
+            "WHERE state = 'failed' AND attempt = 0"
+        )
+        changed = self.db.execute(query, (p.structure, p.level, step)).rowcount
+        assert changed == 1, f"structure {p.structure} is taken at {p.level}"
+        return self.tasks("structure = ? AND level = ?", (p.structure, p.level))[0].id
 
     def task(self, row: int) -> Task:
         return self.tasks("id = ?", (row,))[0]
 
     def taken(self) -> list[tuple[int, str]]:
-        """(structure, level) that need no choosing: tasks in any state, and labels."""
-        query = "SELECT structure, level FROM tasks UNION SELECT structure, level FROM labels"
+        """(structure, level) that need no choosing: tasks, but for failed ones that may be tried again, and labels."""
+        query = "SELECT structure, level FROM tasks WHERE state != 'failed' OR attempt > 0"
+        query += " UNION SELECT structure, level FROM labels"
         return self.db.execute(query).fetchall()
 
     def count_steps(self) -> int:
@@ -329,17 +348,6 @@ class Store:
     def hours_spent(self) -> float:
         """Of all attempts, failed ones included."""
         return float(self.db.execute(f"SELECT coalesce(sum({HOURS}), 0) FROM attempts").fetchone()[0])
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=30.0)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        try:
-            db.execute(f"PRAGMA {pragma}")
-        except sqlite3.DatabaseError as error:
-            db.close()
-            raise DataError(f"{path} is not a campaign's database ({error}); restore it from a copy.") from None
-    return db
 
 
 def _new(cursor: sqlite3.Cursor) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mfgp.calculation_process import end_orphan, max_hours
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, LevelConfig
+from mfgp.campaign_failures import check_works
 from mfgp.campaign_records import Task
 from mfgp.campaign_store import Store
 from mfgp.campaign_workers import Ticket, run_all
@@ -55,7 +56,8 @@ class Tasks:
         """Run tasks until none is planned or running. client: called when there is something to run.
 
         What an earlier process left running has the time that its level allows, counted from its start.
-        Raises ConfigError after the first calculation of a level that gives no moments where `spin` asks for them.
+        Raises ConfigError after the first calculation of a level that gives no moments where `spin` asks for them, and after
+        the first failures of one that never worked (campaign_failures).
         """
         total = len(self.store.tasks("step = ?", (step,)))
 
@@ -69,6 +71,7 @@ class Tasks:
             told()
             task = self.store.task(job.task)
             self._check_moments(task)
+            check_works(self.store, task.level, self._folder)
             self._end_overdue(alive)
             return self._start(task) if task.state == "planned" else None
 

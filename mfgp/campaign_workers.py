@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from mfgp.calculation_process import run
 from mfgp.campaign_config import WorkersConfig
@@ -81,7 +82,7 @@ def run_all(client: Client, tickets: Iterable[Ticket], done: Callable[[Job, Outc
 
     while True:
         while len(flying) < max(1, sum(client.nthreads().values())) and (ticket := following()) is not None:
-            key = f"calculation-{ticket.job.task}-{ticket.job.attempt}"
+            key = f"calculation-{ticket.job.task}-{uuid4()}"  # of this campaign: a scheduler may serve several
             flying[client.submit(run, ticket.job, ticket.limit, key=key, pure=False, retries=0)] = ticket
         if not flying:
             return

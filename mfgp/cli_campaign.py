@@ -153,6 +153,23 @@ def add(
 
 
 @campaign.command()
+def retry(
+    directory: Directory = None,
+    level: Annotated[str | None, typer.Option("--level", help="those of this level; of all by default")] = None,
+) -> None:
+    """Let calculations that failed be chosen again, once their cause is mended."""
+    with friendly():
+        from mfgp.campaign import Campaign
+
+        where = _directory(directory)
+        with Campaign.open(where) as opened:
+            n = opened.retry(level)
+        what = f"{n} failed calculation{'' if n == 1 else 's'}"
+        then = f" may be chosen again; go on with: mfgp campaign run -d {where}" if n else ": nothing to try again"
+        console.say(console.stdout(), what + then)
+
+
+@campaign.command()
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="extxyz file", show_default=False)],
     directory: Directory = None,

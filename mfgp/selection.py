@@ -64,13 +64,15 @@ class Selection:
     """A batch, in the order of choice, and the target's standard deviation before it.
 
     same: how many structures of the pool were passed over, at one level or more, as another description (same_structure) of
-    one that was chosen there, or that is taken or known.
+    one that was chosen there, or that is taken or known. cheapest: hours of the cheapest calculation that could be chosen;
+    infinite where there was none.
     """
 
     choices: tuple[Choice, ...]
     std_before: float
     target: str
     same: int = 0
+    cheapest: float = np.inf
 
     @property
     def hours(self) -> float:
@@ -125,6 +127,7 @@ def select(
     limit = same.offered() if n is None else n
     std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
     choices: list[Choice] = []
+    cheapest = float(hours.min())
     while len(choices) < limit and (best := search.best(left)) is not None:
         choices.append(search.take(*best, rank=len(choices) + 1))
         search.close(same.take(choices[-1].index, best[1]), best[1])
@@ -133,7 +136,7 @@ def select(
         report("selection", *done, f"std {choices[-1].std_after:.4g}")
     if free:
         choices = [replace(choice, hours=np.nan) for choice in choices]
-    return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()))
+    return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()), cheapest)
 
 
 def _by_gain_alone(names: Sequence[str]) -> str:

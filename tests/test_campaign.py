@@ -140,21 +140,24 @@ def test_it_stops_at_the_target_std_at_the_budget_and_when_nothing_is_left(folde
     config(run_folder, stop={"std": 2 * std})
     assert run(folder).startswith("target reached")
     config(run_folder, stop={"hours": 1e-3})  # one calculation is taken for 0.01 h
-    assert run(folder) == "nothing left to choose that fits the budget"
+    assert run(folder).startswith("nothing left to choose that fits the budget: the cheapest calculation takes 0.01 h")
     config(run_folder, stop={"hours": 0.025})
     assert run(folder, max_steps=1) == "1 step done"
     assert states(folder) == {"done": 2}
     config(run_folder, stop={"hours": 100})
-    assert run(folder) == "nothing left to choose that fits the budget"
+    assert run(folder) == "nothing left to choose in the pool: all is calculated or known at low, or failed"
     assert states(folder) == {"done": N_POOL}
 
 
 @pytest.mark.usefixtures("in_process")
 def test_what_fails_is_recorded_and_blocks_nothing(folder: Path) -> None:
     trace, why = str(folder / "trace"), "CalculationFailed: SCF did not converge"
-    level = {"settings": {"trace": trace, "mode": "raise"}, "hours": 0.01}
-    config(folder, stop={"steps": 1}, batch={"n": N_POOL}, levels={"low": level})
-    start(folder)
+    level: dict[str, Any] = {"settings": {"trace": trace}, "hours": 0.01}
+    config(folder, stop={"steps": 2}, batch={"n": 1}, levels={"low": level})
+    run_folder = start(folder)
+    run(folder, max_steps=1)  # one that succeeds: else the first three failures would end the run
+    level["settings"]["mode"] = "raise"
+    config(run_folder, batch={"n": N_POOL}, levels={"low": level})
     run(folder)
     bad = states(folder)["failed"]
     assert 0 < bad < N_POOL

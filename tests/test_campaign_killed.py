@@ -92,15 +92,19 @@ def test_killed_while_workers_calculate(tmp_path: Path, model: MultiFidelityGP) 
 
 @pytest.mark.slow
 def test_a_calculation_that_dies_or_hangs_takes_nothing_with_it(tmp_path: Path, model: MultiFidelityGP) -> None:
-    retry = {"settings": {"mode": "hang"}}
-    folder = campaign(tmp_path, model, n=5, settings={"mode": "die"}, retry=retry, max_hours=10 / 3600)
+    folder = campaign(tmp_path, model, n=6)
+    config(folder / "run", batch={"n": 1})
+    process(folder, "nowhere").communicate(timeout=240)  # one that succeeds: else the first failures would end the run
+    settings = {"trace": str(tmp_path / "trace"), "mode": "die"}
+    level = {"settings": settings, "retry": {"settings": {"mode": "hang"}}, "hours": 0.01, "max_hours": 10 / 3600}
+    config(folder / "run", batch={"n": 5}, stop={"steps": 2}, levels={"low": level})
     done = process(folder, "processes")
     out, errors = done.communicate(timeout=240)
-    assert out.strip() == "1 step done, as asked for", errors
+    assert out.strip() == "2 steps done, as asked for", errors
     found = states(folder)
     assert found["failed"] > 0
-    assert found["done"] > 0
-    assert found["done"] + found["failed"] == 5
+    assert found["done"] > 1
+    assert found["done"] + found["failed"] == 6
     attempts = rows(folder, "SELECT attempt, outcome, why FROM attempts WHERE outcome != 'done' ORDER BY attempt")
     assert [a[:2] for a in attempts] == [(i, "failed") for i in (1, 2) for _ in range(found["failed"])]
     assert all(("died (exit code 9" if a[0] == 1 else "max_hours") in a[2] for a in attempts)

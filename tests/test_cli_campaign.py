@@ -45,8 +45,13 @@ def test_from_init_to_report(folder: Path) -> None:
     failed = ok("campaign", "step").output  # forces are above max_force
     assert "1 step done" in failed
     assert "above max_force" in ok("campaign", "status").output
+    assert "the first 3 calculations failed" in refused("campaign", "run").replace("\n", " ")
+    assert "3 calculations failed" in ok("campaign", "status").output
     path = folder / "campaign" / "campaign.yaml"
     path.write_text(path.read_text().replace("max_force: 1.0e-09", "max_force: 100.0"))
+    assert "is no level" in refused("campaign", "retry", "--level", "best")
+    assert "3 failed calculations may be chosen again" in ok("campaign", "retry", "--level", "low").output
+    assert "nothing to try again" in ok("campaign", "retry").output
     assert "nothing left to choose" in ok("campaign", "run").output
     outside = label(alloy(600), "high")
     write("labels.extxyz", outside)
@@ -64,7 +69,7 @@ def test_from_init_to_report(folder: Path) -> None:
     assert (folder / "pool<b>.extxyz").read_bytes() == pool
     ok("campaign", "export", "-o", "out.extxyz")
     frames = read_frames("out.extxyz", levels=["low", "high"])
-    assert {level: len(frames.of(level)) for level in frames.levels} == {"low": 2, "high": 1}
+    assert {level: len(frames.of(level)) for level in frames.levels} == {"low": 4, "high": 1}
     assert read("out.extxyz", ":")[-1].info["origin"] == "added"
     ok("campaign", "report")
     page = (folder / "campaign" / "report.html").read_text(encoding="utf-8")

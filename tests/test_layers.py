@@ -92,8 +92,17 @@ LAYERS = [
     ),
     *("directional", "targets", "gains", "candidates", "selection", "plan"),
     *("campaign_config", "campaign_calculators", "structure_json", "campaign_records", "campaign_schema", "labelling"),
+    "campaign_database",
     "calculation_process",
-    *("campaign_store", "campaign_workers", "campaign_tasks", "campaign_learning", "campaign_adding"),
+    *(
+        "campaign_store",
+        "campaign_inputs",
+        "campaign_failures",
+        "campaign_workers",
+        "campaign_tasks",
+        "campaign_learning",
+        "campaign_adding",
+    ),
     *("campaign_start", "campaign"),
     *(
         "evaluation",

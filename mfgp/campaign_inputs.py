@@ -1,0 +1,68 @@
+"""The files that a campaign was made of, which it reads once: that they were changed is told, as it has no effect."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import yaml
+
+from mfgp.campaign_config import CampaignConfig
+from mfgp.campaign_store import Store
+from mfgp.config import FitConfig, load_config
+from mfgp.errors import ConfigError
+
+_NAMES = ("pool", "targets", "fit", "model")
+_OTHER = (
+    "make another campaign of them (`campaign init`) and take the labels of this one over (here `campaign export -o "
+    "labels.extxyz`, there `campaign add labels.extxyz`)"
+)
+
+
+def record(store: Store, config: CampaignConfig) -> None:
+    """Write down, in the transaction that makes a campaign, which files it was made of and how large they were."""
+    sizes = {name: {str(f): f.stat().st_size for f in _files(config, name)} for name in _NAMES}
+    store.set_meta("inputs", json.dumps(sizes))
+
+
+def check(store: Store, config: CampaignConfig, file: Path) -> None:
+    """ConfigError where `file` names others than the campaign was made of; a warning where these were changed.
+
+    They need not be there any more. Of campaigns that were made before this was written down nothing is known.
+    """
+    text = store.meta("inputs")
+    if text is None:
+        return
+    for name, before in json.loads(text).items():
+        now = _files(config, name)
+        if sorted(map(str, now)) != sorted(before):
+            was, found = (", ".join(map(str, sorted(group))) or "none" for group in (before, now))
+            raise ConfigError(
+                f"{file}: {name} cannot change within a campaign, which reads it when it is made. It was {was}; now it is "
+                f"{found}. Put it back (the files need not be there), or {_OTHER}."
+            )
+        if name in ("pool", "targets"):
+            changed = [f.name for f in now if f.is_file() and f.stat().st_size != before[str(f)]]
+            if changed:
+                _warn(f"{name}: {', '.join(changed)} changed since the campaign was made, which keeps what it has read")
+    if config.fit is not None and _fit_changed(store, config.fit):
+        _warn(f"{config.fit} changed since the campaign was made, which fits by what it has read")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text}; to use the new ones, {_OTHER}", stacklevel=5)
+
+
+def _fit_changed(store: Store, file: Path) -> bool:
+    try:
+        now = load_config(file, sources=False)
+    except (ConfigError, OSError):  # gone, or used for something else by now
+        return False
+    return now != FitConfig(**yaml.safe_load(store.meta("fit") or "{}"))
+
+
+def _files(config: CampaignConfig, name: str) -> list[Path]:
+    found = getattr(config, name)
+    group = found if isinstance(found, tuple) else () if found is None else (found,)
+    return [Path(path).resolve() for path in group]
