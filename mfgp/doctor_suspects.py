@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr
 
+from mfgp.contradictions import contradiction_notes
 from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
 from mfgp.doctor_report import SEE_ALL, Array, Finding, about, examples
 from mfgp.frames import Frame, FrameSet
@@ -37,6 +38,11 @@ _SCORE = (
 def order_checks(model: MultiFidelityGP, frames: FrameSet) -> list[Finding]:
     """Findings about stresses of training frames whose shear is in another order than ASE's."""
     return [about("warning", "stress order", note) for note in stress_order_notes(model, frames)]
+
+
+def contradiction_checks(model: MultiFidelityGP) -> list[Finding]:
+    """Findings about levels whose energies are not those of their forces."""
+    return [about("error", "energies and forces", note) for note in contradiction_notes(model)]
 
 
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:

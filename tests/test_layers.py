@@ -82,6 +82,7 @@ LAYERS = [
         "calibrating",
         "learned",
         "training_residuals",
+        "contradictions",
         "stress_order",
         "fit_notes",
         "model",
