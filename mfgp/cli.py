@@ -138,15 +138,20 @@ def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: 
 
 
 def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, scheduler: str | None) -> MultiFidelityGP:
-    """A fit in this process, or with its pass over the labels on many."""
+    """A fit in this process, or with its pass over the labels on many. What is among its notes is said with these."""
+    import warnings
+
+    from mfgp.contradictions import CONTRADICT
     from mfgp.model import MultiFidelityGP
 
-    if workers is None and scheduler is None:
-        return MultiFidelityGP.fit(frames, settings)
-    from mfgp.distributed import DistributedPass, client_of
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"level .*: {CONTRADICT}")
+        if workers is None and scheduler is None:
+            return MultiFidelityGP.fit(frames, settings)
+        from mfgp.distributed import DistributedPass, client_of
 
-    with client_of(workers, scheduler) as client:
-        return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
+        with client_of(workers, scheduler) as client:
+            return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
 
 
 def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices: Console) -> None:

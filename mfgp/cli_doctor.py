@@ -85,7 +85,7 @@ def _show(report: Report, levels: Sequence[str]) -> None:
 def _contradicted(model: Path, frames: FrameSet, rounds: int | None) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Findings about labels that disagree with all others, and these labels."""
     from mfgp.doctor_rounds import ROUNDS, scores_without_suspects
-    from mfgp.doctor_suspects import fit_checks, order_checks
+    from mfgp.doctor_suspects import contradiction_checks, fit_checks, order_checks
     from mfgp.model import MultiFidelityGP
 
     training = frames.training()
@@ -99,9 +99,9 @@ def _contradicted(model: Path, frames: FrameSet, rounds: int | None) -> tuple[li
             f"--model: the model has the levels {', '.join(fitted.levels)}, the data {', '.join(strange)}; name the level "
             "of each file with --fidelity, in order."
         )
-    order = order_checks(fitted, training)
+    whole = [*contradiction_checks(fitted), *order_checks(fitted, training)]
     scoring = scores_without_suspects(fitted, training, ROUNDS if rounds is None else rounds, progress=True)
-    findings = [*fit_checks(scoring.scores, training), *scoring.findings(), *order]
+    findings = [*fit_checks(scoring.scores, training), *scoring.findings(), *whole]
     return findings, [s.to_json() for s in scoring.scores if s.suspect]
 
 

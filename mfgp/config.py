@@ -289,6 +289,23 @@ def _with_paths(config: FitConfig, path: Path, sources: bool) -> FitConfig:
             if sources and not file.is_file()
         ]
         fidelities.append(fidelity.model_copy(update={"train": files}))
+    if sources and not missing:
+        missing = _shared_files(fidelities)
     if missing:
         raise in_file(path, missing)
     return config.model_copy(update={"fidelities": tuple(fidelities)})
+
+
+def _shared_files(fidelities: Sequence[FidelityConfig]) -> list[str]:
+    """Files that are named for two levels."""
+    level_of: dict[Path, str] = {}
+    problems = []
+    for i, fidelity in enumerate(fidelities):
+        for file in fidelity.train:
+            other = level_of.setdefault(file.resolve(), fidelity.name)
+            if other != fidelity.name:
+                problems.append(
+                    f"fidelities.{i}.train: {file.name!r} is named for {fidelity.name!r} and for {other!r}; labels of two "
+                    "levels differ, so name the right file of each"
+                )
+    return problems

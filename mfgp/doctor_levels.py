@@ -18,8 +18,15 @@ _PLAUSIBLE = 4.0  # levels of theory differ by less than this factor in forces a
 _PLAUSIBLE_UNSHARED = 15.0  # and by less than this when their structures differ
 _CORRELATED = 0.8
 _WEAK = 0.5
-FORCE_UNITS = {51.422: "Ha/bohr", 27.211: "Ha/Å", 25.711: "Ry/bohr", 13.606: "Ry/Å", 1 / 23.061: "kcal/mol/Å"}  # eV/Å
-_ENERGY_UNITS = {27.2114: "Hartree", 13.6057: "Rydberg", 1 / 23.0605: "kcal/mol", 1 / 96.485: "kJ/mol"}  # eV
+FORCE_UNITS = {  # eV/Å
+    51.422: "Ha/bohr",
+    27.211: "Ha/Å",
+    25.711: "Ry/bohr",
+    13.606: "Ry/Å",
+    1 / 23.061: "kcal/mol/Å",
+    1 / 96.485: "kJ/mol/Å",
+}
+ENERGY_UNITS = {27.2114: "Hartree", 13.6057: "Rydberg", 1 / 23.0605: "kcal/mol", 1 / 96.485: "kJ/mol"}  # eV
 
 
 def level_checks(frames: FrameSet) -> tuple[list[Finding], tuple[Correlation, ...]]:
@@ -157,7 +164,7 @@ def _energy_units(low: str, high: str, pairs: Pairs) -> list[Finding]:
     if x.std() == 0 or y.std() == 0 or np.corrcoef(x, y)[0, 1] < _CORRELATED:
         return []
     where = f"{len(x)} shared structures"
-    return _unit_finding("energy differences", low, high, _slope(x, y), where, _ENERGY_UNITS, "error")
+    return _unit_finding("energy differences", low, high, _slope(x, y), where, ENERGY_UNITS, "error")
 
 
 def _unit_finding(

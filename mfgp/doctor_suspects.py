@@ -19,6 +19,7 @@ import numpy as np
 from ase.units import GPa
 from scipy.special import ndtr
 
+from mfgp.contradictions import contradiction_notes
 from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
 from mfgp.doctor_report import SEE_ALL, Array, Finding, about, enumerated, examples
 from mfgp.frames import Frame, FrameSet
@@ -39,6 +40,11 @@ _SCORE = (
 def order_checks(model: MultiFidelityGP, frames: FrameSet) -> list[Finding]:
     """Findings about stresses of training frames whose shear is in another order than ASE's."""
     return [about("warning", "stress order", found.text, found.frames) for found in other_orders(model, frames)]
+
+
+def contradiction_checks(model: MultiFidelityGP) -> list[Finding]:
+    """Findings about levels whose energies are not those of their forces."""
+    return [about("error", "energies and forces", note) for note in contradiction_notes(model)]
 
 
 def fit_checks(scores: Sequence[LabelScore], frames: FrameSet) -> list[Finding]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
+from mfgp.contradictions import contradiction_notes
 from mfgp.training_residuals import transfer_notes
 
 if TYPE_CHECKING:
@@ -50,4 +52,10 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
                 "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
                 "std of its coefficient to 0.01 (docs/configuration.md)."
             )
-    return [*out, *(f"warning: {note}" for note in transfer_notes(model))]
+    return [*out, *(f"warning: {note}" for note in (*contradiction_notes(model), *transfer_notes(model)))]
+
+
+def warn_of_contradictions(model: MultiFidelityGP) -> None:
+    """What `contradiction_notes` say, as warnings of the fit."""
+    for note in contradiction_notes(model):
+        warnings.warn(note, stacklevel=3)

@@ -27,6 +27,7 @@ from mfgp.labels import (
     prediction,
     resolve_labels,
     total_moment,
+    weightless,
     without_labels,
 )
 from mfgp.reading import geometry_problems, raise_problems
@@ -306,6 +307,9 @@ def _levels_without_labels(
         if any(frame.labelled for frame in frames if frame.fidelity == level):
             continue
         own = [entry for entry in entries if entry.level == level]
+        if any(weightless(entry.atoms, keys) for entry in own):
+            problems.append(f"fidelity {level!r}: its labels have a weight of 0 (config_weight, ...): remove it")
+            continue
         wanted = ", ".join(f"{label}={key}" for label, key in keys.model_dump().items())
         problems.append(
             f"fidelity {level!r}: no label in its {len(own)} frames ({own[0].source if own else 'none'} and on); "

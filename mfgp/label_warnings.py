@@ -1,16 +1,27 @@
 """Warnings about labels that may not be what a user means: other names, two origins in one level, leftovers of another
-calculation, energies per atom, forces that constraints set to zero, vectors of moments."""
+calculation, weights of a loss, energies per atom, forces that constraints set to zero, the same labels at two levels,
+vectors of moments."""
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mfgp.labels import LabelKeys, non_collinear, of_other_calculation, origin, unused_label_keys
+from mfgp.labels import (
+    WEIGHTS,
+    LabelKeys,
+    non_collinear,
+    of_other_calculation,
+    origin,
+    unused_label_keys,
+    weight,
+    weightless,
+)
 from mfgp.sources import Entry, named
 
 if TYPE_CHECKING:
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
 
 VARIED = 1.5  # largest over smallest number of atoms, from which on total energies and those per atom differ
 FOLLOWS = 0.2  # of what the composition's sum leaves of the energies; total energies have 1 and more
+FEW_ENERGIES = 3  # structures without forces whose energies are the same at two levels by no chance
 
 
 def warn_of_labels(
@@ -35,6 +47,8 @@ def warn_of_labels(
         )
         for message in found:
             warnings.warn(message, stacklevel=stacklevel + 1)
+    for message in (*_without_weight(entries, keys), *_weights(entries), *_same_labels(frames, levels)):
+        warnings.warn(message, stacklevel=stacklevel + 1)
     if vectors := [entry for entry in entries if non_collinear(entry.atoms, keys)]:
         warnings.warn(
             f"magnetic moments of {len(vectors)} frames, first {named(vectors[0])}, are vectors of a non-collinear "
@@ -123,3 +137,50 @@ def _other_calculation(level: str, entries: Sequence[Entry], keys: LabelKeys) ->
             "calculation (dynamics with a cheaper potential, labelled since?). If they belong to these labels, "
             f"write them under a name of their own, as {getattr(keys, found[0][1][0])}"
         )
+
+
+def _without_weight(entries: Sequence[Entry], keys: LabelKeys) -> Iterator[str]:
+    """Labels that are left out for a weight of 0."""
+    found: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        for label in weightless(entry.atoms, keys):
+            found[label].append(entry)
+    if found:
+        counts = ", ".join(
+            f"{label} of {len(found[label])} frames" for label in WEIGHTS["config_weight"] if label in found
+        )
+        first = next(entry for entry in entries if any(entry is own[0] for own in found.values()))
+        names = ", ".join(name for name in WEIGHTS if any(weight(e.atoms, name) == 0.0 for e in entries))
+        yield (
+            f"{counts} ({named(first)} first) have a weight of 0 ({names}), as MACE marks labels that are none: left out. "
+            "If they are labels, remove the weight"
+        )
+
+
+def _weights(entries: Sequence[Entry]) -> Iterator[str]:
+    """Weights that say more than whether a label is one."""
+    found = {name: sum(weight(e.atoms, name) not in (None, 0.0, 1.0) for e in entries) for name in WEIGHTS}
+    if any(found.values()):
+        counts = ", ".join(f"{name} of {count} frames" for name, count in found.items() if count)
+        yield (
+            f"{counts}: weights of a loss other than 0 and 1 are not used. How far a label is trusted is its noise, which "
+            "is learned for each level; energy_sigma (eV) and force_sigma (eV/Å) of a frame replace it"
+        )
+
+
+def _same_labels(frames: Sequence[Frame], levels: Sequence[str]) -> Iterator[str]:
+    """Structures with the same energy, and forces, at two levels: one file for both, or labels in the wrong place."""
+    by_level: dict[str, dict[bytes, Frame]] = {level: {} for level in levels}
+    for frame in frames:
+        if frame.energy is not None and not frame.isolated_atom:
+            forces = np.zeros(0) if frame.forces is None else frame.forces
+            parts = (frame.atoms.numbers.astype("<i8"), frame.atoms.positions, np.array(frame.energy), forces)
+            by_level[frame.fidelity][b"".join(np.ascontiguousarray(part).tobytes() for part in parts)] = frame
+    for low, high in combinations(levels, 2):
+        same = [frame for key, frame in by_level[high].items() if key in by_level[low]]
+        if len(same) >= FEW_ENERGIES or any(f.forces is not None and f.forces.any() for f in same):
+            yield (
+                f"fidelities {low!r} and {high!r} have the same energies, and forces where there are any, to the last digit "
+                f"for {len(same)} structures ({same[0].source} first). Labels of two levels of theory differ: was one file "
+                "named for both? Name the right files"
+            )

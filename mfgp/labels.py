@@ -5,6 +5,8 @@ results, so that `energy: energy` in a config works), then what ASE put on `atom
 `energy` (with smearing only the free energy is consistent with the forces), `forces`, `stress`. Nothing is taken of a
 calculator whose forces (or energies) are others than those under the keys: it is that of another calculation.
 
+A weight of 0 (WEIGHTS, what MACE reads of `info`) says that a label is none: placeholders are not learned.
+
 What the numbers must look like is in `label_values`.
 """
 
@@ -34,6 +36,14 @@ _CALCULATOR_KEYS = {
     "stress": ("stress",),
     "virial": (),
     "magmoms": ("magmoms",),
+}
+# MACE's weights in a loss -> the labels that one of 0 takes out of it
+WEIGHTS = {
+    "config_weight": ("energy", "forces", "stress", "virial", "magmoms"),
+    "config_energy_weight": ("energy",),
+    "config_forces_weight": ("forces",),
+    "config_stress_weight": ("stress",),
+    "config_virials_weight": ("virial",),
 }
 _LABEL_WORDS = ("energy", "force", "stress", "virial")
 
@@ -81,12 +91,13 @@ def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     """Labels of `atoms` under `keys`; every problem is described in `Labels.problems`, none is raised."""
     problems: list[str] = []
     results = _labelling_results(atoms, keys)
-    found = {label: _find(atoms, label, getattr(keys, label), results, problems) for label in _CALCULATOR_KEYS}
+    labels = [label for label in _CALCULATOR_KEYS if label not in _without_weight(atoms)]
+    found = {label: _find(atoms, label, getattr(keys, label), results, problems) for label in labels}
     mask = label_values.force_mask(atoms, problems)
-    energy = label_values.scalar("energy", found["energy"], problems)
-    forces = label_values.forces(found["forces"], mask, problems)
-    stress = label_values.stress(found["stress"], found["virial"], atoms, problems)
-    magmoms = label_values.magmoms(found["magmoms"], len(atoms), problems)
+    energy = label_values.scalar("energy", found.get("energy"), problems)
+    forces = label_values.forces(found.get("forces"), mask, problems)
+    stress = label_values.stress(found.get("stress"), found.get("virial"), atoms, problems)
+    magmoms = label_values.magmoms(found.get("magmoms"), len(atoms), problems)
     sigmas = [label_values.sigma(name, atoms, problems) for name in SIGMAS]
     return Labels(energy, forces, mask, stress, magmoms, sigmas[0], sigmas[1], tuple(problems))
 
@@ -116,8 +127,8 @@ def unused_label_keys(atoms: Atoms) -> list[str]:
 
 
 def without_labels(atoms: Atoms, keys: LabelKeys) -> Atoms:
-    """Copy of `atoms` with no calculator, constraints or labels; other info and arrays stay."""
-    dropped = {*keys.model_dump().values(), *SIGMAS, "force_mask"}
+    """Copy of `atoms` with no calculator, constraints, labels or their weights; other info and arrays stay."""
+    dropped = {*keys.model_dump().values(), *SIGMAS, *WEIGHTS, "force_mask"}
     clean = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     for name, array in atoms.arrays.items():
         if name not in dropped and name not in ("numbers", "positions"):
@@ -168,6 +179,23 @@ def of_other_calculation(atoms: Atoms, keys: LabelKeys) -> tuple[str, ...]:
     return tuple(n for n in _CALCULATOR_KEYS if n not in own and _of_calculator(results, n, getattr(keys, n)))
 
 
+def weight(atoms: Atoms, name: str) -> float | None:
+    """One of WEIGHTS of a frame, None where it has none that is a number."""
+    raw = atoms.info.get(name)
+    return None if raw is None else label_values.scalar(name, raw, [])
+
+
+def _without_weight(atoms: Atoms) -> set[str]:
+    """Labels that a weight of 0 says are none."""
+    return {label for name, labels in WEIGHTS.items() if weight(atoms, name) == 0.0 for label in labels}
+
+
+def weightless(atoms: Atoms, keys: LabelKeys) -> tuple[str, ...]:
+    """Labels that it has and that are left out for their weight of 0."""
+    results, without = _labelling_results(atoms, keys), _without_weight(atoms)
+    return tuple(n for n in without if _find(atoms, n, getattr(keys, n), results, []) is not None)
+
+
 def total_moment(atoms: Atoms, keys: LabelKeys) -> float | None:
     """Magnetic moment of the cell as the calculation gave it, in Bohr magnetons (magmom of its results or of info)."""
     results = _labelling_results(atoms, keys)
@@ -195,6 +223,8 @@ def prediction(atoms: Atoms, keys: LabelKeys) -> str | None:
 def origin(atoms: Atoms, label: str, keys: LabelKeys) -> str | None:
     """Where a label (energy, forces, ...) is taken from: 'REF_energy', 'free_energy of the calculator'."""
     key = getattr(keys, label)
+    if label in _without_weight(atoms):
+        return None
     if _under_key(atoms, key) is not None:
         return str(key)
     name = _of_calculator(_labelling_results(atoms, keys), label, key)

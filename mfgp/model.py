@@ -38,7 +38,7 @@ from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
 from mfgp.features import Features
-from mfgp.fit_notes import fit_notes
+from mfgp.fit_notes import fit_notes, warn_of_contradictions
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
 from mfgp.learned import learned_hyperparameters
@@ -145,6 +145,7 @@ class MultiFidelityGP:
         if config.training.calibrate:
             with bars(progress) as report:
                 model.calibrate(training, report)
+        warn_of_contradictions(model)
         return model
 
     def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration | None:
@@ -331,8 +332,8 @@ class MultiFidelityGP:
     def notes(self) -> list[str]:
         """What `mfgp fit` says at its end: sentences that begin with `note:` or `warning:`, none where all went as asked.
 
-        Fewer inducing points than wanted, an optimisation that was not done, labels that the model takes for noise, a rho at
-        a bound or near zero, a repulsion (zbl) learned away. Of a loaded model, too.
+        Fewer inducing points than wanted, an optimisation that was not done, labels that the model takes for noise or
+        that contradict each other, a rho at a bound or near zero, a repulsion (zbl) learned away. Of a loaded model, too.
         """
         return fit_notes(self)
 

@@ -83,6 +83,7 @@ LAYERS = [
         "calibrating",
         "learned",
         "training_residuals",
+        "contradictions",
         "fit_notes",
         "model",
         "model_upgrades",

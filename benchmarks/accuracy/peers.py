@@ -60,13 +60,13 @@ CASES = {
         {
             "n_max": "8",
             "l_max": "4",
-            "atom_sigma": "0.4",
+            "atom_sigma": "0.5",
             "zeta": "4",
             "cutoff": "5.0",
             "delta": "0.5",
-            "n_sparse": "1000",
-            "sigma_energy": "0.001",
-            "sigma_force": "0.03",
+            "n_sparse": "1333",
+            "sigma_energy": "0.0003",
+            "sigma_force": "0.01",
             "pairs": "20",
             "pair_delta": "2.0",
         },
@@ -93,7 +93,7 @@ CASES = {
             "sigma_energy": "0.004",
             "sigma_force": "0.1",
         },
-        with_averages(40, valid_fraction="0.05", batch_size="2"),
+        with_averages(120, valid_fraction="0.05", batch_size="2"),
     ),
 }
 
