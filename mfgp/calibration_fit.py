@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from mfgp.calibration import Calibration, Fitted, Scale
 from mfgp.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
+from mfgp.novelty import VIRIAL_EXPONENT, EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
@@ -78,7 +78,7 @@ def fit_calibration(
         for kind in ("energy", "forces", "virial")
     }
     forces, energies = _usual(alike, levels, species)
-    ratios = {}
+    ratios: dict[int, Array] = {}
     for level in levels:
         ratios |= _ratios(alike, level, forces[level], energies[level], neighbours)
     exponents, found = _in_turns(left, alike, ratios, first, levels, species)
@@ -130,11 +130,10 @@ def _in_turns(
 ) -> tuple[dict[tuple[str, str], float], Calibration]:
     """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
     exponents, found = dict.fromkeys(alike, 0.0), first
+    several = [key for key, parts in alike.items() if key[1] == "virial" and len(parts) >= MIN_STRUCTURES]
+    exponents |= dict.fromkeys(several, VIRIAL_EXPONENT)
     for _ in range(ROUNDS):
-        for same in [
-            *([(level, kind)] for level in levels for kind in ("forces", "virial")),
-            [(level, "energy") for level in levels],
-        ]:
+        for same in [*([(level, "forces")] for level in levels), [(level, "energy") for level in levels]]:
             surprises = [_surprise(p, found, levels.index(key[0]), ratios[id(p)]) for key in same for p in alike[key]]
             if len(surprises) >= MIN_STRUCTURES:
                 exponents |= dict.fromkeys((key for key in same if alike[key]), fit_exponent(surprises))
@@ -183,11 +182,10 @@ def _ratios(
 
 
 def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:
-    """A left-out part of one kind as its level's scales have it."""
+    """Left-out energies or forces as their level's scales have them."""
+    scales = [calibration.energy[level]] * len(part.error)
     if part.kind == "forces":
         scales = [calibration.forces[level][int(z)] for z in part.species]
-    else:
-        scales = [(calibration.energy if part.kind == "energy" else calibration.virial)[level]] * len(part.error)
     a, r, b = (np.array([getattr(s, name) for s in scales]) for name in ("weights", "residual", "noise"))
     return Surprise(
         part.error, a * part.weight_variance + r * part.residual_variance, b * part.noise_variance, log_ratio

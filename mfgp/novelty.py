@@ -14,11 +14,11 @@ the labels' noise) before calibration's factors do. One c in [0, 2] for each lev
 u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The virial of
 N atoms has
 
-    g = (sum_a u_a / N)^c
+    g = (sum_a u_a / N)^(1/2)
 
-with an exponent c of the level that its own left-out errors choose in the same way: a mean over atoms is the same for a cell
-and for its supercell, and does not fall with N where errors are independent from atom to atom. The energy of N atoms with
-the weights' part v has
+at levels with left-out virials: a mean over atoms is the same for a cell and for its supercell, and does not fall with N
+where errors are independent from atom to atom. An exponent fitted to left-out virials is no better on others
+(docs/theory.md#novelty). The energy of N atoms with the weights' part v has
 
     u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
 
@@ -43,11 +43,12 @@ RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
 ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
+VIRIAL_EXPONENT = 0.5
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """c of the forces of a level, m_z by atomic number, (eV/Å)^2, and c of the virials."""
+    """c of the forces of a level, m_z by atomic number, (eV/Å)^2, and the exponent of the virials."""
 
     exponent: float = 0.0
     reference: Mapping[int, float] = field(default_factory=dict)

@@ -18,7 +18,17 @@ from mfgp.calibration import Scale
 from mfgp.calibration_fit import fit_calibration
 from mfgp.frames import Frame
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import ENERGY_RANGE, MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
+from mfgp.novelty import (
+    ENERGY_RANGE,
+    MAX_EXPONENT,
+    RANGE,
+    VIRIAL_EXPONENT,
+    EnergyNovelty,
+    Novelty,
+    Pairs,
+    Surprise,
+    fit_exponent,
+)
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -123,7 +133,7 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
 
 
 def strange_virials(frames: Sequence[Frame]) -> list[LeftOut]:
-    """Forces as the model has them, every fourth frame with four times the variance; virials there 16 times, not 4 times."""
+    """Forces as the model has them, every fourth frame with four times the variance; virials there 8 times, not 4 times."""
     rng, parts = np.random.default_rng(6), []
     for k, repeated in enumerate(frames):
         frame, strange = replace(repeated), 4.0 if k % 4 == 0 else 1.0  # forces and virial of a frame belong together
@@ -132,35 +142,41 @@ def strange_virials(frames: Sequence[Frame]) -> list[LeftOut]:
         v, none = np.full(n, 0.01 * strange), np.zeros(6, dtype=np.int64)
         error = 0.1 * strange**0.5 * rng.standard_normal(n)
         parts.append(LeftOut(frame, "forces", error, v, 0 * v, np.full(n, 1e-6), species, np.arange(n)))
-        error, v = 0.3 * strange * rng.standard_normal(6), np.full(6, 0.09 * strange)
+        error, v = 0.3 * strange**0.75 * rng.standard_normal(6), np.full(6, 0.09 * strange)
         parts.append(LeftOut(frame, "virial", error, v, 0 * v, np.full(6, 1e-5), none, none))
     return parts
 
 
 def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """Virials have an exponent of their own, 1 where that of the forces is 0, and none where no forces tell."""
+    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor where no forces
+    tell, or at a level with few virials."""
     parts = strange_virials(two_levels.training().of("high") * 16)
     found = fit_calibration(parts, model.levels, model.basis.species, pairs)
     low, high = found.novelty
     assert high.exponent < 0.15
-    assert high.virial_exponent == pytest.approx(1.0, abs=0.2)
+    assert high.virial_exponent == VIRIAL_EXPONENT == 0.5
     assert low.virial_exponent == 0
-    before, after = (
+    few = fit_calibration(parts[:4], model.levels, model.basis.species, pairs)
+    assert few.novelty[1].virial_exponent == 0
+    before, after, usual = (
         [
-            p.error[0] ** 2 / ((g * scale.weights) * p.weight_variance[0] + scale.noise * p.noise_variance[0])
-            for p in parts[1::8]
+            np.mean(p.error**2) / (g * scale.weights * p.weight_variance[0] + scale.noise * p.noise_variance[0])
+            for p in parts[start::8]
         ]
-        for g, scale in (
-            (1.0, fit_calibration(parts, model.levels, model.basis.species).virial[1]),
-            ((4 / 1.75) ** high.virial_exponent, found.virial[1]),
+        for start, g, scale in (
+            (1, 1.0, fit_calibration(parts, model.levels, model.basis.species).virial[1]),
+            (1, (4 / 1.75) ** 0.5, found.virial[1]),
+            (3, (1 / 1.75) ** 0.5, found.virial[1]),
         )
-    )  # of the strange ones, z^2
-    assert np.mean(before) > 1.8
+    )  # z^2 of the strange ones, and of others
+    assert np.mean(before) > 1.4
     assert 0.7 < np.mean(after) < 1.3
-    (fitted,) = [f for f in found.fitted if f.kind == "virial"]
-    assert fitted.coverage_before < fitted.coverage_after
+    assert 0.7 < np.mean(usual) < 1.3
+    factors = [((4.0 if k % 4 == 0 else 1.0) / 1.75) ** 0.5 for k in range(len(parts) // 2)]
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts[1::2], factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
+    assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
     alone = fit_calibration(parts[1::2], model.levels, model.basis.species, pairs)
-    assert alone.novelty[1].virial_exponent < 1e-3
     assert alone.virial[1].weights == pytest.approx(
         fit_calibration(parts[1::2], model.levels, model.basis.species).virial[1].weights
     )
