@@ -5,8 +5,8 @@ The variance of the difference between a prediction and a new calculation is tak
     Var = a v_weights + r v_residual + b v_noise
 
 with the variance of the posterior weights, that which the inducing points do not carry, and that of the labels' noise (all
-as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on. Of
-energies and forces v_weights and v_residual are multiplied by the factor of novelty.py first, and all three by that of the
+as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on.
+v_weights and v_residual are multiplied by the factor of novelty.py first, and all three, but for virials, by that of the
 composition (composition_scatter.py). calibration_fit.py has how all that comes from left-out errors. The noise
 of a fit holds what the model cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std
 is that of the difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard
@@ -66,9 +66,9 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of energies and virials by level, of forces by level and atomic number; novelty and scatter by composition of
-    energies and of forces, by level; factors of the variances of magnetic moments by level and atomic number, for those that
-    have one.
+    """Scales of energies and virials by level, of forces by level and atomic number; novelty (of forces and virials,
+    and of energies) and scatter by composition of energies and of forces, by level; factors of the variances of magnetic
+    moments by level and atomic number, for those that have one.
     """
 
     energy: tuple[Scale, ...]
@@ -82,15 +82,16 @@ class Calibration:
     moments: tuple[dict[int, float], ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
-        """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6]; 1 for the virial.
+        """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
 
         weights [1+3N+6]: the weights' part; pairs: of neighbours within the cutoff.
         """
         out = torch.ones_like(weights)
         out[0] = self.energy_novelty_factor(level, float(weights[0]), len(numbers))
         if self.novelty:
-            found = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
-            out[1:-6] = torch.from_numpy(found.repeat(3)).to(out)
+            forces, virial = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
+            out[1:-6] = torch.from_numpy(forces.repeat(3)).to(out)
+            out[-6:] = virial
         return out
 
     def energy_novelty_factor(self, level: int, weights: float, atoms: int) -> float:
@@ -151,7 +152,7 @@ class Calibration:
             "virial": [asdict(s) for s in self.virial],
             "fitted": [asdict(f) for f in self.fitted],
             "novelty": [
-                {"exponent": n.exponent, "reference": {chemical_symbols[z]: v for z, v in n.reference.items()}}
+                {**asdict(n), "reference": {chemical_symbols[z]: v for z, v in n.reference.items()}}
                 for n in self.novelty
             ],
             "energy_novelty": [asdict(n) for n in self.energy_novelty],
@@ -162,14 +163,14 @@ class Calibration:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments."""
+        """What `to_json` gave, also before it had factors of moments and novelty of virials."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
             tuple(Scale(**s) for s in data["virial"]),
             tuple(Fitted(**{**f, "scale": Scale(**f["scale"])}) for f in data["fitted"]),
             tuple(
-                Novelty(n["exponent"], {atomic_numbers[z]: v for z, v in n["reference"].items()})
+                Novelty(**{**n, "reference": {atomic_numbers[z]: v for z, v in n["reference"].items()}})
                 for n in data["novelty"]
             ),
             tuple(EnergyNovelty(**n) for n in data["energy_novelty"]),

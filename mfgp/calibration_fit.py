@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from mfgp.calibration import Calibration, Fitted, Scale
 from mfgp.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
+from mfgp.novelty import VIRIAL_EXPONENT, EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
 from mfgp.scores import scores
 
 Array = NDArray[np.float64]
@@ -63,7 +63,7 @@ class _Errors:
 def fit_calibration(
     left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int], neighbours: Neighbours | None = None
 ) -> Calibration:
-    """Fit the scales of every property at every level, novelty and scatter of energies and forces, to left-out errors.
+    """Fit the scales of every property at every level, novelty, and scatter of energies and forces, to left-out errors.
 
     neighbours: pairs of a structure within the cutoff; without them there is neither novelty nor scatter. See fit_scales
     for what happens where there is little to fit to.
@@ -75,14 +75,12 @@ def fit_calibration(
     alike = {
         (level, kind): [p for p in left if (p.frame.fidelity, p.kind) == (level, kind)]
         for level in levels
-        for kind in ("energy", "forces")
+        for kind in ("energy", "forces", "virial")
     }
     forces, energies = _usual(alike, levels, species)
-    ratios = {
-        id(p): _ratios(p, forces[level], energies[level], neighbours)
-        for (level, _), parts in alike.items()
-        for p in parts
-    }
+    ratios: dict[int, Array] = {}
+    for level in levels:
+        ratios |= _ratios(alike, level, forces[level], energies[level], neighbours)
     exponents, found = _in_turns(left, alike, ratios, first, levels, species)
 
     def scatters(kind: str, least: float) -> tuple[CompositionScatter, ...]:
@@ -94,7 +92,9 @@ def fit_calibration(
         energy_scatter=scatters("energy", ENERGIES),
         force_scatter=scatters("forces", FORCES),
         fitted=_as_before(first, found),
-        novelty=tuple(replace(forces[level], exponent=exponents[level, "forces"]) for level in levels),
+        novelty=tuple(
+            replace(forces[x], exponent=exponents[x, "forces"], virial_exponent=exponents[x, "virial"]) for x in levels
+        ),
         energy_novelty=tuple(replace(energies[level], exponent=exponents[level, "energy"]) for level in levels),
     )
 
@@ -130,6 +130,8 @@ def _in_turns(
 ) -> tuple[dict[tuple[str, str], float], Calibration]:
     """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
     exponents, found = dict.fromkeys(alike, 0.0), first
+    several = [key for key, parts in alike.items() if key[1] == "virial" and len(parts) >= MIN_STRUCTURES]
+    exponents |= dict.fromkeys(several, VIRIAL_EXPONENT)
     for _ in range(ROUNDS):
         for same in [*([(level, "forces")] for level in levels), [(level, "energy") for level in levels]]:
             surprises = [_surprise(p, found, levels.index(key[0]), ratios[id(p)]) for key in same for p in alike[key]]
@@ -160,19 +162,27 @@ def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
     return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
 
 
-def _ratios(part: LeftOut, forces: Novelty, energies: EnergyNovelty, neighbours: Neighbours) -> Array:
-    """log u of every left-out energy or force component, [row]."""
-    atoms = part.frame.atoms
-    if part.kind == "energy":
-        return np.log([energies.ratio(v * len(atoms), len(atoms)) for v in part.weight_variance])
-    variances = np.zeros(3 * len(atoms))
-    variances[part.component] = part.weight_variance
-    u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
-    return np.log(u[part.component // 3])
+def _ratios(
+    alike: Alike, level: str, forces: Novelty, energies: EnergyNovelty, neighbours: Neighbours
+) -> dict[int, Array]:
+    """log u of every left-out label of a level, [row] by id of the part."""
+    out, mean = {}, {}  # mean: u of the virial by id of the frame
+    for p in alike[level, "forces"]:
+        atoms = p.frame.atoms
+        variances = np.zeros(3 * len(atoms))
+        variances[p.component] = p.weight_variance
+        u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
+        out[id(p)], mean[id(p.frame)] = np.log(u[p.component // 3]), float(u.mean())
+    for p in alike[level, "virial"]:
+        out[id(p)] = np.full(len(p.error), np.log(mean.get(id(p.frame), 1.0)))
+    for p in alike[level, "energy"]:
+        n = len(p.frame.atoms)
+        out[id(p)] = np.log([energies.ratio(v * n, n) for v in p.weight_variance])
+    return out
 
 
 def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:
-    """A left-out part of one kind as its level's scales have it."""
+    """Left-out energies or forces as their level's scales have them."""
     scales = [calibration.energy[level]] * len(part.error)
     if part.kind == "forces":
         scales = [calibration.forces[level][int(z)] for z in part.species]
@@ -183,9 +193,7 @@ def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Ar
 
 
 def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[tuple[str, str], float]) -> LeftOut:
-    """With the model's variances of energies and forces as their novelty makes them."""
-    if id(part) not in ratios:
-        return part
+    """With the model's variances as novelty makes them."""
     g = np.exp(exponents[part.frame.fidelity, part.kind] * ratios[id(part)])
     return replace(part, weight_variance=g * part.weight_variance, residual_variance=g * part.residual_variance)
 

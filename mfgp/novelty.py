@@ -1,4 +1,4 @@
-"""How strange a structure is to a model, and what that does to the standard deviations of its forces and its energy.
+"""How strange a structure is to a model, and what that does to the standard deviations of its forces, virial and energy.
 
 Left-out errors of forces grow faster from structure to structure than the variances say, by a power of the weights' part of
 them. With v_a the mean over x, y, z (those that symmetry does not make zero) of that part for the force on atom a, m_z its
@@ -11,8 +11,14 @@ the labels' noise) before calibration's factors do. One c in [0, 2] for each lev
 
     sum over left-out structures of the mean log density of its forces - c^2 / 2
 
-u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The energy of N
-atoms with the weights' part v has
+u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The virial of
+N atoms has
+
+    g = (sum_a u_a / N)^(1/2)
+
+at levels with left-out virials: a mean over atoms is the same for a cell and for its supercell, and does not fall with N
+where errors are independent from atom to atom. An exponent fitted to left-out virials is no better on others
+(docs/theory.md#novelty). The energy of N atoms with the weights' part v has
 
     u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
 
@@ -37,20 +43,23 @@ RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
 ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
+VIRIAL_EXPONENT = 0.5
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """c of a level, and m_z by atomic number, (eV/Å)^2."""
+    """c of the forces of a level, m_z by atomic number, (eV/Å)^2, and the exponent of the virials."""
 
     exponent: float = 0.0
     reference: Mapping[int, float] = field(default_factory=dict)
+    virial_exponent: float = 0.0
 
-    def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> Array:
-        """g [N] from the weights' part of the variances of all forces [3N], (eV/Å)^2."""
-        if self.exponent == 0.0:
-            return np.ones(len(numbers))
-        return self.ratios(variances, numbers, pairs) ** self.exponent
+    def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> tuple[Array, float]:
+        """g of the forces [N] and of the virial, from the weights' part of the variances of all forces [3N], (eV/Å)^2."""
+        if self.exponent == self.virial_exponent == 0.0:
+            return np.ones(len(numbers)), 1.0
+        u = self.ratios(variances, numbers, pairs)
+        return u**self.exponent, float(u.mean()) ** self.virial_exponent
 
     def ratios(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> Array:
         """u [N] from the variances [3N] of the forces; those that are zero, by symmetry or without a label, say nothing."""

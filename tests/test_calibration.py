@@ -108,7 +108,10 @@ def test_predictions_carry_the_calibrated_std(calibrated: MultiFidelityGP) -> No
         1, torch.from_numpy(weights), atoms.numbers, calibrated.features.pairs(atoms)
     ).numpy()
     assert scales.novelty[1].exponent > 0
-    assert (novelty[-6:] == 1).all()
+    assert scales.novelty[1].virial_exponent > 0
+    u = scales.novelty[1].ratios(weights[1:-6], atoms.numbers, calibrated.features.pairs(atoms))
+    assert_allclose(novelty[-6:], u.mean() ** scales.novelty[1].virial_exponent, rtol=1e-12)
+    assert abs(novelty[-1] - 1.0) > 1e-3
     assert novelty[0] == scales.energy_novelty[1].factor(float(weights[0]), len(atoms))
 
     def expected(scale: Scale, row: int, label: float) -> float:

@@ -195,6 +195,24 @@ def test_a_file_of_schema_5_knows_no_novelty_of_energies(
     assert again.predict(alloy(80)).energy_std > 0
 
 
+def test_files_without_a_novelty_of_virials_have_none(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
+    """As written before it: their virials are calibrated with the factors of their scales alone."""
+    loaded = MultiFidelityGP.load(path)
+    loaded.calibrate(two_levels.training())
+    loaded.save(path)
+    assert loaded.calibration is not None
+    assert loaded.calibration.novelty[1].virial_exponent > 0
+    calibration = read_header(path)["calibration"]
+    novelty = [less(n, "virial_exponent") for n in calibration["novelty"]]
+    as_written(path, {"calibration": {**calibration, "novelty": novelty}})
+    again = MultiFidelityGP.load(path)
+    kept = tuple(replace(n, virial_exponent=0.0) for n in loaded.calibration.novelty)
+    assert again.calibration == replace(loaded.calibration, novelty=kept)
+    old, new = (m.predict(alloy(80, rattle=0.35)) for m in (again, loaded))
+    assert_allclose(old.forces_std, new.forces_std, rtol=0, atol=1e-9)  # eV/Å
+    assert (new.stress_std > 1.02 * old.stress_std).all()  # type: ignore[operator]
+
+
 def test_files_of_schemas_7_and_8_know_less_of_scatter(
     model: MultiFidelityGP, two_levels: FrameSet, path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,19 @@ from descriptors.neighbors import neighborhoods
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.calibration import Scale
 from mfgp.calibration_fit import fit_calibration
+from mfgp.frames import Frame
 from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import ENERGY_RANGE, MAX_EXPONENT, RANGE, EnergyNovelty, Novelty, Pairs, Surprise, fit_exponent
+from mfgp.novelty import (
+    ENERGY_RANGE,
+    MAX_EXPONENT,
+    RANGE,
+    VIRIAL_EXPONENT,
+    EnergyNovelty,
+    Novelty,
+    Pairs,
+    Surprise,
+    fit_exponent,
+)
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -69,16 +81,34 @@ def test_what_is_far_away_changes_nothing() -> None:
     one, other = (Atoms("CuAu", positions=rng.uniform(0, 3, (2, 3))) for _ in range(2))
     other.positions += 30.0
     both, v = one + other, rng.uniform(0.005, 0.05, 12)
-    apart = [novelty.factors(part, a.numbers, pairs(a)) for part, a in ((v[:6], one), (v[6:], other))]
-    assert_allclose(novelty.factors(v, both.numbers, pairs(both)), np.concatenate(apart), rtol=1e-12)
+    apart = [novelty.factors(part, a.numbers, pairs(a))[0] for part, a in ((v[:6], one), (v[6:], other))]
+    assert_allclose(novelty.factors(v, both.numbers, pairs(both))[0], np.concatenate(apart), rtol=1e-12)
     assert np.ptp(np.concatenate(apart)) > 0.05
 
 
 def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
     atoms = alloy(1)
     huge, usual = np.full(12, 1e9), {29: 1.0, 79: 1.0}
-    assert_allclose(Novelty(0.5, usual).factors(huge, atoms.numbers, pairs(atoms)), RANGE[1] ** 0.5)
-    assert_allclose(Novelty().factors(huge, atoms.numbers, pairs(atoms)), 1.0)
+    for novelty, right in (
+        (Novelty(0.5, usual), (RANGE[1] ** 0.5, 1.0)),
+        (Novelty(0.0, usual, 0.7), (1.0, RANGE[1] ** 0.7)),
+        (Novelty(), (1.0, 1.0)),
+    ):
+        forces, virial = novelty.factors(huge, atoms.numbers, pairs(atoms))
+        assert_allclose(forces, right[0])
+        assert virial == pytest.approx(right[1])
+
+
+def test_the_virial_goes_by_the_mean_over_the_atoms_of_cell_and_supercell_alike() -> None:
+    atoms, novelty = alloy(4), Novelty(0.3, {29: 0.01, 79: 0.02}, 0.8)
+    v = np.repeat(np.random.default_rng(5).uniform(0.001, 0.05, len(atoms)), 3)
+    virial = novelty.factors(v, atoms.numbers, pairs(atoms))[1]
+    assert virial == pytest.approx(novelty.ratios(v, atoms.numbers, pairs(atoms)).mean() ** 0.8)
+    copies = atoms * (2, 1, 1)
+    assert novelty.factors(np.tile(v, 2), copies.numbers, pairs(copies))[1] == pytest.approx(virial, rel=1e-12)
+    assert abs(virial - 1.0) > 0.02
+    nothing = np.full(3 * len(atoms), 1e-16)  # forces that symmetry makes zero
+    assert novelty.factors(nothing, atoms.numbers, pairs(atoms))[1] == 1.0
 
 
 def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -98,8 +128,58 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
         assert 0.93 < f.z_std_after < 1.07
     v = np.full(12, 0.04)
     atoms = alloy(3)
-    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms)) for x in (v / 4, v))
+    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms))[0] for x in (v / 4, v))
     assert_allclose(strange / usual, 4.0 ** found.novelty[1].exponent)
+
+
+def strange_virials(frames: Sequence[Frame]) -> list[LeftOut]:
+    """Forces as the model has them, every fourth frame with four times the variance; virials there 8 times, not 4 times."""
+    rng, parts = np.random.default_rng(6), []
+    for k, repeated in enumerate(frames):
+        frame, strange = replace(repeated), 4.0 if k % 4 == 0 else 1.0  # forces and virial of a frame belong together
+        species = np.repeat(frame.atoms.numbers, 3).astype(np.int64)
+        n = len(species)
+        v, none = np.full(n, 0.01 * strange), np.zeros(6, dtype=np.int64)
+        error = 0.1 * strange**0.5 * rng.standard_normal(n)
+        parts.append(LeftOut(frame, "forces", error, v, 0 * v, np.full(n, 1e-6), species, np.arange(n)))
+        error, v = 0.3 * strange**0.75 * rng.standard_normal(6), np.full(6, 0.09 * strange)
+        parts.append(LeftOut(frame, "virial", error, v, 0 * v, np.full(6, 1e-5), none, none))
+    return parts
+
+
+def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor where no forces
+    tell, or at a level with few virials."""
+    parts = strange_virials(two_levels.training().of("high") * 16)
+    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
+    low, high = found.novelty
+    assert high.exponent < 0.15
+    assert high.virial_exponent == VIRIAL_EXPONENT == 0.5
+    assert low.virial_exponent == 0
+    few = fit_calibration(parts[:4], model.levels, model.basis.species, pairs)
+    assert few.novelty[1].virial_exponent == 0
+    before, after, usual = (
+        [
+            np.mean(p.error**2) / (g * scale.weights * p.weight_variance[0] + scale.noise * p.noise_variance[0])
+            for p in parts[start::8]
+        ]
+        for start, g, scale in (
+            (1, 1.0, fit_calibration(parts, model.levels, model.basis.species).virial[1]),
+            (1, (4 / 1.75) ** 0.5, found.virial[1]),
+            (3, (1 / 1.75) ** 0.5, found.virial[1]),
+        )
+    )  # z^2 of the strange ones, and of others
+    assert np.mean(before) > 1.4
+    assert 0.7 < np.mean(after) < 1.3
+    assert 0.7 < np.mean(usual) < 1.3
+    factors = [((4.0 if k % 4 == 0 else 1.0) / 1.75) ** 0.5 for k in range(len(parts) // 2)]
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts[1::2], factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
+    assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
+    alone = fit_calibration(parts[1::2], model.levels, model.basis.species, pairs)
+    assert alone.virial[1].weights == pytest.approx(
+        fit_calibration(parts[1::2], model.levels, model.basis.species).virial[1].weights
+    )
 
 
 def test_a_supercell_is_as_novel_as_its_cell() -> None:
@@ -165,13 +245,19 @@ def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) ->
     assert exact.std_by_level is not None
     shares = np.sum([share.forces_std**2 for share in exact.std_by_level.values()], axis=0)
     assert_allclose(shares, exact.forces_std**2, rtol=1e-9)
+    assert exact.stress_std is not None
+    stress = [share.stress_std for share in exact.std_by_level.values() if share.stress_std is not None]
+    assert len(stress) == 3
+    assert_allclose(np.sum(np.square(stress), axis=0), exact.stress_std**2, rtol=1e-9)
     energy_shares = sum(share.energy_std**2 for share in exact.std_by_level.values())
     assert energy_shares == pytest.approx(exact.energy_std**2, rel=1e-9)  # type: ignore[operator]
     plain = copy.copy(model)
     plain.calibration = replace(model.calibration, novelty=(), energy_novelty=())
+    assert model.calibration.novelty[1].virial_exponent > 0
     for mode in ("full", "sampled"):
-        found, without = (m.predictor(draws=16, seed=1)(atoms, mode).forces_std for m in (model, plain))
-        assert (found / without).min() > 1.02
+        found, without = (m.predictor(draws=16, seed=1)(atoms, mode) for m in (model, plain))
+        assert (found.forces_std / without.forces_std).min() > 1.02
+        assert (found.stress_std / without.stress_std).min() > 1.02
     sure = copy.copy(model)
     sure.calibration = replace(model.calibration, energy_novelty=tuple(EnergyNovelty(0.5, 1e-12) for _ in model.levels))
     for mode in ("full", "energies", "sampled"):
