@@ -4,7 +4,8 @@
 
 with f_c the quintic cutoff of the descriptor (radial.py): h is 1 for an isolated atom, exactly 0 with the first neighbour
 nearer than r_cut - width, and smooth between. Elements that have an isolated atom among the training frames have a column,
-with a broad prior for c at the lowest level and for its change from one level to the next.
+with a broad prior for c at the lowest level, and one of 3 eV for its change from one level to the next: c is what an atom's
+energy has beside a cohesive energy, of which levels differ by a few eV, and a level without isolated atoms has only that.
 
 Such a frame is two labels (observations.isolated_rows): e0 alone is its energy, and so is e0 + f(x) + c. Without c the
 second would ask of the Gaussian process that its local energies go from 0 at the isolated atom to the cohesive energy of a
@@ -38,12 +39,19 @@ class VacuumTerm:
     species: tuple[int, ...]
     r_cut: float  # Å
     width: float  # Å
-    std: float = 100.0  # eV, prior of each c and of its changes: nothing but isolated atoms tells it
+    std: float = 100.0  # eV, prior of each c at the lowest level: nothing but isolated atoms tells it
+    shift_std: float = 3.0  # eV, of its change from one level to the next, as that of e0
 
     @property
     def size(self) -> int:
         """Number of columns."""
         return len(self.species)
+
+    def prior_stds(self, n_levels: int) -> Tensor:
+        """Of each coefficient at the lowest level, and of its change from each level to the next, [T, column] eV."""
+        out = torch.full((n_levels, self.size), self.shift_std, dtype=torch.float64)
+        out[0] = self.std
+        return out
 
     def acts_on(self, atoms: Atoms) -> bool:
         """Whether an atom of the structure may have no near neighbour."""

@@ -136,8 +136,38 @@ def test_isolated_atoms_are_predicted_and_are_e0(with_atoms: MultiFidelityGP) ->
             assert p.energies[0] == pytest.approx(p.energy, abs=1e-9)
             for uncertainty in ("energies", "by_level"):
                 assert with_atoms.predict(atom, level, uncertainty=uncertainty).energy_std == pytest.approx(
-                    p.energy_std
+                    p.energy_std, abs=1e-7
                 )
+
+
+@pytest.mark.parametrize("level", ["low", "high"])
+def test_a_level_without_isolated_atoms_knows_them_to_a_few_ev(level: str) -> None:
+    """It was 100 eV and more, without a word: the prior of c was that of its change to the next level, too."""
+    frames = data(True)
+    other = {"low": "high", "high": "low"}[level]
+    model = fitted({**frames, level: data(False)[level]})
+    for symbol in ("Cu", "Au"):
+        found, truth = (m.predict(Atoms(symbol), level) for m in (model, fitted(frames)))
+        assert 1.0 < found.energy_std < 10.0  # eV
+        assert abs(found.energy - truth.energy) < 2.0 * found.energy_std
+        assert model.predict(Atoms(symbol), other).energy_std < 0.02
+    (note,) = [note for note in model.notes() if "isolated" in note]
+    assert note.startswith(f"note: no isolated atom of Cu, Au at {level}, only at {other}:")
+
+
+def test_levels_with_isolated_atoms_have_no_note(with_atoms: MultiFidelityGP) -> None:
+    assert not [note for note in with_atoms.notes() if "isolated" in note]
+
+
+def test_atomisation_energies_are_known_as_total_energies_are(with_atoms: MultiFidelityGP) -> None:
+    """Each atom had 5 meV, and n of them n times that: four times the standard deviation of the total energy, and more."""
+    atoms = alloy(31)
+    for level in ("low", "high"):
+        structures = [atoms, Atoms("Cu"), Atoms("Au")]
+        total = with_atoms.energy_combination(structures, [1, 0, 0], level)
+        assert total.covariance[1, 1] ** 0.5 < 5e-4  # eV
+        assert total.std > 1e-3
+        assert total.with_coefficients([1, -2, -2]).std < 1.2 * total.std
 
 
 def test_isolated_atoms_cost_no_accuracy(with_atoms: MultiFidelityGP) -> None:
