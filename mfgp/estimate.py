@@ -45,6 +45,7 @@ from mfgp.statistics import Key
 from mfgp.training import REFINE_ITERATIONS
 from mfgp.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
 from mfgp.trajectories import relatives
+from mfgp.vacuum_term import vacuum_term
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
@@ -128,7 +129,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
     chosen_from = _shares(offered, n_candidates)
     m = min(config.model.n_inducing, n_candidates)
     largest = max(training, key=lambda f: len(f.atoms))
-    pair, lonely = pair_term(config.pair, soap.species), len(isolated_elements(training))
+    terms = (pair_term(config.pair, soap.species), vacuum_term(isolated_elements(training), config.descriptor))
     needs_jacobian = config.training.calibrate or config.training.objective == "vfe"
     keys = {(training.levels.index(f.fidelity), kind) for f in training for kind in _labels(f)}
     calibrated, together = _left_out(training, config) if config.training.calibrate else (0, 0)
@@ -143,7 +144,7 @@ def count(training: FrameSet, sample: list[Frame], soap: SOAP, config: FitConfig
         n_rows=sum(sum(_labels(f).values()) for f in training),
         largest_rows=3 * len(largest.atoms) + 7,
         largest_bytes=float(expansion_bytes(soap, soap.neighborhoods([largest.atoms])).sum()),
-        n_columns=len(soap.species) + len(config.baselines) + (0 if pair is None else pair.size) + lonely,
+        n_columns=len(soap.species) + len(config.baselines) + sum(term.size for term in terms if term is not None),
         keys=tuple(sorted(keys)),
         n_levels=len(training.levels),
         evaluations=_evaluations(config, m),

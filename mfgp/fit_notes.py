@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from ase.data import chemical_symbols
+
 from mfgp.contradictions import contradiction_notes
 from mfgp.training_residuals import transfer_notes
 
@@ -33,17 +35,8 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
             f"note: the objective was still rising{gained} after {training.evaluations} evaluations with all inducing "
             f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
-    if without := [level for level, counts in model.data.items() if not counts["forces"]]:
-        out.append(
-            f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
-            "compared with an error, and can be too small."
-        )
-    if without := [level for level, counts in model.data.items() if not counts["energies"]]:
-        out.append(
-            f"note: no energies among the labels of {', '.join(without)}: total energies there are known up to a reference "
-            "for each element only, as their standard deviations say; forces, and differences between structures of one "
-            "composition, are not touched by that."
-        )
+    out += _missing_labels(model)
+    out += _isolated_at_some_levels(model)
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
     for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
         if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
@@ -55,7 +48,48 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
     return [*out, *(f"warning: {note}" for note in (*contradiction_notes(model), *transfer_notes(model)))]
 
 
+def _missing_labels(model: MultiFidelityGP) -> list[str]:
+    """Of levels without forces, and without energies."""
+    out = []
+    if without := [level for level, counts in model.data.items() if not counts["forces"]]:
+        out.append(
+            f"note: no forces among the labels of {', '.join(without)}: standard deviations of forces there were never "
+            "compared with an error, and can be too small."
+        )
+    if without := [level for level, counts in model.data.items() if not counts["energies"]]:
+        out.append(
+            f"note: no energies among the labels of {', '.join(without)}: total energies there are known up to a reference "
+            "for each element only, as their standard deviations say; forces, and differences between structures of one "
+            "composition, are not touched by that."
+        )
+    return out
+
+
 def warn_of_contradictions(model: MultiFidelityGP) -> None:
     """What `contradiction_notes` say, as warnings of the fit."""
     for note in contradiction_notes(model):
         warnings.warn(note, stacklevel=3)
+
+
+def _isolated_at_some_levels(model: MultiFidelityGP) -> list[str]:
+    """Of each level without isolated atoms of elements that have one at another: there a prior is all that tells what atoms
+    that leave have beside e0 (vacuum_term.py)."""
+    if model.columns.vacuum is None:
+        return []
+    species, start = model.columns.vacuum.species, model.basis.size + model.columns.of_vacuum.start
+    has: dict[str, set[int]] = {}
+    for t, level in enumerate(model.levels):
+        moments = model.statistics.moments.get((t, "isolated"))
+        squares = [] if moments is None else moments.gram.diagonal()[start : start + len(species)].tolist()
+        has[level] = {z for z, square in zip(species, squares, strict=False) if square > 0}
+    out = []
+    for level, own in has.items():
+        missing = [z for z in species if z not in own]
+        others = [other for other, there in has.items() if there & set(missing)]
+        if others:
+            names = ", ".join(chemical_symbols[z] for z in missing)
+            out.append(
+                f"note: no isolated atom of {names} at {level}, only at {', '.join(others)}: energies of atoms that leave "
+                f"and of atomisation are known to a few eV at {level}. Label these atoms at {level}, too."
+            )
+    return out

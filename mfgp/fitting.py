@@ -95,8 +95,7 @@ def build_columns(
     pair, vacuum = pair_term(config.pair, species), vacuum_term(isolated_elements(frames), config.descriptor)
     names, first = tuple(b.name for b in baselines), first_levels(config.baselines, frames.levels)
     columns = Columns(species, reference, names, first, mean, pair, vacuum)
-    stds = [e0_std, std, *(e0_std.new_full((len(e0_std), term.size), term.std) for term in columns.terms)]
-    return columns, torch.cat(stds, dim=1)
+    return columns, torch.cat([e0_std, std, *(term.prior_stds(len(e0_std)) for term in columns.terms)], dim=1)
 
 
 def isolated_elements(frames: FrameSet) -> tuple[int, ...]:

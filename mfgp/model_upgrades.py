@@ -9,11 +9,11 @@ from typing import Any
 
 from mfgp.errors import ModelFileError
 
-SCHEMA = 11
+SCHEMA = 12
 REQUIRED = frozenset(  # of a header of the present schema
     (
         *("mfgp_version", "torch_version", "levels", "species", "config", "baselines", "retained", "n_inducing"),
-        *("jitter", "centred", "vacuum", "data", "data_hash", "seen", "calculated", "statistics"),
+        *("jitter", "centred", "vacuum", "vacuum_shapes", "data", "data_hash", "seen", "calculated", "statistics"),
         *("training", "hyperparameters", "calibration", "costs", "own_sigmas", "baseline_checks"),
     )
 )
@@ -122,6 +122,11 @@ def _uncentred(header: Header) -> Header:
     return {**header, "centred": False, "own_sigmas": [[0.0] * 3] * len(header["levels"]), "baseline_checks": {}}
 
 
+def _without_shapes(header: Header) -> Header:
+    """Schema 11 took the way from h = 0 to 1 in the vacuum term as known."""
+    return {"vacuum_shapes": 0, **header}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
@@ -134,4 +139,5 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
     8: _without_scatter_of_forces,
     9: _without_vacuum,
     10: _uncentred,
+    11: _without_shapes,
 }

@@ -155,6 +155,11 @@ class Columns:
         """Columns of the baselines."""
         return slice(len(self.species), len(self.species) + len(self.baselines))
 
+    @property
+    def of_vacuum(self) -> slice:
+        """Columns of the vacuum term, the last; empty without one."""
+        return slice(self.size - (0 if self.vacuum is None else self.vacuum.size), self.size)
+
     def composition(self, numbers: np.ndarray) -> Tensor:
         """Number of atoms of each species, [species]."""
         return torch.tensor([float((numbers == z).sum()) for z in self.species], dtype=torch.float64)
@@ -265,7 +270,8 @@ def isolated_rows(
 
     phi [M] of its local energy, extra [column] of its energy, default_sigma: of energies, eV. Its energy is that of e0 and
     the baselines, with its `energy_sigma` or ISOLATED_NOISE of the default; and, where its element has a column in the
-    vacuum term, that of everything, with the default: the term takes up what the Gaussian process says.
+    vacuum term, that of everything, with the same: the term takes up what the Gaussian process says. n atoms count n times
+    in an atomisation energy, so that a larger sigma of the second would be most of its standard deviation.
     """
     if frame.energy is None:
         return {}
@@ -276,8 +282,7 @@ def isolated_rows(
     rows = [torch.cat([torch.zeros_like(phi), reference]) / sigma]
     labels = [y / sigma]
     if columns.vacuum is not None and int(frame.atoms.numbers[0]) in columns.vacuum.species:
-        other = max(sigma, default_sigma)
-        rows.append(torch.cat([phi, extra]) / other)
-        labels.append(y / other)
+        rows.append(torch.cat([phi, extra]) / sigma)
+        labels.append(y / sigma)
     each = [centred(row[None], centre) for row in rows]
     return {"isolated": (torch.cat(each), torch.cat(labels))}

@@ -40,10 +40,9 @@ class PairTerm:
         """Number of columns."""
         return self.config.n * len(self.species) * (len(self.species) + 1) // 2
 
-    @property
-    def std(self) -> float:
-        """Prior standard deviation of a coefficient, and of its changes, eV."""
-        return self.config.std
+    def prior_stds(self, n_levels: int) -> Tensor:
+        """Of each coefficient at the lowest level, and of its change from each level to the next, [T, column] eV."""
+        return torch.full((n_levels, self.size), self.config.std, dtype=torch.float64)
 
     def neighborhoods(self, atoms: Atoms) -> Neighborhoods:
         """Pairs within the term's cutoff."""
