@@ -29,13 +29,16 @@ def record(store: Store, config: CampaignConfig) -> None:
 def check(store: Store, config: CampaignConfig, file: Path) -> None:
     """ConfigError where `file` names others than the campaign was made of; a warning where these were changed.
 
-    They need not be there any more. Of campaigns that were made before this was written down nothing is known.
+    They need not be there any more: a file that is not, but has the name of one that was, is that one (as in a copy of the
+    configuration that `init` was given, whose paths are relative to another directory). Of campaigns that were made before
+    this was written down nothing is known.
     """
     text = store.meta("inputs")
     if text is None:
         return
     for name, before in json.loads(text).items():
-        now = _files(config, name)
+        names = {Path(path).name: Path(path) for path in before}
+        now = [f if f.is_file() else names.get(f.name, f) for f in _files(config, name)]
         if sorted(map(str, now)) != sorted(before):
             was, found = (", ".join(map(str, sorted(group))) or "none" for group in (before, now))
             raise ConfigError(
