@@ -113,7 +113,10 @@ def test_runs_end_where_atoms_change_and_without_forces(trajectory: FrameSet) ->
     for i in range(0, 25, 4):  # runs of three are too short
         del atoms[i].arrays["REF_forces"]
     assert counts(read_frames({"dft": atoms})) == [0] * 25
-    both = read_frames({"a": dynamics(0, 25, 2), "b": dynamics(0, 5, 2)})  # the same first structures at another level
+    again = dynamics(0, 5, 2)  # the same first structures at another level
+    for a in again:
+        a.info["REF_energy"] += 1.0
+    both = read_frames({"a": dynamics(0, 25, 2), "b": again})
     found = relatives(both)
     assert [found.same[id(f)] for f in both.of("b")] == list(range(5))
     assert [len(found.related[k]) for k in range(8, 25)] == counts(trajectory)[8:]
