@@ -15,7 +15,6 @@ from mfgp.leave_one_out import LeftOut
 from mfgp.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.moment_calibration import leave_moments_out, with_moments
 from mfgp.progress import Report, silent
-from mfgp.stress_order import warn_of_order
 from mfgp.surprises import warn_of_left_out
 from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
 from mfgp.trajectories import Relatives, relatives, warn_of_trajectories
@@ -48,7 +47,6 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     moments = leave_moments_out(model, frames, sample, near, report)
     calibration = with_moments(found, moments, model.levels) if found.fitted else None
     warn_of_left_out(frames, sample, found, left_out)
-    warn_of_order(model.levels, left_out)
     return calibration
 
 

@@ -103,7 +103,7 @@ def fit(
         if output is not None and not dry_run:
             model = _fitted(frames, settings, workers, scheduler)
             model.save(output)
-            _say_results(model, frames, out, notices)
+            _say_results(model, out, notices)
             console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
 
 
@@ -138,24 +138,18 @@ def _say_estimate(frames: FrameSet, settings: FitConfig, out: Console, notices: 
 
 
 def _fitted(frames: FrameSet, settings: FitConfig, workers: int | None, scheduler: str | None) -> MultiFidelityGP:
-    """A fit in this process, or with its pass over the labels on many. What is among its notes is said with these."""
-    import warnings
-
-    from mfgp.contradictions import CONTRADICT
+    """A fit in this process, or with its pass over the labels on many."""
     from mfgp.model import MultiFidelityGP
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", f"level .*: {CONTRADICT}")
-        if workers is None and scheduler is None:
-            return MultiFidelityGP.fit(frames, settings)
-        from mfgp.distributed import DistributedPass, client_of
+    if workers is None and scheduler is None:
+        return MultiFidelityGP.fit(frames, settings)
+    from mfgp.distributed import DistributedPass, client_of
 
-        with client_of(workers, scheduler) as client:
-            return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
+    with client_of(workers, scheduler) as client:
+        return MultiFidelityGP.fit(frames, settings, data_pass=DistributedPass(client))
 
 
-def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices: Console) -> None:
-    from mfgp.stress_order import other_orders
+def _say_results(model: MultiFidelityGP, out: Console, notices: Console) -> None:
     from mfgp.training_residuals import training_residuals
 
     for table in console.hyperparameter_tables(model.hyperparameters(), model.levels):
@@ -163,8 +157,7 @@ def _say_results(model: MultiFidelityGP, frames: FrameSet, out: Console, notices
     out.print(console.residual_table(training_residuals(model)))
     if model.calibration is not None:
         out.print(console.calibration_table(model.calibration.to_json(), model.levels))
-    orders = [] if model.config.training.calibrate else other_orders(model, frames)  # a calibration has told already
-    for note in (*model.notes(), *(f"warning: {found.text}" for found in orders)):
+    for note in model.notes():
         console.say(notices, note, "yellow")
 
 

@@ -119,6 +119,9 @@ def shares_table(predictions: Sequence[Prediction]) -> console.Table:
             of["energy"] += (share.energy_std / len(p.forces)) ** 2
             of["forces"] += float((share.forces_std**2).sum())
     totals = {kind: sum(of[kind] for of in sums.values()) for kind in ("energy", "forces")}
-    rows = [(name, *(f"{100 * of[kind] / total:.0f}" for kind, total in totals.items())) for name, of in sums.items()]
+    rows = [
+        (name, *(f"{100 * of[kind] / total:.0f}" if total > 0.0 else "–" for kind, total in totals.items()))
+        for name, of in sums.items()
+    ]
     title = f"where the variance of {len(predictions)} structures comes from: data of a level would narrow its part"
     return console.table(title, ["level", "energies (%)", "forces (%)"], rows)

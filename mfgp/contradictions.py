@@ -1,12 +1,14 @@
 """Energies and forces of a level that contradict each other: a sign, a unit, energies of other structures.
 
 A model follows the forces, of which there are more, and takes such energies for noise, or the other way round. How energies
-would have to be scaled for both to be of one function is told by the statistics. With y the energies about e0, forces of a
-prior theta ~ N(0, D^2), y = a A theta + e0 + noise, b = 1/a, and sigma in the unit of the forces,
+would have to be scaled for both to be of one function is told by the statistics. With y the energies, w what baselines of
+their prior mean m say of them, forces (less what these say) of a prior theta ~ N(0, D^2), b y = A theta + w + noise,
+a = 1/b, and sigma in the unit of the forces,
 
-    P = I + D (G_F / sigma_F^2 + G_E / sigma^2) D,      h_F = D b_F / sigma_F^2,      h_E = D b_E / sigma^2
-    log p(y, F) = -1/2 [ alpha b^2 - 2 beta b ] + n log |b| + terms without b
-    alpha = c_E / sigma^2 - h_E^T P^-1 h_E,    beta = h_F^T P^-1 h_E,    b = (beta +- sqrt(beta^2 + 4 alpha n)) / (2 alpha)
+    P = I + D (G_F / sigma_F^2 + G_E / sigma^2) D,      h_y = D A^T y / sigma^2,      h_w = D G_E m / sigma^2
+    log p(y, F) = -1/2 [ alpha b^2 - 2 beta b ] + n log |b| + terms without b,        h = D b_F / sigma_F^2 - h_w
+    alpha = |y|^2 / sigma^2 - h_y^T P^-1 h_y,    beta = h^T P^-1 h_y + y.w / sigma^2,
+    b = (beta +- sqrt(beta^2 + 4 alpha n)) / (2 alpha)
 
 the evidence of `autoregressive` for one level, with the maximum over a, of either sign, in closed form. It knows what the
 forces leave open (energies between compositions, above all), which a regression on what the forces predict does not.
@@ -23,15 +25,14 @@ import torch
 from torch import Tensor
 
 from mfgp.autoregressive import LOG_2PI
-from mfgp.doctor_levels import ENERGY_UNITS, FORCE_UNITS
 from mfgp.hyperparameters import explaining_scale
 from mfgp.statistics import Moments
 from mfgp.training_residuals import Residual, training_residuals
+from mfgp.units import ENERGY_UNITS, FORCE_UNITS
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
-CONTRADICT = "its energies and forces contradict each other"
 LEFT = 0.3  # residual over labels of energies about the best e0 from which on it is asked whether they fit the forces,
 LEFT_OF_FORCES = 0.5  # and of forces
 NATS, NATS_A_LABEL = 20.0, 0.7  # that another factor has to gain; 0.7 an energy: half the error
@@ -70,10 +71,10 @@ def _notes(model: MultiFidelityGP, t: int, energy: Residual, forces: Residual) -
             else ("energies of other structures, of another calculation or in another unit?")
         )
         yield (
-            f"level {model.levels[t]}: {CONTRADICT}, and the model takes one of them for noise (energies: residual "
-            f"{1e3 * energy.residual:.3g} of {1e3 * labels:.3g} meV per sqrt(atom); forces: {1e3 * forces.residual:.3g} of "
-            f"{1e3 * forces.labels:.3g} meV/Å): {reason}. Energies are in eV, forces -dE/dr in eV/Å: correct the labels and "
-            "fit again."
+            f"level {model.levels[t]}: its energies and forces contradict each other, and the model takes one of them for "
+            f"noise (energies: residual {1e3 * energy.residual:.3g} of {1e3 * labels:.3g} meV per sqrt(atom); forces: "
+            f"{1e3 * forces.residual:.3g} of {1e3 * forces.labels:.3g} meV/Å): {reason}. Energies are in eV, forces -dE/dr "
+            "in eV/Å: correct the labels and fit again."
         )
 
 
@@ -104,6 +105,10 @@ def energy_factor(model: MultiFidelityGP, t: int) -> Factor:
     columns = model.column_std[: t + 1].square().sum(0)
     fitted = model.prior.local_variances()[t].detach()[model.basis.species_index()]  # [M] eV^2
     explaining = explaining_scale(model.statistics, (t, "forces"), model.basis.size) or 1.0
+    mean = torch.zeros_like(energies.projection)
+    if model.columns.coefficients is not None:
+        own = model.columns.of_baselines
+        mean[model.basis.size + own.start : model.basis.size + own.stop] = model.columns.coefficients[t]
     noises, rms = model.noises(), math.sqrt(forces.square / forces.count)
     scatter = about_e0(model, energies)[0]
     noise = (
@@ -115,31 +120,38 @@ def energy_factor(model: MultiFidelityGP, t: int) -> Factor:
         (torch.full_like(fitted, explaining**2), EXPLAINED * rms),
     ):
         d = torch.cat([features, columns]).sqrt()
-        usual = max(usual, _evidences(forces, energies, d, sigma_f, math.inf)[0][0] + noise)
+        usual = max(usual, _evidences(forces, energies, mean, d, sigma_f, math.inf)[0][0] + noise)
         for sigma in (noises[t, "energy"], *SIGMAS):
-            found = _evidences(forces, energies, d, sigma_f, sigma)
+            found = _evidences(forces, energies, mean, d, sigma_f, sigma)
             usual, best = max(usual, found[0][0]), max(best, *found)
     return Factor(best[1], best[0] - usual)
 
 
 def _evidences(
-    forces: Moments, energies: Moments, d: Tensor, sigma_f: float, sigma: float
+    forces: Moments, energies: Moments, mean: Tensor, d: Tensor, sigma_f: float, sigma: float
 ) -> list[tuple[float, float]]:
-    """Log evidence and a: of a = 1, and of the best positive and negative one; with an infinite sigma that of the forces."""
+    """Log evidence and a: of a = 1, and of the best positive and negative one; with an infinite sigma that of the forces.
+
+    energies: less what coefficients `mean` [column] of the baselines say, as the statistics have them.
+    """
+    said = energies.gram @ mean  # A^T w
+    of_y = energies.projection + said
+    w_w, y_w = float(mean @ said), float(mean @ of_y)
+    y_y = energies.square + 2.0 * float(mean @ energies.projection) + w_w
     precision = d[:, None] * (forces.gram / sigma_f**2 + energies.gram / sigma**2) * d
     precision.diagonal().add_(1.0)
     factor, info = torch.linalg.cholesky_ex(precision)
     if int(info) != 0:
         return [(-math.inf, 1.0)]
-    h = torch.stack([d * forces.projection / sigma_f**2, d * energies.projection / sigma**2], dim=1)
+    h = torch.stack([d * (forces.projection / sigma_f**2 - said / sigma**2), d * of_y / sigma**2], dim=1)
     z = torch.linalg.solve_triangular(factor, h, upper=False)
     (ff, beta), (_, ee) = (z.T @ z).tolist()
     rest = forces.square / sigma_f**2 + forces.count * (LOG_2PI + 2.0 * math.log(sigma_f)) - ff
     rest += 2.0 * float(factor.diagonal().log().sum())
     if math.isinf(sigma):
         return [(-0.5 * rest, 1.0)]
-    alpha, n = energies.square / sigma**2 - ee, energies.count
-    rest += n * (LOG_2PI + 2.0 * math.log(sigma))
+    alpha, n, beta = y_y / sigma**2 - ee, energies.count, beta + y_w / sigma**2
+    rest += w_w / sigma**2 + n * (LOG_2PI + 2.0 * math.log(sigma))
     root = math.sqrt(beta**2 + 4.0 * alpha * n) if alpha > 0.0 else 0.0
     scales = [1.0, *((beta + sign * root) / (2.0 * alpha) for sign in (1.0, -1.0) if root > abs(beta))]
     return [(n * math.log(abs(b)) - 0.5 * (rest + alpha * b**2 - 2.0 * beta * b), 1.0 / b) for b in scales]

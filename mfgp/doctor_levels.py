@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mfgp.doctor_report import Array, Correlation, Finding, Severity, about, examples, shared_structures
 from mfgp.frames import Frame, FrameSet, as_seconds
+from mfgp.units import ENERGY_UNITS, FORCE_UNITS
 
 Pairs = Sequence[tuple[Frame, Frame]]
 
@@ -18,15 +19,6 @@ _PLAUSIBLE = 4.0  # levels of theory differ by less than this factor in forces a
 _PLAUSIBLE_UNSHARED = 15.0  # and by less than this when their structures differ
 _CORRELATED = 0.8
 _WEAK = 0.5
-FORCE_UNITS = {  # eV/Å
-    51.422: "Ha/bohr",
-    27.211: "Ha/Å",
-    25.711: "Ry/bohr",
-    13.606: "Ry/Å",
-    1 / 23.061: "kcal/mol/Å",
-    1 / 96.485: "kJ/mol/Å",
-}
-ENERGY_UNITS = {27.2114: "Hartree", 13.6057: "Rydberg", 1 / 23.0605: "kcal/mol", 1 / 96.485: "kJ/mol"}  # eV
 
 
 def level_checks(frames: FrameSet) -> tuple[list[Finding], tuple[Correlation, ...]]:

@@ -17,10 +17,10 @@ from itertools import pairwise
 import numpy as np
 from ase.geometry import find_mic
 
-from mfgp.doctor_levels import FORCE_UNITS
 from mfgp.doctor_report import Array, Finding, about, examples
 from mfgp.frames import Frame
 from mfgp.trajectories import runs
+from mfgp.units import FORCE_UNITS
 
 _STEP = 0.15  # Å, of the atom that moves most: farther, the cubic term is no smaller than the rest
 _STILL = 1e-5  # Å

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from ase.data import chemical_symbols
 
 from mfgp.contradictions import contradiction_notes
+from mfgp.stress_order import other_orders
 from mfgp.training_residuals import transfer_notes
 
 if TYPE_CHECKING:
+    from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
 
 WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
@@ -45,7 +47,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
                 "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
                 "std of its coefficient to 0.01 (docs/configuration.md)."
             )
-    return [*out, *(f"warning: {note}" for note in (*contradiction_notes(model), *transfer_notes(model)))]
+    return [*out, *(f"warning: {note}" for note in transfer_notes(model))]
 
 
 def _missing_labels(model: MultiFidelityGP) -> list[str]:
@@ -65,10 +67,13 @@ def _missing_labels(model: MultiFidelityGP) -> list[str]:
     return out
 
 
-def warn_of_contradictions(model: MultiFidelityGP) -> None:
-    """What `contradiction_notes` say, as warnings of the fit."""
+def warn_of_labels(model: MultiFidelityGP, frames: FrameSet) -> None:
+    """Warn of training labels that a model fitted to them shows to be wrong as a whole: energies that contradict the forces,
+    shear stresses in another order."""
     for note in contradiction_notes(model):
         warnings.warn(note, stacklevel=3)
+    for found in other_orders(model, frames):
+        warnings.warn(found.text, stacklevel=3)
 
 
 def _isolated_at_some_levels(model: MultiFidelityGP) -> list[str]:

@@ -91,6 +91,8 @@ def resolve_labels(atoms: Atoms, keys: LabelKeys) -> Labels:
     """Labels of `atoms` under `keys`; every problem is described in `Labels.problems`, none is raised."""
     problems: list[str] = []
     results = _labelling_results(atoms, keys)
+    for name in WEIGHTS:
+        label_values.scalar(name, atoms.info.get(name), problems)
     labels = [label for label in _CALCULATOR_KEYS if label not in _without_weight(atoms)]
     found = {label: _find(atoms, label, getattr(keys, label), results, problems) for label in labels}
     mask = label_values.force_mask(atoms, problems)
@@ -180,7 +182,7 @@ def of_other_calculation(atoms: Atoms, keys: LabelKeys) -> tuple[str, ...]:
 
 
 def weight(atoms: Atoms, name: str) -> float | None:
-    """One of WEIGHTS of a frame, None where it has none that is a number."""
+    """One of WEIGHTS of a frame, None where it has none (what is no number is among the problems of its labels)."""
     raw = atoms.info.get(name)
     return None if raw is None else label_values.scalar(name, raw, [])
 

@@ -38,7 +38,7 @@ from mfgp.config import FitConfig
 from mfgp.costs import CostModel
 from mfgp.errors import ConfigError, DataError
 from mfgp.features import Features
-from mfgp.fit_notes import fit_notes, warn_of_contradictions
+from mfgp.fit_notes import fit_notes, warn_of_labels
 from mfgp.frames import FrameSet, frames_from
 from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
 from mfgp.learned import learned_hyperparameters
@@ -145,7 +145,7 @@ class MultiFidelityGP:
         if config.training.calibrate:
             with bars(progress) as report:
                 model.calibrate(training, report)
-        warn_of_contradictions(model)
+        warn_of_labels(model, training)
         return model
 
     def calibrate(self, frames: FrameSet, report: Report = silent) -> Calibration | None:

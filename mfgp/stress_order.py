@@ -12,7 +12,6 @@ order as read, and that one far above the median of min_o R_f(o), what the model
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from mfgp.batched import predict_many
 from mfgp.frames import Frame, FrameSet
-from mfgp.leave_one_out import LeftOut
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -61,20 +59,6 @@ def other_orders(model: MultiFidelityGP, frames: FrameSet) -> list[OtherOrder]:
         pairs = [(f, p.stress[3:]) for f, p in zip(own, predicted, strict=False) if p.stress is not None]
         out += _of_level(level, pairs)
     return out
-
-
-def warn_of_order(levels: Sequence[str], left_out: Sequence[LeftOut]) -> None:
-    """Warn of levels whose left-out stresses, of structures without symmetry, agree far better in another order."""
-    for level in levels:
-        own = {id(p.frame): p for p in left_out if (p.frame.fidelity, p.kind, len(p.error)) == (level, "virial", 6)}
-        pairs = [(f, _predicted(f, own[id(f)])[3:]) for f in sheared((p.frame for p in own.values()), len(own))]
-        for found in _of_level(level, pairs):
-            warnings.warn(found.text, stacklevel=5)
-
-
-def _predicted(frame: Frame, part: LeftOut) -> Array:
-    """The left-out stress [6] eV/Å^3 of a frame."""
-    return np.asarray(frame.stress) - part.error * len(frame.atoms) ** 0.5 / frame.atoms.get_volume()
 
 
 def sheared(frames: Iterable[Frame], most: int = COMPARED) -> list[Frame]:

@@ -567,6 +567,14 @@ def test_predict_by_level_writes_the_parts_and_sums_them_up(
     )
 
 
+def test_predict_by_level_of_isolated_atoms_has_no_share_of_forces(model_file: Path, tmp_path: Path):
+    ase.io.write(tmp_path / "in.xyz", Atoms("Cu"))
+    out = ok(
+        "predict", model_file, tmp_path / "in.xyz", "-o", tmp_path / "out.extxyz", "--by-level", "--raw-std"
+    ).stdout
+    assert re.search(r"^low +\d+ +–$", out, re.MULTILINE), out
+
+
 def test_predict_means_only_over_an_older_prediction(model_file: Path, folder: Path, tmp_path: Path):
     first, second = tmp_path / "first.extxyz", tmp_path / "second.extxyz"
     ok("predict", model_file, folder / "high.extxyz", "-o", first)

@@ -25,9 +25,11 @@ SETTINGS = {
 HARTREE, KCAL = 27.2114, 23.0605
 
 
-def scaled(energy: float = 1.0, forces: float = 1.0, stress: bool = True, n: int = 20) -> list[Atoms]:
+def scaled(
+    energy: float = 1.0, forces: float = 1.0, stress: bool = True, n: int = 20, level: str = "low"
+) -> list[Atoms]:
     """Alloys with labels in other units."""
-    out = [label(alloy(i), "low") for i in range(n)]
+    out = [label(alloy(i), level) for i in range(n)]
     for atoms in out:
         atoms.info["REF_energy"] *= energy
         atoms.arrays["REF_forces"] *= forces
@@ -36,10 +38,10 @@ def scaled(energy: float = 1.0, forces: float = 1.0, stress: bool = True, n: int
     return out
 
 
-def fitted(frames: FrameSet) -> MultiFidelityGP:
+def fitted(frames: FrameSet, **settings: object) -> MultiFidelityGP:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return MultiFidelityGP.fit(frames, FitConfig(**SETTINGS), progress=False)
+        return MultiFidelityGP.fit(frames, FitConfig(**SETTINGS, **settings), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,20 @@ def test_signs_and_units_are_named(energy: float, forces: float, stress: bool, f
     (note,) = contradiction_notes(model)
     assert note.startswith("level low: its energies and forces contradict each other")
     assert reason in note
-    assert f"warning: {note}" in model.notes()
+
+
+@pytest.mark.parametrize(("energy", "forces"), [(1.0, 1.0), (1.0, -1.0), (1 / HARTREE, 1.0)])
+def test_what_baselines_say_is_not_scaled_with_the_energies(energy: float, forces: float) -> None:
+    """Labels near a baseline: energies less what it says are no multiple of what forces less what it says are of."""
+    frames = read_frames({"low": scaled(energy, forces, stress=False, level="high")})
+    model = fitted(frames, baselines=[{"name": "emt"}])
+    found = energy_factor(model, 0)
+    if energy == forces == 1.0:
+        assert contradiction_notes(model) == []
+        assert found.gain < 3.0  # nats
+    else:
+        assert abs(found.factor / (energy / forces) - 1.0) < 0.1
+        assert len(contradiction_notes(model)) == 1
 
 
 def test_good_labels_are_no_news() -> None:
@@ -78,6 +93,7 @@ def test_energies_of_other_structures_are_named() -> None:
     assert "energies of other structures" in note
 
 
+@pytest.mark.filterwarnings("default:level low. its energies")  # of the fit
 def test_fit_and_doctor_say_so_once(tmp_path: Path) -> None:
     write(tmp_path / "low.extxyz", scaled(forces=-1.0))
     (tmp_path / "config.yaml").write_text(

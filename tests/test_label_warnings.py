@@ -51,6 +51,13 @@ def test_a_weight_of_zero_says_that_a_label_is_none(name: str, left: tuple[str, 
     assert name not in to_atoms(none).info  # a label that is given to it later on is one
 
 
+@pytest.mark.parametrize("value", ["0,0", float("nan"), "none"])
+def test_a_weight_that_is_no_number_is_an_error(value: object) -> None:
+    """Taken for no weight, it would let a placeholder be learned."""
+    with pytest.raises(DataError, match="config_energy_weight"):
+        read_frames({"low": [weighted(0), weighted(1, config_energy_weight=value)]})
+
+
 def test_virials_have_a_weight_of_their_own() -> None:
     atoms = weighted(0, config_virials_weight=0)
     stress = atoms.info.pop("REF_stress")

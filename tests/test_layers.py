@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module may import those above it in this list, not those below.
 LAYERS = [
-    *("errors", "files", "progress", "threads"),
+    *("errors", "files", "progress", "threads", "units"),
     *("held_atoms", "label_values", "labels", "reading", "sources", "label_warnings", "frames", "datasets", "scores"),
     *(
         "config_errors",
@@ -79,11 +79,11 @@ LAYERS = [
         "moment_calibration",
         "calculator",
         "surprises",
-        "stress_order",
         "calibrating",
         "learned",
         "training_residuals",
         "contradictions",
+        "stress_order",
         "fit_notes",
         "model",
         "model_upgrades",

@@ -41,6 +41,7 @@ def test_the_order_of_the_labels_has_the_smallest_residual() -> None:
         assert min(value.mean() for other, value in found.items() if other != order) > 0.5
 
 
+@pytest.mark.filterwarnings("default:level low. the shear")  # of the fit
 @pytest.mark.parametrize(
     ("order", "name"),
     [((2, 0, 1), "xx yy zz xy yz xz, that of VASP"), ((2, 1, 0), "xx yy zz xy xz yz, that of LAMMPS")],
@@ -57,6 +58,7 @@ def test_the_right_order_and_few_frames_are_no_news() -> None:
         assert other_orders(MultiFidelityGP.fit(frames, FitConfig(**SETTINGS), progress=False), frames) == []
 
 
+@pytest.mark.filterwarnings("default:level low. the shear")  # of the fit
 def test_some_frames_in_another_order_are_named() -> None:
     """None of the others; and fewer are no news."""
     every = ordered(24)
@@ -93,7 +95,7 @@ def test_other_mistakes_are_no_order() -> None:
             assert not some(residuals(np.concatenate([wrong, good[40:]]), predictions))
 
 
-def test_a_fit_in_python_warns_by_left_out_stresses() -> None:
+def test_a_fit_in_python_warns() -> None:
     """Once; right ones are fitted without a warning (which would be an error here)."""
     calibrated = FitConfig(**{**SETTINGS, "training": {"max_iterations": 20}})
     frames = read_frames({"low": ordered(12, (2, 0, 1)), "high": ordered(12, level="high")})
@@ -109,7 +111,7 @@ def test_a_fit_in_python_warns_by_left_out_stresses() -> None:
     )
 
 
-@pytest.mark.filterwarnings("default:level low")  # of the calibration; the command prints it
+@pytest.mark.filterwarnings("default:level low. the shear")  # of the fit
 @pytest.mark.parametrize("calibrate", [False, True])
 def test_fit_and_doctor_say_so(tmp_path: Path, calibrate: bool) -> None:
     write(tmp_path / "low.extxyz", ordered(12, (2, 0, 1)))
