@@ -277,3 +277,10 @@ def test_copies_that_differ_in_the_last_digits_are_left_out_together() -> None:
     found = evaluate(model, tests, "low").to_json()["forces"]
     assert found["coverage95"] > 0.88
     assert found["z_std"] < 1.5
+
+
+def test_a_part_that_is_far_too_large_is_scaled_away() -> None:
+    """The residual of an amplitude that ran away, 10^8 times what the errors say: a factor that ended at e^-9 left 10^4."""
+    error = np.random.default_rng(0).normal(size=400)
+    small, large = fit_factors(error, [np.full(400, 1e-6), np.full(400, 1e8)], structures=40)
+    assert 0.7 < 1e-6 * small + 1e8 * large < 1.5
