@@ -199,3 +199,27 @@ def test_other_files_than_those_it_was_made_of_are_refused(folder: Path, two_lev
     (folder / "fit.yaml").write_text((folder / "fit.yaml").read_text().replace("n_inducing: ", "n_inducing: 1"))
     with pytest.warns(UserWarning, match=r"fit\.yaml changed since the campaign was made"):
         run(folder, max_steps=0)
+
+
+def test_files_of_one_name_in_several_folders_need_not_stay(folder: Path) -> None:  # noqa: F811
+    import test_campaign
+
+    names = ["a/pool.extxyz", "b/pool.extxyz"]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir()
+        write(folder / name, alloy(400 + i))
+    config(folder, pool=[*names, names[0]])  # one is named twice
+    run_folder = start(folder)
+    run(folder, max_steps=0)
+    (folder / names[0]).unlink()
+    run(folder, max_steps=0)
+    (folder / names[1]).unlink()
+    run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=names)  # of a copy of the configuration, relative to another directory
+    run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=[*names, "c/pool.extxyz"])
+    with pytest.raises(ConfigError, match="pool cannot change"):
+        run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=names[:1])
+    with pytest.raises(ConfigError, match="pool cannot change"):
+        run(folder, max_steps=0)
