@@ -1,4 +1,4 @@
-"""What a campaign has done, read from its database: counts, decisions, failures, models. Writes nothing, needs no lock."""
+"""What a campaign has done, read from its database: counts, decisions, failures, models. Changes nothing, needs no lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.table import Table
 
 from mfgp import console
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
-from mfgp.campaign_database import database_errors
 from mfgp.campaign_failures import how_to_retry
 from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE, HOURS, STATES
@@ -68,7 +67,7 @@ def read_status(directory: Path) -> Status:
 @contextmanager
 def _reading(directory: Path) -> Iterator[Store]:
     """The database, also where nothing can be written."""
-    with database_errors(directory / DATABASE), closing(Store(directory / DATABASE, read_only=True)) as store:
+    with closing(Store(directory / DATABASE, read_only=True)) as store:
         yield store
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ase import Atoms
 
-from mfgp.campaign_database import connect, connect_to_read, database_errors
+from mfgp.campaign_database import Connection, connect, connect_to_read
 from mfgp.campaign_records import LabelRow, Planned, Task, label_record, labelled_atoms
 from mfgp.campaign_schema import HOURS, SCHEMA, TABLES, upgrade
 from mfgp.errors import DataError
@@ -56,7 +56,8 @@ def only_process(directory: Path) -> Iterator[None]:
 
 class Store:
     """The open database. `Store.create` makes it, `Store(path)` opens it; both raise DataError for what is not one, or
-    cannot be opened. read_only: nothing is written, and it need not be possible."""
+    cannot be opened, as does what is asked of it later. read_only: what it holds is not changed, and to write need not be
+    possible; where it is, SQLite may leave its files (-shm, -wal) beside it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         if not path.is_file():
@@ -76,8 +77,7 @@ class Store:
 
     def _check(self) -> None:
         path = self.path
-        with database_errors(path):
-            schema = self.meta("schema")
+        schema = self.meta("schema")
         if schema is None or self.meta("ready") is None:
             raise DataError(f"{path.parent}: `campaign init` was interrupted; run it again.")
         if int(schema) > SCHEMA:
@@ -103,7 +103,7 @@ class Store:
         self.db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[Connection]:
         """All or nothing."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
