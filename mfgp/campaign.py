@@ -24,7 +24,6 @@ from ase import Atoms
 from mfgp.campaign_adding import arrivals, check_changed
 from mfgp.campaign_calculators import Factory
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
-from mfgp.campaign_database import database_errors
 from mfgp.campaign_failures import free, how_to_retry
 from mfgp.campaign_inputs import check as check_inputs
 from mfgp.campaign_learning import MODELS, Models
@@ -88,7 +87,7 @@ class Campaign:
         directory, settings = Path(directory), settings.absolute(Path.cwd())
         new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        with only_process(directory), database_errors(directory / DATABASE):
+        with only_process(directory):
             try:
                 return start(settings, directory, dict(calculators or {}), progress)
             except BaseException:
@@ -107,7 +106,7 @@ class Campaign:
         directory = Path(directory)
         if not (directory / DATABASE).is_file():
             raise DataError(f"{directory} is no campaign: there is no {DATABASE} in it; make one with `campaign init`.")
-        with only_process(directory), database_errors(directory / DATABASE), ExitStack() as stack:
+        with only_process(directory), ExitStack() as stack:
             store = Store(directory / DATABASE)
             stack.callback(store.close)
             config = load_campaign_config(directory / CONFIG, sources=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -29,16 +30,14 @@ def record(store: Store, config: CampaignConfig) -> None:
 def check(store: Store, config: CampaignConfig, file: Path) -> None:
     """ConfigError where `file` names others than the campaign was made of; a warning where these were changed.
 
-    They need not be there any more: a file that is not, but has the name of one that was, is that one (as in a copy of the
-    configuration that `init` was given, whose paths are relative to another directory). Of campaigns that were made before
-    this was written down nothing is known.
+    They need not be there any more (`_as_recorded`). Of campaigns that were made before this was written down nothing is
+    known.
     """
     text = store.meta("inputs")
     if text is None:
         return
     for name, before in json.loads(text).items():
-        names = {Path(path).name: Path(path) for path in before}
-        now = [f if f.is_file() else names.get(f.name, f) for f in _files(config, name)]
+        now = _as_recorded(_files(config, name), before)
         if sorted(map(str, now)) != sorted(before):
             was, found = (", ".join(map(str, sorted(group))) or "none" for group in (before, now))
             raise ConfigError(
@@ -66,6 +65,25 @@ def _fit_changed(store: Store, file: Path) -> bool:
 
 
 def _files(config: CampaignConfig, name: str) -> list[Path]:
+    """Each once."""
     found = getattr(config, name)
     group = found if isinstance(found, tuple) else () if found is None else (found,)
-    return [Path(path).resolve() for path in group]
+    return list(dict.fromkeys(Path(path).resolve() for path in group))
+
+
+def _as_recorded(files: Sequence[Path], recorded: Iterable[str]) -> list[Path]:
+    """Files by the paths that were written down.
+
+    One that is not there, but has the name of one that was, is that one (as in a copy of the configuration that `init` was
+    given, whose paths are relative to another directory); of several of a name each is taken once, in their order.
+    """
+    before = [Path(path) for path in recorded]
+    others: dict[str, list[Path]] = {}
+    for path in before:
+        if path not in files:
+            others.setdefault(path.name, []).append(path)
+    out = []
+    for file in files:
+        alike = [] if file in before or file.is_file() else others.get(file.name, [])
+        out.append(alike.pop(0) if alike else file)
+    return out

@@ -74,8 +74,9 @@ class Models:
         every, why = self.config.refit_every, f"{counts or 'no'} labels learned"
         if replaced or (every is not None and step is not None and step % every == 0):
             report("refit", 0, 1, "")
+            accepted = self.store.labels("accepted = 1")  # an error of the database is none of the fit
             try:
-                every_frame = frames_of(self.store.labels("accepted = 1"), model.levels)
+                every_frame = frames_of(accepted, model.levels)
                 model = MultiFidelityGP.fit(every_frame, self.fit_config(), progress=False)
                 report("refit", 1, 1, "")
                 because = f"{replaced} were replaced, so" if replaced else f"every {every} steps"

@@ -134,13 +134,12 @@ def cost_figure(s: Status) -> Figure | None:
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     ax = figure.add_subplot()
     scale, unit = _time_scale(s.hours)
-    step_of = {t["id"]: t["step"] for t in s.tasks}
     steps = [step["step"] for step in s.steps]
     bottom = np.zeros(len(steps))
     for i, level in enumerate(s.levels):
         for good in (True, False):
             own = [a for a in s.attempts if a["level"] == level and (a["outcome"] == "done") is good]
-            height = np.array([scale * sum(a["hours"] for a in own if step_of[a["task"]] == k) for k in steps])
+            height = np.array([scale * sum(a["hours"] for a in own if a["step"] == k) for k in steps])
             if height.any():
                 label = level if good else f"{level}, in vain"
                 style: dict[str, Any] = {
@@ -163,16 +162,16 @@ def _steps(s: Status) -> str:
     std = {m["version"]: m["target_std"] for m in s.models}
     rows = []
     for step in s.steps:
-        own = [t for t in s.tasks if t["step"] == step["step"]]
-        counts = ", ".join(f"{n} {level}" for level in s.levels if (n := sum(t["level"] == level for t in own)))
-        lost = sum(t["state"] in ("failed", "rejected") for t in own)
+        own = [d for d in s.decisions if d["step"] == step["step"]]
+        counts = ", ".join(f"{n} {level}" for level in s.levels if (n := sum(d["level"] == level for d in own)))
+        lost = sum(d["state"] in ("failed", "rejected") for d in own)
         after = std.get(step["model_after"]) if step["model_after"] is not None else None
         expected, found = (
             step["std_before"] - step["std_expected"],
             None if after is None else step["std_before"] - after,
         )
         share = "–" if found is None or expected <= 0 else f"{100 * found / expected:.0f} %"
-        cost = human_hours(sum(t["hours"] for t in own))
+        cost = human_hours(sum(d["hours"] for d in own))
         stds = (milli(step["std_before"]), milli(step["std_expected"]), milli(after))
         numbers = (*map(_n, stds), _n(share), _n(human_hours(step["hours"])), _n(cost), _n(str(lost)))
         rows.append((_n(str(step["step"])), _when(step["opened"]), counts, *numbers))
@@ -183,13 +182,13 @@ def _steps(s: Status) -> str:
 
 def _decisions(s: Status) -> str:
     rows = []
-    for t in s.tasks:
-        before = {} if t["before"] is None else json.loads(t["before"])
+    for d in s.decisions:
+        before = {} if d["before"] is None else json.loads(d["before"])
         error = f"{milli(before.get('force_rmse'), 3)} / {milli(before.get('force_std'), 3)}" if before else "–"
-        state = t["state"] if t["state"] == "done" else _Html(f'<span class="bad">{escape(t["state"])}</span>')
-        formula = str(structure_of(t["atoms"]).symbols)
-        place = (_n(str(t["step"])), _n(str(t["rank"])), t["source"], formula, t["level"])
-        rows.append((*place, t["why"], state, _n(error), _n(human_hours(t["hours"]))))
+        state = d["state"] if d["state"] == "done" else _Html(f'<span class="bad">{escape(d["state"])}</span>')
+        formula = str(structure_of(d["atoms"]).symbols)
+        place = (_n(str(d["step"])), _n("–" if d["rank"] is None else str(d["rank"])), d["source"], formula, d["level"])
+        rows.append((*place, d["why"], state, _n(error), _n(human_hours(d["hours"]))))
     columns = ("step", "rank", "structure", "formula", "level", "why", "outcome", "force RMSE / std (meV/Å)", "cost")
     return _table(columns, rows)
 

@@ -2,14 +2,17 @@
 
 A task is one (structure, level): planned -> running -> done | failed | rejected, and back to planned for a second attempt or
 when its process was killed. Each attempt has a row of its own. A failed task that may be chosen again (`campaign retry`)
-has attempt 0 until it is; it keeps its attempts, and gets another decision. A step is open from its selection until the
+has attempt 0 until it is; it keeps its attempts and its decision, and gets another decision in the step that it is in then.
+An attempt belongs to the step that was open when it started. A step is open from its selection until the
 model has learned what came of it. A label that is not accepted has `learned_in` as long as the latest model holds it: until
 a refit. Times are UTC, hours those of `cost` (CPU where known, else wall), energies eV, lengths Å.
 """
 
 from __future__ import annotations
 
-SCHEMA = 1
+import sqlite3
+
+SCHEMA = 2  # 1: one decision for each task, the last
 DATABASE, CONFIG = "campaign.sqlite", "campaign.yaml"
 STATES = ("planned", "running", "done", "failed", "rejected")
 
@@ -57,7 +60,7 @@ CREATE TABLE tasks (
   UNIQUE (structure, level)
 );
 CREATE TABLE decisions (
-  task INTEGER PRIMARY KEY REFERENCES tasks(id),
+  task INTEGER NOT NULL REFERENCES tasks(id),
   step INTEGER NOT NULL REFERENCES steps(step),
   rank INTEGER NOT NULL,
   gain REAL NOT NULL,
@@ -65,6 +68,7 @@ CREATE TABLE decisions (
   std_after REAL NOT NULL,
   hours REAL NOT NULL,
   why TEXT NOT NULL,
+  PRIMARY KEY (task, step),
   UNIQUE (step, rank)
 );
 CREATE TABLE attempts (
@@ -101,3 +105,16 @@ CREATE INDEX attempts_by_task ON attempts(task);
 
 # cost of an attempt in hours; one that was interrupted has none on record
 HOURS = "coalesce(cpu_seconds, wall_seconds) / 3600.0"
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Bring the tables of an older version to this one, within a transaction; nothing where they are."""
+    keys = [row[1] for row in db.execute("PRAGMA table_info(decisions)") if row[5]]
+    if keys != ["task"]:
+        return
+    start = TABLES.index("CREATE TABLE decisions")
+    db.execute("ALTER TABLE decisions RENAME TO old_decisions")
+    db.execute(TABLES[start : TABLES.index(";", start)])
+    db.execute("INSERT INTO decisions SELECT * FROM old_decisions")
+    db.execute("DROP TABLE old_decisions")
+    db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(SCHEMA),))

@@ -1,4 +1,4 @@
-"""What a campaign has done, read from its database: counts, decisions, failures, models. Writes nothing, needs no lock."""
+"""What a campaign has done, read from its database: counts, decisions, failures, models. Changes nothing, needs no lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.table import Table
 
 from mfgp import console
 from mfgp.campaign_config import CampaignConfig, load_campaign_config
-from mfgp.campaign_database import database_errors
 from mfgp.campaign_failures import how_to_retry
 from mfgp.campaign_records import Planned
 from mfgp.campaign_schema import CONFIG, DATABASE, HOURS, STATES
@@ -31,8 +30,9 @@ class Status:
     hours: float
     models: list[dict[str, Any]]
     steps: list[dict[str, Any]]
-    tasks: list[dict[str, Any]]  # with their decision, attempts and label
-    attempts: list[dict[str, Any]]
+    tasks: list[dict[str, Any]]  # with their label; step: the last that chose it
+    decisions: list[dict[str, Any]]  # one for each step that chose a task: how it ended there, and what that cost
+    attempts: list[dict[str, Any]]  # with the step that they were started in
     labels: list[dict[str, Any]]  # counts by level and origin
     events: list[dict[str, Any]]
 
@@ -57,6 +57,7 @@ def read_status(directory: Path) -> Status:
             _rows(store, "SELECT * FROM models ORDER BY version"),
             _rows(store, "SELECT * FROM steps ORDER BY step"),
             _rows(store, _TASKS),
+            _rows(store, _DECISIONS),
             _rows(store, _ATTEMPTS),
             _rows(store, "SELECT level, origin, accepted, count(*) n FROM labels GROUP BY level, origin, accepted"),
             _rows(store, "SELECT time, kind, text FROM events ORDER BY id"),
@@ -66,21 +67,32 @@ def read_status(directory: Path) -> Status:
 @contextmanager
 def _reading(directory: Path) -> Iterator[Store]:
     """The database, also where nothing can be written."""
-    with database_errors(directory / DATABASE), closing(Store(directory / DATABASE, read_only=True)) as store:
+    with closing(Store(directory / DATABASE, read_only=True)) as store:
         yield store
 
 
-_TASKS = f"""
-SELECT t.id, t.structure, t.level, t.step, t.state, t.attempt, t.why AS outcome, d.rank, d.gain, d.std_before, d.std_after,
-  d.hours AS hours_expected, d.why, s.source, s.atoms, s.pool_index, l.before, l.learned_in,
-  (SELECT coalesce(sum({HOURS}), 0) FROM attempts WHERE task = t.id) AS hours
-FROM tasks t JOIN decisions d ON d.task = t.id JOIN structures s ON s.id = t.structure
+_TASKS = """
+SELECT t.id, t.structure, t.level, t.step, t.state, t.attempt, t.why AS outcome, s.source, l.before, l.learned_in
+FROM tasks t JOIN structures s ON s.id = t.structure LEFT JOIN decisions d ON d.task = t.id AND d.step = t.step
 LEFT JOIN labels l ON l.structure = t.structure AND l.level = t.level AND l.origin = 'computed'
 ORDER BY t.step, d.rank
 """
 _ATTEMPTS = f"""
 SELECT a.id, a.task, t.level, t.structure, a.attempt, a.settings, a.started, a.finished, a.outcome, a.why, {HOURS} AS hours,
-  a.worker FROM attempts a JOIN tasks t ON t.id = a.task ORDER BY a.id
+  a.worker, coalesce((SELECT max(step) FROM steps WHERE opened <= a.started), t.step) AS step
+FROM attempts a JOIN tasks t ON t.id = a.task ORDER BY a.id
+"""
+# A task that another step chose again had failed before. Of that schema 1 kept no decision: its attempts tell the step.
+_DECISIONS = f"""
+WITH spent AS (SELECT task, step, sum(hours) AS hours FROM ({_ATTEMPTS}) GROUP BY task, step),
+  chosen AS (SELECT task, step FROM decisions UNION SELECT task, step FROM spent)
+SELECT c.task, c.step, t.level, CASE WHEN c.step = t.step THEN t.state ELSE 'failed' END AS state, d.rank,
+  coalesce(d.why, '') AS why, s.source, s.atoms, CASE WHEN c.step = t.step THEN l.before END AS before,
+  coalesce(p.hours, 0) AS hours
+FROM chosen c JOIN tasks t ON t.id = c.task JOIN structures s ON s.id = t.structure
+LEFT JOIN decisions d ON d.task = c.task AND d.step = c.step LEFT JOIN spent p ON p.task = c.task AND p.step = c.step
+LEFT JOIN labels l ON l.structure = t.structure AND l.level = t.level AND l.origin = 'computed'
+ORDER BY c.step, d.rank
 """
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from ase import Atoms
 
-from mfgp.campaign_database import connect, connect_to_read, database_errors
+from mfgp.campaign_database import Connection, connect, connect_to_read
 from mfgp.campaign_records import LabelRow, Planned, Task, label_record, labelled_atoms
-from mfgp.campaign_schema import HOURS, SCHEMA, TABLES
+from mfgp.campaign_schema import HOURS, SCHEMA, TABLES, upgrade
 from mfgp.errors import DataError
 from mfgp.frames import FrameSet
 from mfgp.labelling import Outcome
@@ -56,7 +56,8 @@ def only_process(directory: Path) -> Iterator[None]:
 
 class Store:
     """The open database. `Store.create` makes it, `Store(path)` opens it; both raise DataError for what is not one, or
-    cannot be opened. read_only: nothing is written, and it need not be possible."""
+    cannot be opened, as does what is asked of it later. read_only: what it holds is not changed, and to write need not be
+    possible; where it is, SQLite may leave its files (-shm, -wal) beside it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         if not path.is_file():
@@ -67,14 +68,16 @@ class Store:
         self.db = connect_to_read(path) if read_only else connect(path)
         try:
             self._check()
+            if not read_only and self.meta("schema") != str(SCHEMA):
+                with self.transaction() as db:
+                    upgrade(db)
         except BaseException:
             self.close()
             raise
 
     def _check(self) -> None:
         path = self.path
-        with database_errors(path):
-            schema = self.meta("schema")
+        schema = self.meta("schema")
         if schema is None or self.meta("ready") is None:
             raise DataError(f"{path.parent}: `campaign init` was interrupted; run it again.")
         if int(schema) > SCHEMA:
@@ -91,13 +94,16 @@ class Store:
         elif "meta" not in tables or self.meta("ready") is not None:
             self.close()
             raise DataError(f"{path.parent} holds a campaign already; go on with `campaign run`, or name another.")
+        else:  # an older version may have made it
+            with self.transaction() as db:
+                upgrade(db)
         return self
 
     def close(self) -> None:
         self.db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[Connection]:
         """All or nothing."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
@@ -164,18 +170,8 @@ class Store:
         rows = []
         for frame, key in zip(frames, frames.frame_hashes(), strict=True):
             place = structure if structure is not None else self.add_structure(frame.atoms, frame.source)
-            values = (
-                place,
-                frame.fidelity,
-                origin,
-                attempt,
-                key,
-                label_record(frame),
-                accepted,
-                why,
-                now(),
-                learned_in,
-            )
+            what = (place, frame.fidelity, origin, attempt, key, label_record(frame))
+            values = (*what, accepted, why, now(), learned_in)
             columns = "structure, level, origin, attempt, hash, label, accepted, why, created, learned_in"
             query = f"INSERT OR IGNORE INTO labels ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             cursor = self.db.execute(query, values)
@@ -230,7 +226,7 @@ class Store:
             db.execute(query, values)
             for rank, p in enumerate(planned):
                 row = (self._plan(p, step), step, rank, p.gain, p.std_before, p.std_after, p.hours, p.why)
-                db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                db.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         return step
 
     def _plan(self, p: Planned, step: int) -> int:

@@ -51,7 +51,7 @@ def test_a_level_that_never_worked_ends_the_run_and_is_tried_again(folder: Path)
     run(folder)
     assert states(folder) == {"done": 5}
     assert rows(folder, "SELECT outcome, count(*) FROM attempts GROUP BY outcome") == [("done", 5), ("failed", 3)]
-    assert rows(folder, "SELECT step, count(*) FROM decisions GROUP BY step") == [(1, 1), (2, 4)]
+    assert rows(folder, "SELECT step, count(*) FROM decisions GROUP BY step") == [(1, 4), (2, 4)]
     assert len(status_lines(read_status(run_folder))) == 3  # where it stands, and why it stopped
 
 
@@ -95,7 +95,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_from_there(folder: Path) -> Non
             store.event("note", 200000 * "x")
 
         campaign.tasks._check_moments = filled  # type: ignore[method-assign]
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with pytest.raises(DataError, match="disk is full; make room"):
             campaign.run(progress=False)
     with pytest.raises(DataError, match=r"campaign\.sqlite: database or disk is full; make room; .* goes on"):
         full_at_once(run_folder)
@@ -127,7 +127,7 @@ def test_a_transaction_that_cannot_be_written_is_undone(tmp_path: Path) -> None:
         change(store, 1)
         (pages,) = store.db.execute("PRAGMA page_count").fetchone()
         store.db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with pytest.raises(DataError, match="full"):
             change(store, 200000)
         assert store.meta("ready") == "1"
         change(store, 2)
@@ -199,3 +199,66 @@ def test_other_files_than_those_it_was_made_of_are_refused(folder: Path, two_lev
     (folder / "fit.yaml").write_text((folder / "fit.yaml").read_text().replace("n_inducing: ", "n_inducing: 1"))
     with pytest.warns(UserWarning, match=r"fit\.yaml changed since the campaign was made"):
         run(folder, max_steps=0)
+
+
+def test_files_of_one_name_in_several_folders_need_not_stay(folder: Path) -> None:  # noqa: F811
+    import test_campaign
+
+    names = ["a/pool.extxyz", "b/pool.extxyz"]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir()
+        write(folder / name, alloy(400 + i))
+    config(folder, pool=[*names, names[0]])  # one is named twice
+    run_folder = start(folder)
+    run(folder, max_steps=0)
+    (folder / names[0]).unlink()
+    run(folder, max_steps=0)
+    (folder / names[1]).unlink()
+    run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=names)  # of a copy of the configuration, relative to another directory
+    run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=[*names, "c/pool.extxyz"])
+    with pytest.raises(ConfigError, match="pool cannot change"):
+        run(folder, max_steps=0)
+    test_campaign.config(run_folder, pool=names[:1])
+    with pytest.raises(ConfigError, match="pool cannot change"):
+        run(folder, max_steps=0)
+
+
+def test_errors_of_other_databases_are_not_the_campaigns(folder: Path) -> None:  # noqa: F811
+    run_folder = start(folder)
+    for query in ("SELECT * FROM mine", "SELECT mine FROM sqlite_master"):
+        with (
+            pytest.raises(sqlite3.OperationalError, match="no such"),
+            Campaign.open(run_folder, {"low": traced}),
+            closing(sqlite3.connect(":memory:")) as own,
+        ):
+            own.execute(query)
+    with pytest.raises(sqlite3.DatabaseError, match="of mine"), Campaign.open(run_folder, {"low": traced}):
+        raise sqlite3.DatabaseError("of mine")
+    with closing(Store(run_folder / "campaign.sqlite")) as store:
+        with pytest.raises(sqlite3.OperationalError, match="no such table: mine"):  # a mistake of ours
+            store.db.execute("SELECT * FROM mine")
+        assert [key for (key,) in store.db.execute("SELECT key FROM meta WHERE key = 'schema'")] == ["schema"]
+
+
+def test_what_is_no_database_or_a_damaged_one_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "campaign.sqlite"
+    with pytest.raises(DataError, match="unable to open database file; make it and its directory"):
+        connect(tmp_path / "none" / "campaign.sqlite")
+    with closing(sqlite3.connect(file)) as own:
+        own.execute("CREATE TABLE mine (x)")
+    for read_only in (False, True):
+        with pytest.raises(DataError, match=r"is not a campaign's database \(no such table: meta"):
+            Store(file, read_only=read_only)
+    file.unlink()
+    with closing(Store.create(file)) as store:
+        store.set_meta("ready", "x")
+        store.set_meta("schema", "2")
+        for _ in range(200):
+            store.event("note", 2000 * "x")
+    data = bytearray(file.read_bytes())
+    data[8 * 4096 :] = (len(data) - 8 * 4096) * b"x"
+    file.write_bytes(data)
+    with closing(Store(file, read_only=True)) as store, pytest.raises(DataError, match=r"is damaged .* from a copy"):
+        list(store.db.execute("SELECT text FROM events, labels LEFT JOIN attempts UNION ALL SELECT text FROM events"))
