@@ -248,6 +248,8 @@ class Campaign:
             why = (
                 f"that fits the budget: the cheapest calculation takes {cheapest:.3g} h, allowed are {', '.join(tight)}"
             )
+        elif cheapest < float("inf"):
+            why = f"that would make {self.config.target} more certain"
         else:
             why = f"in the pool: all is calculated or known at {', '.join(self.config.levels)}, or failed"
         return f"nothing left to choose {why}{'; ' if failed else ''}{failed}"

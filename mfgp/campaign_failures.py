@@ -37,7 +37,7 @@ def check_works(store: Store, level: str, folder: Callable[[int], Path]) -> None
     if len(failed) < FIRST:
         return
     attempt, why = failed[-1]
-    text = f"{start}the first {len(failed)} calculations failed, and none has gone through; the last one: {why}"
+    text = f"{start}{len(failed)} calculations failed, and none has gone through yet; the last one: {why}"
     with store.transaction():
         store.event("broken", text)
     place = store.path.parent

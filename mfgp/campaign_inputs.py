@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,9 +23,9 @@ _OTHER = (
 
 
 def record(store: Store, config: CampaignConfig) -> None:
-    """Write down, in the transaction that makes a campaign, which files it was made of and how large they were."""
-    sizes = {name: {str(f): f.stat().st_size for f in _files(config, name)} for name in _NAMES}
-    store.set_meta("inputs", json.dumps(sizes))
+    """Write down, in the transaction that makes a campaign, which files it was made of and what was in them (SHA-256)."""
+    contents = {name: {str(f): _hash(f) for f in _files(config, name)} for name in _NAMES}
+    store.set_meta("inputs", json.dumps(contents))
 
 
 def check(store: Store, config: CampaignConfig, file: Path) -> None:
@@ -45,11 +46,24 @@ def check(store: Store, config: CampaignConfig, file: Path) -> None:
                 f"{found}. Put it back (the files need not be there), or {_OTHER}."
             )
         if name in ("pool", "targets"):
-            changed = [f.name for f in now if f.is_file() and f.stat().st_size != before[str(f)]]
+            changed = [f.name for f in now if f.is_file() and _changed(f, before[str(f)])]
             if changed:
                 _warn(f"{name}: {', '.join(changed)} changed since the campaign was made, which keeps what it has read")
     if config.fit is not None and _fit_changed(store, config.fit):
         _warn(f"{config.fit} changed since the campaign was made, which fits by what it has read")
+
+
+def _changed(file: Path, before: str | int) -> bool:
+    """Whether a file is another than the one of a record: its hash, in the first ones its size."""
+    return (file.stat().st_size if isinstance(before, int) else _hash(file)) != before
+
+
+def _hash(file: Path) -> str:
+    found = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _warn(text: str) -> None:

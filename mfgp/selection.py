@@ -64,8 +64,8 @@ class Selection:
     """A batch, in the order of choice, and the target's standard deviation before it.
 
     same: how many structures of the pool were passed over, at one level or more, as another description (same_structure) of
-    one that was chosen there, or that is taken or known. cheapest: hours of the cheapest calculation that could be chosen;
-    infinite where there was none.
+    one that was chosen there, or that is taken or known. cheapest: hours of the cheapest calculation that could be chosen
+    (1 of any where they are chosen by gain alone); infinite where there was none.
     """
 
     choices: tuple[Choice, ...]
