@@ -20,7 +20,6 @@ from task import Predicted, Task
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.batched import predict_many
 from mfgp.evaluation import evaluate
-from mfgp.progress import bars
 
 
 class GP:
@@ -33,8 +32,8 @@ class GP:
     def __call__(self, task: Task) -> Predicted:
         """Fit, then predict the held-out frames; coverage is that of each set (`covered`)."""
         own = FrameSet((task.top,), tuple(task.training.of(task.top)))
-        with timed() as timing, bars() as report:
-            self.model = MultiFidelityGP.fit(own, self.config, report=report)
+        with timed() as timing:
+            self.model = MultiFidelityGP.fit(own, self.config)
         found = list(predict_many(self.model.predictor(), [f.atoms for f in task.held_out], "none"))
         note = self.config.model_dump(mode="json", exclude={"fidelities", "keys"})
         return Predicted(np.array([p.energy for p in found]), [p.forces for p in found], None, timing.cpu, note=note)
