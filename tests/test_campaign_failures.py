@@ -35,7 +35,9 @@ def level(folder: Path, mode: str) -> dict[str, Any]:  # noqa: F811
 def test_a_level_that_never_worked_ends_the_run_and_is_tried_again(folder: Path) -> None:  # noqa: F811
     config(folder, stop={"steps": 3}, batch={"n": 4}, levels=level(folder, "raise all"))
     run_folder = start(folder)
-    with pytest.raises(ConfigError, match=r"levels\.low: 3 calculations failed.* SCF did not converge .* campaign retry -d "):
+    with pytest.raises(
+        ConfigError, match=r"levels\.low: 3 calculations failed.* SCF did not converge .* campaign retry -d "
+    ):
         run(folder)
     assert len(lines(folder / "trace")) == 3  # it is said at once, not when the pool is used up
     assert states(folder)["failed"] == 3
