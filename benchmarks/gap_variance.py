@@ -21,7 +21,7 @@ import ase.io
 import numpy as np
 import typer
 from common import data_option, machine, run_measured, write_result
-from mlearn_si import GAP, gap_command
+from mlearn_si import GAP, gap_of
 from rich.console import Console
 from rivals import ENERGY, Labels, scaled, trimmed_scale
 from uncertainty import row, table
@@ -77,7 +77,7 @@ def gap_fit(folder: Path, name: str, frames: Sequence[Frame]) -> tuple[Any, floa
         atoms.info["REF_energy"], atoms.arrays["REF_forces"] = frame.energy, frame.forces
         structures.append(atoms)
     ase.io.write(work / "train.extxyz", structures)
-    usage = run_measured(gap_command(GAP), work, threads=1)
+    usage = run_measured(gap_of(GAP), work, threads=1)
     return Potential(param_filename=str(work / "gap.xml")), usage.cpu
 
 

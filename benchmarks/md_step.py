@@ -26,7 +26,7 @@ import typer
 import yaml
 from ase import Atoms
 from common import THREAD_VARIABLES, data_option, gemm_rate, machine, run_measured, timed, write_result
-from mlearn_si import GAP, SETTINGS, gap_command
+from mlearn_si import GAP, SETTINGS, gap_of
 from rich.console import Console
 from rich.table import Table
 
@@ -108,7 +108,7 @@ def silicon(work: Path, data: Path, gap: Path | None, rival: bool, rounds: int) 
         from quippy.potential import Potential
 
         if gap is None:
-            run_measured(gap_command(GAP), work, threads=1)
+            run_measured(gap_of(GAP), work, threads=1)
         rivals["GAP"] = Local(Potential(param_filename=str(gap or work / "gap.xml")))
     return compare(model, atoms, rivals, rounds)
 

@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "accuracy"))  # dpa3
 
 from common import Usage, best_of, data_option, gemm_rate, machine, run_measured, timed, write_result
 from dpa3 import NAME, FrozenModel
+from gap_command import gap_command
 from stages import STAGES, timed_pass
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
@@ -137,32 +138,20 @@ def fit_in_python(work: Path, config: Path, overrides: list[str], held_out: list
     return {**out, "settings": settings.model_dump(mode="json", exclude={"fidelities"})}
 
 
-def gap_command(settings: dict[str, str]) -> list[str | Path]:
+def gap_of(settings: dict[str, str]) -> list[str | Path]:
     """`gap_fit` from train.extxyz to gap.xml; no isolated atom is in the set, so e0 is the mean energy."""
     soap = (
         f"soap l_max=6 n_max=8 atom_sigma={settings['sigma']} zeta=4 cutoff=5.0 cutoff_transition_width=1.0 "
         f"n_sparse=1000 sparse_method=cur_points covariance_type=dot_product delta={settings['delta']}"
     )
-    return [
-        Path(sys.executable).with_name("gap_fit"),
-        "at_file=train.extxyz",
-        "energy_parameter_name=REF_energy",
-        "force_parameter_name=REF_forces",
-        "virial_parameter_name=none",
-        "e0_method=average",
-        f"default_sigma={{{settings['sigma_energy']} {settings['sigma_force']} 0 0}}",
-        "do_copy_at_file=F",
-        "sparse_separate_file=F",
-        "gp_file=gap.xml",
-        f"gap={{{soap}}}",
-    ]
+    return gap_command([soap], "e0_method=average", settings["sigma_energy"], settings["sigma_force"])
 
 
 def fit_gap(work: Path, settings: dict[str, str], held_out: list[Atoms]) -> dict[str, Any]:
     """`gap_fit` as a command, and its scores."""
     from quippy.potential import Potential
 
-    usage = run_measured(gap_command(settings), work, threads=1)
+    usage = run_measured(gap_of(settings), work, threads=1)
     potential = Potential(param_filename=str(work / "gap.xml"))
 
     def energy_and_forces(atoms: Atoms) -> tuple[float, np.ndarray]:

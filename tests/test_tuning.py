@@ -202,12 +202,17 @@ def test_settings() -> None:
     assert Range(1.0, 2.0).with_value(3.0) == Range(1.0, 3.0)
 
 
+def write_config(frames: FrameSet, config: FitConfig, folder: Path) -> None:
+    """config.yaml and the files that it trains on."""
+    for level in frames.levels:
+        ase.io.write(folder / f"{level}.extxyz", [to_atoms(f) for f in frames.of(level)])
+    settings = config.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in frames.levels]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
 def test_the_command_writes_a_configuration(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
-    for level in two_levels.levels:
-        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
-    settings = small.model_dump(mode="json", include={"descriptor", "model", "training"})
-    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_config(two_levels, small, tmp_path)
     out, storage = tmp_path / "tuned.yaml", tmp_path / "t.db"
     arguments = ["tune", tmp_path / "config.yaml", "-o", out, "-n", 2, "--storage", storage]
     result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--range", "descriptor.sigma=0.3:0.8"]])
@@ -232,11 +237,7 @@ def test_the_command_writes_a_configuration(two_levels: FrameSet, small: FitConf
 
 
 def test_the_command_tunes_more_on_request(two_levels: FrameSet, small: FitConfig, tmp_path: Path) -> None:
-    for level in two_levels.levels:
-        ase.io.write(tmp_path / f"{level}.extxyz", [to_atoms(f) for f in two_levels.of(level)])
-    settings = small.model_dump(mode="json", include={"descriptor", "model", "training"})
-    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_config(two_levels, small, tmp_path)
     also = ["--also", "model.n_inducing=10:50", "--also", "descriptor.contraction=0.999:1"]
     for options, n in (([], len(tuning.SPACE)), (["--range", "model.zeta=1:4"], 1)):
         out, storage = tmp_path / f"tuned{n}.yaml", tmp_path / f"{n}.db"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
@@ -14,6 +13,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import write
 from common import run_measured, timed
+from gap_command import gap_command
 from ours import WIDTH_95
 from task import Predicted, Task
 
@@ -66,8 +66,7 @@ class GapFit:
                     atoms.info["config_type"] = "isolated_atom"
                 frames.append(_boxed(atoms))
             write(work / "train.extxyz", frames)
-            command = [Path(sys.executable).with_name("gap_fit"), *self.arguments(training)]
-            usage = run_measured(command, work, threads=1)
+            usage = run_measured(self.command(training), work, threads=1)
             potential = Potential(param_filename=str(work / "gap.xml"))
             energies, forces = [], []
             for f in task.held_out:
@@ -76,8 +75,8 @@ class GapFit:
                 forces.append(potential.results["forces"].copy())
         return Predicted(np.array(energies), forces, None, usage.cpu, note=self.settings)
 
-    def arguments(self, training: Sequence[Any]) -> list[str]:
-        """Those of the command."""
+    def command(self, training: Sequence[Any]) -> list[str | Path]:
+        """What is run."""
         s, species = self.settings, sorted({int(z) for f in training for z in f.atoms.numbers})
         numbers = " ".join(map(str, species))
         terms = [
@@ -99,18 +98,7 @@ class GapFit:
             if alone
             else "e0_method=average"
         )
-        return [
-            "at_file=train.extxyz",
-            "energy_parameter_name=REF_energy",
-            "force_parameter_name=REF_forces",
-            "virial_parameter_name=none",
-            e0,
-            f"default_sigma={{{s['sigma_energy']} {s['sigma_force']} 0 0}}",
-            "do_copy_at_file=F",
-            "sparse_separate_file=F",
-            "gp_file=gap.xml",
-            "gap={" + " : ".join(terms) + "}",
-        ]
+        return gap_command(terms, e0, s["sigma_energy"], s["sigma_force"])
 
 
 def _boxed(atoms: Atoms) -> Atoms:

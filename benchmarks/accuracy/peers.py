@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,20 +153,16 @@ def available(case: Case, mace: Path | None, sgdml: Path | None) -> dict[str, Me
 def run(method: Method, training: FrameSet, sets: Sets) -> dict[str, Any]:
     """Train once, and score every set."""
     everything = [f for frames in sets.values() for f in frames]
-    found = method(Task(training, everything, len(training.of(training.levels[-1])), 0))
+    task = Task(training, everything, len(training.of(training.levels[-1])), 0)
+    found = method(task)
     out, start = {}, 0
     for key, frames in sets.items():
         stop = start + len(frames)
-        coverage = method.covered(replace_held_out(training, frames)) if isinstance(method, GP) else None
+        coverage = method.covered(replace(task, held_out=frames)) if isinstance(method, GP) else None
         own = Predicted(found.energies[start:stop], found.forces[start:stop], None, found.cpu_seconds, coverage)
         out[key] = scores(own, frames)
         start = stop
     return {"cpu_seconds": found.cpu_seconds, "settings": found.note, "sets": out}
-
-
-def replace_held_out(training: FrameSet, frames: Sequence[Frame]) -> Task:
-    """The task of one set."""
-    return Task(training, frames, len(training), 0)
 
 
 def existing(name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ase import Atoms
 from ase.io import write
 from chgnet_rivals import Training
 from common import run_measured
+from gap_command import gap_command
 from task import Predicted, Task
 
 FINE_TUNING = Training(epochs=50, learning_rate=1e-3)  # 15 leave 6 meV/Å more on validation structures, n = 10
@@ -96,7 +96,7 @@ def gap_fit(task: Task) -> Predicted:
             frames.append(atoms)
         write(work / "train.extxyz", frames)
         species = sorted({int(z) for f in top for z in f.atoms.numbers})
-        usage = run_measured([Path(sys.executable).with_name("gap_fit"), *_gap_arguments(species)], work, threads=1)
+        usage = run_measured(_gap(species), work, threads=1)
         potential = Potential(param_filename=str(work / "gap.xml"))
         energies, forces = [], []
         for f in task.held_out:
@@ -110,7 +110,7 @@ def _plain(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _gap_arguments(species: list[int]) -> list[str]:
+def _gap(species: list[int]) -> list[str | Path]:
     """SOAP with n_max 6, l_max 5 and a cutoff of 5 Å, one for each central element."""
     numbers = " ".join(str(z) for z in species)
     soaps = [
@@ -119,15 +119,5 @@ def _gap_arguments(species: list[int]) -> list[str]:
         f"add_species=F n_species={len(species)} species_Z={{{{{numbers}}}}} Z={z}"
         for z in species
     ]
-    return [
-        "at_file=train.extxyz",
-        "energy_parameter_name=REF_energy",
-        "force_parameter_name=REF_forces",
-        "virial_parameter_name=none",
-        "e0=" + "{" + ":".join(f"{z}:0.0" for z in species) + "}",
-        f"default_sigma={{{GAP['sigma_energy']} {GAP['sigma_force']} 0 0}}",
-        "do_copy_at_file=F",
-        "sparse_separate_file=F",
-        "gp_file=gap.xml",
-        "gap={" + " : ".join(soaps) + "}",
-    ]
+    e0 = "e0={" + ":".join(f"{z}:0.0" for z in species) + "}"
+    return gap_command(soaps, e0, GAP["sigma_energy"], GAP["sigma_force"])
