@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, read_frames
+from mfgp.base.progress import bars
 from mfgp.evaluation import evaluate
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.learning_curve import VARIANTS, Point, learning_curve
-from mfgp.progress import bars
 
 LEVELS = ("gfn1", "pbe")
 

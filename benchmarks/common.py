@@ -25,7 +25,7 @@ import torch
 import typer
 
 import mfgp
-from mfgp.files import replacing
+from mfgp.base.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "ase", "gpytorch", "numba", "sphericart-torch", "vesin", "quippy-ase", "chgnet", "tblite")

@@ -6,7 +6,7 @@
     python benchmarks/doctor.py --baseline sevennet-l3i5 --dpa3 FILE     # and DPA-3 beside it (accuracy/dpa3.py)
 
 spoiled      in every round two structures of each level are spoiled in the same way, the model is fitted to all structures,
-             and the training labels are scored by it and by fits without the suspects (mfgp.doctor_rounds), as
+             and the training labels are scored by it and by fits without the suspects (mfgp.doctor.rounds), as
              `mfgp doctor --model` does; `first look` is what the model itself says. Faults: energy off by
              +-0.2 eV, the force on one atom (above 0.5 eV/Å) with the wrong sign, a lower label given as a higher one or a
              higher label given as a lower one in its place. A fault is found where a label of its structure at that level is
@@ -15,7 +15,7 @@ spoiled      in every round two structures of each level are spoiled in the same
              apart because their magnetic moments are suspect too (which it calls no wrong label; faults that it names so are
              counted, too). With --mixed all kinds of fault are in the data of every round.
 as they are  suspects of a fit to the data without any fault, by name: what the other rounds will name again; and in closed
-             form from its scores (mfgp.doctor_suspects) how large an error would be found in nine of ten places, and in
+             form from its scores (mfgp.doctor.suspects) how large an error would be found in nine of ten places, and in
              which share of the structures an energy off by +-0.2 eV would, without and with the second look.
 metastable   (LMFP) the first answers of lmfp_mag_first.extxyz are put back for labels that a second start put lower.
 """
@@ -46,14 +46,14 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.baselines import make_baselines
+from mfgp.baselines.columns import make_baselines
 from mfgp.config import load_config
+from mfgp.data.reading import read_structures
+from mfgp.data.single_point import structure_hash
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LIMITS, SECOND_LOOK, LabelScore
-from mfgp.doctor_rounds import scores_without_suspects
-from mfgp.doctor_suspects import findable, other_moments
-from mfgp.reading import read_structures
-from mfgp.single_point import structure_hash
+from mfgp.doctor.fit import LIMITS, SECOND_LOOK, LabelScore
+from mfgp.doctor.rounds import scores_without_suspects
+from mfgp.doctor.suspects import findable, other_moments
 
 KINDS = ("energy", "force sign", "level")
 EACH = 2  # structures of a level and kind of fault, a round

@@ -5,7 +5,7 @@
 
 In every round EACH stresses are spoiled in each of these ways, all in the same data: the wrong sign; that of another frame;
 ten times as large (kbar for GPa); 20 % too large; shear in VASP's order (xy yz xz). The model is fitted to all structures,
-hyperparameters too, and the labels are scored by it (`first look`) and by fits without the suspects (mfgp.doctor_rounds), as
+hyperparameters too, and the labels are scored by it (`first look`) and by fits without the suspects (mfgp.doctor.rounds), as
 `mfgp doctor --model` does. Found is a fault whose stress is suspect. False alarms are suspect stresses of the other frames,
 also without frames of which another label is suspect, too. At last the data as they are: suspect stresses, and how large an
 error would be found in nine of ten components.
@@ -26,9 +26,9 @@ from rich.console import Console
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.doctor_fit import LabelScore
-from mfgp.doctor_rounds import ROUNDS, scores_without_suspects
-from mfgp.doctor_suspects import findable
+from mfgp.doctor.fit import LabelScore
+from mfgp.doctor.rounds import ROUNDS, scores_without_suspects
+from mfgp.doctor.suspects import findable
 
 FAULTS = ("sign", "another frame", "ten times", "20 % too large", "order of VASP")
 EACH = 2  # of a kind, a round

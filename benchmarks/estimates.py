@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
 from mfgp.config import load_config
+from mfgp.data.training_frames import distinct, trainable
 from mfgp.estimate import estimate
-from mfgp.features import Features
-from mfgp.statistics import Statistics
-from mfgp.training_frames import distinct, trainable
+from mfgp.fit.accumulation import accumulate
+from mfgp.fit.features import Features
+from mfgp.gp.statistics import Statistics
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
 FEATURES, PASS = ("descriptors", "inducing points"), ("rows", "statistics")  # parts of the estimate

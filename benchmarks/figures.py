@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
-from mfgp.files import replacing
+from mfgp.base.files import replacing
 
 OUT = Path(__file__).parent.parent / "docs" / "figures"
 OURS, RIVALS = "#0072b2", "#d55e00"  # Okabe & Ito

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from selection import LEVELS, Problem, build, start
 
-from mfgp.plan import std_at, within
-from mfgp.progress import bars
-from mfgp.selection import select
-from mfgp.targets import build_target
+from mfgp.base.progress import bars
+from mfgp.selection.greedy import select
+from mfgp.selection.plan import std_at, within
+from mfgp.selection.targets import build_target
 
 STARTS = ({"nm": 10, "mag": 4}, {"nm": 60, "mag": 12})
 

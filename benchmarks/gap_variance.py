@@ -28,7 +28,7 @@ from uncertainty import row, table
 
 from mfgp import read_frames
 from mfgp.evaluation import Comparison
-from mfgp.fitting import in_folds
+from mfgp.fit.fitting import in_folds
 from mfgp.frames import Frame
 
 

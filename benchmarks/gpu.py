@@ -37,10 +37,10 @@ from rich.table import Table
 from stages import timed_pass
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
 from mfgp.config import load_config
-from mfgp.features import Features
-from mfgp.fitting import build_columns
+from mfgp.fit.accumulation import accumulate
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import build_columns
 
 GEMM_SIZE, COPY_BYTES = 8192, 2**31
 SIZES = (1_000, 10_000, 100_000)  # atoms, about

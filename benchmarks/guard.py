@@ -21,7 +21,7 @@ from rich.console import Console
 from stages import over_floor
 
 from mfgp import FitConfig, FrameSet, read_frames
-from mfgp.features import Features
+from mfgp.fit.features import Features
 
 BOUNDS = {"one species": 2.0, "five species": 1.4}  # time over floor of rows, whitening and Gram together
 OXIDE = {"r_cut": 5.0, "n_max": 6, "l_max": 5, "sigma": 0.4, "radial_scaling": {"r0": 2.0, "m": 4}}

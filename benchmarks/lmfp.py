@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import FrameSet, read_frames
+from mfgp.base.progress import bars
 from mfgp.config import load_config
 from mfgp.datasets import load_lmfp
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.learning_curve import Point, delta_learning, joint, learning_curve, top_level_only
-from mfgp.progress import bars
 
 CONFIG = Path(__file__).parent.parent / "examples" / "lmfp" / "config.yaml"
 MODELS = {"joint": joint, "magnetic only": top_level_only, "delta-learning": delta_learning}

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from mfgp import MultiFidelityGP, read_frames
 from mfgp.config import load_config
+from mfgp.data.reading import read_structures
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.reading import read_structures
 
 GPA = 160.21766  # GPa in an eV/Å^3
 STRAIN = 0.005

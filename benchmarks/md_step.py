@@ -34,7 +34,7 @@ from mfgp import MultiFidelityGP, read_frames
 from mfgp.compression import compression_error
 from mfgp.config import load_config
 from mfgp.datasets import load_lmfp
-from mfgp.reduction import MAX_ZETA
+from mfgp.predict.reduction import MAX_ZETA
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp" / "config.yaml"
 COMPRESSIONS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # eV

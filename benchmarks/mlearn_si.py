@@ -33,14 +33,14 @@ from gap_command import gap_command
 from stages import STAGES, timed_pass
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.autoregressive import block_scales, posterior
 from mfgp.config import load_config
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
-from mfgp.fitting import learn, make_noise, make_prior
-from mfgp.hyperparameters import inverse_variances
-from mfgp.inducing import select_inducing
-from mfgp.objectives import TrainingData
-from mfgp.statistics import Statistics
+from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
+from mfgp.fit.fitting import learn, make_noise, make_prior
+from mfgp.gp.autoregressive import block_scales, posterior
+from mfgp.gp.hyperparameters import inverse_variances
+from mfgp.gp.inducing import select_inducing
+from mfgp.gp.objectives import TrainingData
+from mfgp.gp.statistics import Statistics
 
 SETTINGS: dict[str, Any] = {
     "descriptor": {

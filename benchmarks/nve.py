@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import MultiFidelityGP, read_frames
+from mfgp.base.progress import bars
 from mfgp.config import load_config
 from mfgp.frames import FrameSet
-from mfgp.prediction import UNCERTAINTIES
-from mfgp.progress import bars
+from mfgp.predict.prediction import UNCERTAINTIES
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lmfp" / "config.yaml"
 MAX_DRIFT = 0.1  # meV/atom/ps, the target

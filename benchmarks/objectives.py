@@ -25,10 +25,10 @@ from rivals import Labels, labels
 from uncertainty import Data, cases, replace_training
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
+from mfgp.base.progress import bars
 from mfgp.evaluation import Comparison
-from mfgp.features import Features
-from mfgp.fitting import in_folds
-from mfgp.progress import bars
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import in_folds
 
 OBJECTIVES = ("evidence", "vfe", "cv")
 COLUMNS = ("rmse", "nll", "coverage95", "z_std", "spearman")

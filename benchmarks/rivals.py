@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.baselines import Baseline
+from mfgp.base.progress import bars
+from mfgp.baselines.columns import Baseline
+from mfgp.data.single_point import structure_hash
+from mfgp.data.training_frames import CALIBRATION_STRUCTURES, spread
 from mfgp.evaluation import Comparison, evaluate
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.frames import Frame
-from mfgp.progress import bars
-from mfgp.single_point import structure_hash
-from mfgp.training_frames import CALIBRATION_STRUCTURES, spread
 
 MEMBERS = 8
 ENERGY, STRESS = 0, -1

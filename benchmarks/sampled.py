@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import MultiFidelityGP, read_frames
+from mfgp.base.progress import bars
 from mfgp.config import load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.predictor import Predictor
-from mfgp.progress import bars
-from mfgp.residual import residual_variance
+from mfgp.predict.predictor import Predictor
+from mfgp.predict.residual import residual_variance
 
 DRAWS = (4, 8, 16, 32)
 KINDS = ("weights", "posterior", "calibrated")

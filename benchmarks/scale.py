@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
-from mfgp.statistics import Statistics
+from mfgp.fit.accumulation import accumulate
+from mfgp.gp.statistics import Statistics
 
 RATTLE = 0.02  # Å
 TEACHER_STRUCTURES, TEACHER_POINTS = 100, 200

@@ -7,7 +7,7 @@ A simulated campaign on the labelled training structures: every seed starts from
 spends the same hours (recorded CPU seconds of every calculation) in batches, and after each batch the same two-level model
 is fitted to what it has. Strategies:
 
-    joint              mfgp.selection: gain in the variance of mag forces over the pool per hour, both levels
+    joint              mfgp.selection.greedy: gain in the variance of mag forces over the pool per hour, both levels
     joint, mag only    the same, buying mag labels alone
     random, x % mag    random structures, a fixed share of the hours for mag
     mag, largest std   the mag structures of largest mean force std
@@ -36,15 +36,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.autoregressive import block_scales
+from mfgp.base.progress import bars
 from mfgp.config import load_config
-from mfgp.costs import cost_seconds
+from mfgp.data.costs import cost_seconds
 from mfgp.datasets import load_lmfp
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.frames import Frame
-from mfgp.gains import condition, information_factor
-from mfgp.progress import bars
-from mfgp.selection import select
+from mfgp.gp.autoregressive import block_scales
+from mfgp.selection.gains import condition, information_factor
+from mfgp.selection.greedy import select
 
 LEVELS = ("nm", "mag")
 START = {"nm": 10, "mag": 4}

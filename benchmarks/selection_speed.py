@@ -20,12 +20,12 @@ from lmfp import CONFIG
 from rich.console import Console
 
 from mfgp import MultiFidelityGP, read_frames
+from mfgp.base.progress import bars
 from mfgp.config import load_config
-from mfgp.costs import CostModel
+from mfgp.data.costs import CostModel
 from mfgp.datasets import load_lmfp
-from mfgp.progress import bars
-from mfgp.selection import DIRECTIONS, ROWS, select
-from mfgp.targets import SAMPLE
+from mfgp.selection.greedy import DIRECTIONS, ROWS, select
+from mfgp.selection.targets import SAMPLE
 
 LEVELS = {"gfn1": 0.0004, "nm": 0.01, "mag": 0.03}  # hours
 TRAINING = {"gfn1": 75, "nm": 30, "mag": 15}

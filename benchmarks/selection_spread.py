@@ -19,8 +19,8 @@ from rich.console import Console
 from scipy.stats import spearmanr
 from selection import Campaign, build, random_mix, start
 
-from mfgp.progress import bars
-from mfgp.targets import build_target
+from mfgp.base.progress import bars
+from mfgp.selection.targets import build_target
 
 
 def main(

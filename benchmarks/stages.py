@@ -6,7 +6,7 @@
     Gram        R M'^2                       M' = M and the columns beside
 
 An implementation that makes full use of the processor's matrix products, and computes nothing twice, takes 1. (For several
-species less is possible: rows are made from E < D products a pair, see mfgp/rows.py.)
+species less is possible: rows are made from E < D products a pair, see mfgp/gp/rows.py.)
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from common import gemm_rate, timed
 from torch import Tensor
 
 from mfgp import FitConfig, FrameSet
-from mfgp.accumulation import RowBlocks, batches, needs
-from mfgp.centring import mean_kernels
-from mfgp.features import Features
-from mfgp.fitting import build_columns
-from mfgp.observations import Columns, frame_rows
+from mfgp.fit.accumulation import RowBlocks, batches, needs
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import build_columns
+from mfgp.gp.centring import mean_kernels
+from mfgp.gp.observations import Columns, frame_rows
+from mfgp.gp.statistics import Key, Statistics
 from mfgp.rates import row_products
-from mfgp.statistics import Key, Statistics
 
 STAGES = ("rows", "whitening", "Gram")
 

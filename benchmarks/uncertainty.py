@@ -43,12 +43,12 @@ from rivals import (
 )
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.baselines import make_baselines
+from mfgp.base.progress import bars
+from mfgp.baselines.columns import make_baselines
 from mfgp.config import BaselineConfig, load_config
 from mfgp.datasets import LMFP, load_lmfp
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.frames import Frame
-from mfgp.progress import bars
 
 DRAWS, SAMPLED = 8, 100
 FOLDS = 5

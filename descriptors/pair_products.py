@@ -2,7 +2,7 @@
 
     F_ab = sum_images H_a U_b + dH_a/dR W_b,      U_b = sum_m grad S_lm c'_b,      W_b = rhat sum_m S_lm c'_b
 
-for the entries of a form (mfgp/rows.py): by run of degrees, a, l, b. Without a contraction ("folded") entries with both
+for the entries of a form (mfgp/gp/rows.py): by run of degrees, a, l, b. Without a contraction ("folded") entries with both
 channels in the neighbour's species are there for a <= b, as F_ab + F_ba. Beside them the slope of the norm of the power
 spectrum, from A = d|p|/dc in the neighbour's n_max channels,
 

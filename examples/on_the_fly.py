@@ -22,9 +22,9 @@ from tblite.ase import TBLite
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.active import OnTheFly
-from mfgp.console import stdout, table
+from mfgp.base.console import stdout, table
+from mfgp.base.progress import bars
 from mfgp.datasets import load_lmfp
-from mfgp.progress import bars
 
 console = stdout()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mfgp.errors import ConfigError, DataError, MfgpError, ModelFileError, NumericalError
     from mfgp.frames import Frame, FrameSet, LabelKeys, read_frames
     from mfgp.model import MultiFidelityGP
-    from mfgp.prediction import Prediction
+    from mfgp.predict.prediction import Prediction
 
 _HOME = {
     "ConfigError": "errors",

@@ -30,13 +30,13 @@ from ase.io import write
 
 from mfgp.active_plot import on_the_fly_plot
 from mfgp.calculator import MultiFidelityCalculator
-from mfgp.campaign_learning import error_of
-from mfgp.costs import CostModel
+from mfgp.campaign.labelling import checked
+from mfgp.campaign.learning import error_of
+from mfgp.data.costs import CostModel
 from mfgp.errors import ConfigError
 from mfgp.frames import FrameSet, frames_from
-from mfgp.labelling import checked
 from mfgp.model import MultiFidelityGP
-from mfgp.selection import known_calculations, select
+from mfgp.selection.greedy import known_calculations, select
 
 Source: TypeAlias = BaseCalculator | Callable[[], BaseCalculator]
 RISE = 1.1  # of the std after a label that did not help enough: from there on another is tried

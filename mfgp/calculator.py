@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 
-from mfgp.prediction import UNCERTAINTIES, Prediction
+from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP

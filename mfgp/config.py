@@ -17,11 +17,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from descriptors.config import SOAPConfig
-from mfgp.config_errors import Section
+from mfgp.base.config_errors import Section
+from mfgp.base.yaml_files import in_file, override_key, read_yaml
+from mfgp.data.labels import LabelKeys
+from mfgp.data.sources import LIKE_NOISE, NOISE
 from mfgp.errors import ConfigError
-from mfgp.labels import LabelKeys
-from mfgp.sources import LIKE_NOISE, NOISE
-from mfgp.yaml_files import in_file, override_key, read_yaml
 
 Setting: TypeAlias = bool | int | float | str
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ase import Atoms
 
+from mfgp.data.reading import read_structures
 from mfgp.errors import DataError
-from mfgp.reading import read_structures
 
 VARIABLE = "MFGP_LMFP"  # environment variable: the folder with the data, where there is no checkout
 LMFP = Path(__file__).resolve().parent.parent / "examples" / "lmfp"

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mfgp.accumulation import accumulate
-from mfgp.baselines import Baseline
+from mfgp.base.progress import Report, silent
+from mfgp.baselines.columns import Baseline
 from mfgp.errors import ConfigError
-from mfgp.features import Features
+from mfgp.fit.accumulation import accumulate
+from mfgp.fit.features import Features
 from mfgp.frames import FrameSet
-from mfgp.observations import Columns
-from mfgp.progress import Report, silent
-from mfgp.statistics import Statistics, merge
+from mfgp.gp.observations import Columns
+from mfgp.gp.statistics import Statistics, merge
 
 if TYPE_CHECKING:
     from distributed import Client

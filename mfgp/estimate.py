@@ -29,23 +29,23 @@ from ase import Atoms
 
 from descriptors import SOAP, fit_contraction
 from descriptors.slopes import expansion_bytes
-from mfgp.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
+from mfgp.base.devices import resolve_device
 from mfgp.config import FitConfig
-from mfgp.devices import resolve_device
-from mfgp.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, uncontracted
-from mfgp.fitting import isolated_elements
+from mfgp.data.single_point import structure_hash
+from mfgp.data.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
+from mfgp.data.trajectories import relatives
+from mfgp.fit.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
+from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, uncontracted
+from mfgp.fit.fitting import isolated_elements
+from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame, FrameSet
-from mfgp.objectives import FOLDS
-from mfgp.pair_term import pair_term
-from mfgp.primitive import primitive
+from mfgp.gp.objectives import FOLDS
+from mfgp.gp.pair_term import pair_term
+from mfgp.gp.rows import BLOCK_BYTES, form_entries
+from mfgp.gp.statistics import Key
+from mfgp.gp.training import REFINE_ITERATIONS
+from mfgp.gp.vacuum_term import vacuum_term
 from mfgp.rates import Rates, measure, pairs_per_centre
-from mfgp.rows import BLOCK_BYTES, form_entries
-from mfgp.single_point import structure_hash
-from mfgp.statistics import Key
-from mfgp.training import REFINE_ITERATIONS
-from mfgp.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
-from mfgp.trajectories import relatives
-from mfgp.vacuum_term import vacuum_term
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes

@@ -25,17 +25,17 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mfgp.batched import predict_many
+from mfgp.base.progress import Report, silent
+from mfgp.calibration.scores import Scores, scores
+from mfgp.data.labels import FIDELITY_TAGS
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
-from mfgp.labels import FIDELITY_TAGS
-from mfgp.observations import ISOLATED_NOISE
-from mfgp.progress import Report, silent
-from mfgp.scores import Scores, scores
+from mfgp.gp.observations import ISOLATED_NOISE
+from mfgp.predict.batched import predict_many
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
-    from mfgp.prediction import Prediction
+    from mfgp.predict.prediction import Prediction
 
 Array = NDArray[np.float64]
 ZERO = 1e-9  # eV/Å, eV/Å^3: what rounding leaves of a prediction that symmetry makes zero

@@ -16,10 +16,9 @@ from ase import Atoms
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
-from mfgp.errors import ConfigError, DataError
-from mfgp.held_atoms import held_atoms
-from mfgp.label_warnings import warn_of_labels
-from mfgp.labels import (
+from mfgp.data.held_atoms import held_atoms
+from mfgp.data.label_warnings import warn_of_labels
+from mfgp.data.labels import (
     Array,
     LabelKeys,
     key_present,
@@ -30,8 +29,9 @@ from mfgp.labels import (
     weightless,
     without_labels,
 )
-from mfgp.reading import geometry_problems, raise_problems
-from mfgp.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
+from mfgp.data.reading import geometry_problems, raise_problems
+from mfgp.data.sources import Entry, Sources, checked_levels, from_mapping, gather, named, tagged
+from mfgp.errors import ConfigError, DataError
 
 ALONE = (
     7.0  # Å; an atom whose nearest image is farther is an isolated one: crystals with one atom a cell end at 5.3 (Cs)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from mfgp.base.progress import Report, silent
 from mfgp.config import FitConfig, FixedRho
 from mfgp.evaluation import Evaluation, evaluate
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.frames import FrameSet
 from mfgp.model import MultiFidelityGP
-from mfgp.progress import Report, silent
 
 Variant = Callable[[FrameSet, FitConfig], tuple[FrameSet, FitConfig]]
 

@@ -25,33 +25,33 @@ from gpytorch.distributions import MultivariateNormal
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mfgp import fitting
-from mfgp.autoregressive import Posterior, block_scales, posterior
-from mfgp.baseline_checks import Check, baseline_checks
-from mfgp.baselines import Baseline, make_baselines
-from mfgp.batched import checked_structures, predict_many
-from mfgp.calibrating import calibrated
-from mfgp.calibration import Calibration
-from mfgp.centring import uncentred, uncentred_covariance
-from mfgp.combinations import EnergyCombination, energy_combination
+from mfgp.base.progress import Report, bars, silent
+from mfgp.baselines.checks import Check, baseline_checks
+from mfgp.baselines.columns import Baseline, make_baselines
+from mfgp.calibration.calibrating import calibrated
+from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.leave_one_out import LeftOut, leave_one_out
 from mfgp.config import FitConfig
-from mfgp.costs import CostModel
+from mfgp.data.costs import CostModel
+from mfgp.data.training_frames import calculations, check_seen, distinct, new_calculations, own_sigmas, trainable
 from mfgp.errors import ConfigError, DataError
-from mfgp.features import Features
-from mfgp.fit_notes import fit_notes, warn_of_labels
+from mfgp.fit import fitting
+from mfgp.fit.features import Features
+from mfgp.fit.learned import learned_hyperparameters
 from mfgp.frames import FrameSet, frames_from
-from mfgp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
-from mfgp.learned import learned_hyperparameters
-from mfgp.leave_one_out import LeftOut, leave_one_out
-from mfgp.observations import Columns
-from mfgp.prediction import Prediction
-from mfgp.predictor import Predictor
-from mfgp.progress import Report, bars, silent
-from mfgp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
-from mfgp.statistics import Key, Statistics, merge
-from mfgp.surprises import warn_of_surprises
-from mfgp.training import TrainingResult
-from mfgp.training_frames import calculations, check_seen, distinct, new_calculations, own_sigmas, trainable
+from mfgp.gp.autoregressive import Posterior, block_scales, posterior
+from mfgp.gp.centring import uncentred, uncentred_covariance
+from mfgp.gp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
+from mfgp.gp.observations import Columns
+from mfgp.gp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
+from mfgp.gp.statistics import Key, Statistics, merge
+from mfgp.gp.training import TrainingResult
+from mfgp.notes.fit_notes import fit_notes, warn_of_labels
+from mfgp.notes.surprises import warn_of_surprises
+from mfgp.predict.batched import checked_structures, predict_many
+from mfgp.predict.combinations import EnergyCombination, energy_combination
+from mfgp.predict.prediction import Prediction
+from mfgp.predict.predictor import Predictor
 
 if TYPE_CHECKING:
     from mfgp.calculator import MultiFidelityCalculator
@@ -229,7 +229,7 @@ class MultiFidelityGP:
         half of it. dtype: `float32` sums over pairs in float32 for means
         (products with inducing points stay float64: their weights cancel); "full" and "by_level" are float64 in any case.
         compression (eV): means other than those of "full" and "by_level" are summed over fewer terms than there are inducing
-        points, which changes no local energy of an inducing environment by more (`mfgp.reduction`; zeta 1 and 2).
+        points, which changes no local energy of an inducing environment by more (`mfgp.predict.reduction`; zeta 1 and 2).
         """
         return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin, dtype, compression)
 

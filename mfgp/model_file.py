@@ -23,26 +23,26 @@ from torch import Tensor
 
 from descriptors import SOAP, Contraction
 from mfgp import __version__
-from mfgp.baseline_checks import verify
-from mfgp.baselines import first_levels, make_baselines
-from mfgp.calibration import Calibration
-from mfgp.centring import centred_statistics
+from mfgp.base.devices import resolve_device
+from mfgp.base.files import replacing
+from mfgp.baselines.checks import verify
+from mfgp.baselines.columns import first_levels, make_baselines
+from mfgp.calibration.calibration import Calibration
 from mfgp.config import FitConfig
-from mfgp.costs import CostModel
-from mfgp.devices import resolve_device
+from mfgp.data.costs import CostModel
 from mfgp.errors import ModelFileError
-from mfgp.features import Features
-from mfgp.files import replacing
-from mfgp.fitting import make_noise, make_prior
-from mfgp.inducing import InducingBasis, build_basis
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import make_noise, make_prior
+from mfgp.gp.centring import centred_statistics
+from mfgp.gp.inducing import InducingBasis, build_basis
+from mfgp.gp.observations import Columns
+from mfgp.gp.pair_term import pair_term
+from mfgp.gp.site_moments import site_posterior
+from mfgp.gp.statistics import Moments, Statistics
+from mfgp.gp.training import TrainingResult
+from mfgp.gp.vacuum_term import vacuum_term
 from mfgp.model import MultiFidelityGP
 from mfgp.model_upgrades import SCHEMA, Header, checked, early_version
-from mfgp.observations import Columns
-from mfgp.pair_term import pair_term
-from mfgp.site_moments import site_posterior
-from mfgp.statistics import Moments, Statistics
-from mfgp.training import TrainingResult
-from mfgp.vacuum_term import vacuum_term
 
 UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "length": "Å", "noise_energy": "eV per sqrt(atom)"}
 

@@ -16,19 +16,19 @@ import torch
 from ase import Atoms
 
 from descriptors import SOAP
-from mfgp.accumulation import BATCH_ATOMS, BLOCK_ROWS
+from mfgp.base.threads import ordered_map
+from mfgp.calibration.leave_one_out import hat_inverse
 from mfgp.config import FitConfig
-from mfgp.features import Features
-from mfgp.fitting import make_prior
+from mfgp.fit.accumulation import BATCH_ATOMS, BLOCK_ROWS
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import make_prior
+from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame
-from mfgp.hyperparameters import Evidence, LevelNoise
-from mfgp.inducing import InducingBasis, select_inducing
-from mfgp.kernels import n_functionals
-from mfgp.leave_one_out import hat_inverse
-from mfgp.observations import whitened_blocks
-from mfgp.primitive import primitive
-from mfgp.statistics import Key, Moments, Statistics
-from mfgp.threads import ordered_map
+from mfgp.gp.hyperparameters import Evidence, LevelNoise
+from mfgp.gp.inducing import InducingBasis, select_inducing
+from mfgp.gp.kernels import n_functionals
+from mfgp.gp.observations import whitened_blocks
+from mfgp.gp.statistics import Key, Moments, Statistics
 
 GEMM_SIZE = 512
 PIVOTS = 100  # that are chosen from the sample

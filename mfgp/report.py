@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from mfgp.base.files import replacing
 from mfgp.errors import DataError
 from mfgp.evaluation import Comparison, Evaluation
-from mfgp.files import replacing
 
 Array = NDArray[np.float64]
 COLORS = {"energy": "#0072b2", "forces": "#d55e00", "stress": "#009e73"}  # Okabe & Ito: apart for colour-blind eyes too

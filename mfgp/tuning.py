@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mfgp import fitting
-from mfgp.baselines import Baseline, first_levels, make_baselines
+from mfgp.base.progress import Report, silent
+from mfgp.baselines.columns import Baseline, first_levels, make_baselines
 from mfgp.config import FitConfig
+from mfgp.data.training_frames import distinct, trainable
 from mfgp.errors import ConfigError, NumericalError
-from mfgp.features import Features, build_soap
+from mfgp.fit import fitting
+from mfgp.fit.features import Features, build_soap
 from mfgp.frames import Frame, FrameSet
-from mfgp.objectives import CrossValidation
-from mfgp.progress import Report, silent
-from mfgp.training_frames import distinct, trainable
+from mfgp.gp.objectives import CrossValidation
 
 if TYPE_CHECKING:
     import optuna

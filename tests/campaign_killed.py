@@ -16,11 +16,11 @@ from typing import Any
 from campaign_systems import traced
 from distributed import Client, LocalCluster
 
-import mfgp.campaign
+import mfgp.campaign.loop
 import mfgp.model_file
-from mfgp import campaign_tasks
 from mfgp.campaign import Campaign
-from mfgp.campaign_store import Store
+from mfgp.campaign import tasks as campaign_tasks
+from mfgp.campaign.store import Store
 
 POINTS = (
     "the label's transaction",
@@ -69,6 +69,6 @@ if __name__ == "__main__":
     directory, point = sys.argv[1:]
     if point != "processes":
         arm(point)
-        mfgp.campaign.workers = one_thread
+        mfgp.campaign.loop.workers = one_thread
     with Campaign.open(directory, {"low": traced}) as campaign:
         print(campaign.run(progress=False))

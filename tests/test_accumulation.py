@@ -8,11 +8,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from mfgp import FrameSet, MultiFidelityGP, accumulation
-from mfgp.accumulation import accumulate, batches, needs
-from mfgp.features import RowStore
-from mfgp.observations import cell_volume, frame_rows
-from mfgp.statistics import Statistics
+from mfgp import FrameSet, MultiFidelityGP
+from mfgp.fit import accumulation
+from mfgp.fit.accumulation import accumulate, batches, needs
+from mfgp.fit.features import RowStore
+from mfgp.gp.observations import cell_volume, frame_rows
+from mfgp.gp.statistics import Statistics
 
 SIGMA = 0.005  # eV
 

@@ -8,9 +8,9 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from mfgp.autoregressive import block_scales, evidence, joint_precision, mixing_matrix, posterior, prior_variances
 from mfgp.errors import NumericalError
-from mfgp.statistics import Key, Statistics
+from mfgp.gp.autoregressive import block_scales, evidence, joint_precision, mixing_matrix, posterior, prior_variances
+from mfgp.gp.statistics import Key, Statistics
 
 M, COLUMNS, T = 7, 2, 3
 SPECIES_INDEX = torch.tensor([0, 0, 0, 1, 1, 1, 1])

@@ -17,7 +17,7 @@ from conftest import alloy
 from numpy.testing import assert_allclose
 
 from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP
-from mfgp.baselines import make_baselines
+from mfgp.baselines.columns import make_baselines
 from mfgp.config import BaselineConfig
 
 STEP = 1e-4  # Å

@@ -17,11 +17,11 @@ from ase.constraints import FixAtoms
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from mfgp.baselines import Baseline, known_baselines, make_baselines, make_calculator
+from mfgp.baselines.columns import Baseline, known_baselines, make_baselines, make_calculator
+from mfgp.baselines.zbl import ZBLCalculator, pair_repulsion, screening, switch
 from mfgp.config import BaselineConfig
+from mfgp.data.single_point import structure_hash
 from mfgp.errors import ConfigError, DataError
-from mfgp.single_point import structure_hash
-from mfgp.zbl import ZBLCalculator, pair_repulsion, screening, switch
 
 STEP = 1e-4  # Å, or strain
 NETWORKS = ("chgnet", "chgnet-0.2.0", "chgnet-r2scan", "sevennet", "sevennet-l3i5", "sevennet-mf-0")

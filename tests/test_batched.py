@@ -11,9 +11,10 @@ from ase import Atoms
 from conftest import DESCRIPTOR, alloy
 from numpy.testing import assert_allclose
 
-from mfgp import FitConfig, FrameSet, MultiFidelityGP, batched
-from mfgp.batched import batches, predict_many
+from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.errors import DataError
+from mfgp.predict import batched
+from mfgp.predict.batched import batches, predict_many
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from numpy.testing import assert_allclose
 
 from mfgp import DataError, MultiFidelityGP, read_frames
 from mfgp.calculator import UncertaintyWarning
-from mfgp.labels import OWN_CALCULATOR
+from mfgp.data.labels import OWN_CALCULATOR
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
 

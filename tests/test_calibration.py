@@ -14,13 +14,13 @@ from conftest import DESCRIPTOR, alloy, label, molecules
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration import Calibration, Scale
-from mfgp.calibration_fit import PRIOR_STD, fit_calibration, fit_factors
+from mfgp.calibration.calibration import Calibration, Scale
+from mfgp.calibration.factors import PRIOR_STD, fit_calibration, fit_factors
+from mfgp.calibration.leave_one_out import LeftOut
+from mfgp.calibration.scores import Scores
+from mfgp.data.training_frames import spread
 from mfgp.evaluation import evaluate, label_std
-from mfgp.leave_one_out import LeftOut
-from mfgp.residual import residual_variance
-from mfgp.scores import Scores
-from mfgp.training_frames import spread
+from mfgp.predict.residual import residual_variance
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from conftest import alloy, label
 from distributed import Client, LocalCluster
 from typer.testing import CliRunner
 
-import mfgp.campaign as campaign_module
+import mfgp.campaign.loop as campaign_module
 from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign
-from mfgp.campaign_store import Store
-from mfgp.cli import app
+from mfgp.campaign.store import Store
+from mfgp.cli.main import app
 from mfgp.frames import to_atoms
 
 ROOT = Path(__file__).parent.parent
@@ -317,7 +317,7 @@ def test_mistakes_are_told(folder: Path) -> None:
 
 
 def test_the_documented_configuration_is_complete(tmp_path: Path) -> None:
-    from mfgp import campaign_config as c
+    from mfgp.campaign import config as c
 
     text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "campaign.md").read_text(), flags=re.DOTALL).group(1)  # type: ignore[union-attr]
     for name in ("fit.yaml", "pool.extxyz", "production.extxyz"):

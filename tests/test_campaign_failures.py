@@ -21,10 +21,10 @@ from test_campaign import client, config, folder, in_process, rows, run, start, 
 
 from mfgp import ConfigError, DataError
 from mfgp.campaign import Campaign
-from mfgp.campaign_database import connect, connect_to_read
-from mfgp.campaign_status import exported, read_status, status_lines
-from mfgp.campaign_store import Store
-from mfgp.labelling import Outcome
+from mfgp.campaign.database import connect, connect_to_read
+from mfgp.campaign.labelling import Outcome
+from mfgp.campaign.status import exported, read_status, status_lines
+from mfgp.campaign.store import Store
 
 
 def level(folder: Path, mode: str) -> dict[str, Any]:  # noqa: F811

@@ -18,8 +18,8 @@ from conftest import alloy
 from test_campaign import config, rows, run, states
 
 from mfgp import MultiFidelityGP
-from mfgp.calculation_process import _Child
 from mfgp.campaign import Campaign
+from mfgp.campaign.calculation_process import _Child
 
 TESTS = Path(__file__).parent
 N = 2

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from test_campaign import folder, rows, start  # noqa: F401
 
-from mfgp.campaign_database import connect
-from mfgp.campaign_failures import free
-from mfgp.campaign_records import Planned
-from mfgp.campaign_report import cost_figure, page
-from mfgp.campaign_status import read_status
-from mfgp.campaign_store import Store
-from mfgp.labelling import Outcome
+from mfgp.campaign.database import connect
+from mfgp.campaign.failures import free
+from mfgp.campaign.labelling import Outcome
+from mfgp.campaign.records import Planned
+from mfgp.campaign.report import cost_figure, page
+from mfgp.campaign.status import read_status
+from mfgp.campaign.store import Store
 
 OLD = """
 ALTER TABLE decisions RENAME TO new;

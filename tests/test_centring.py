@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose
 from test_fitting import argon
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.autoregressive import block_scales, joint_precision
-from mfgp.centring import (
+from mfgp.frames import to_atoms
+from mfgp.gp.autoregressive import block_scales, joint_precision
+from mfgp.gp.centring import (
     centred,
     centred_prior,
     centred_statistics,
@@ -22,9 +23,8 @@ from mfgp.centring import (
     uncentred,
     uncentred_covariance,
 )
-from mfgp.frames import to_atoms
-from mfgp.kernels import kernel
-from mfgp.statistics import Statistics
+from mfgp.gp.kernels import kernel
+from mfgp.gp.statistics import Statistics
 
 F64 = torch.float64
 

@@ -25,12 +25,13 @@ from typer.testing import CliRunner, Result
 
 import mfgp
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
-from mfgp.cli import app
+from mfgp.cli.main import app
 from mfgp.frames import to_atoms
 from mfgp.model_file import read_header
 from mfgp.report import PLOTS
 
-MEMORY = r"estimate: ([\d.]+) (.)B of memory \(([\d.]+) MB that Python, .* already, ([\d.]+) MB for the fit\)"
+MEMORY = r"estimate: ([\d.]+) (.)B of memory \(([\d.]+) (.)B that Python, .* already, ([\d.]+) MB for the fit\)"
+MEGABYTES = {"M": 1.0, "G": 1000.0}
 
 
 def run(*arguments: object) -> Result:
@@ -95,7 +96,9 @@ def test_a_dry_run_counts_what_a_fit_takes(folder: Path, tmp_path: Path):
 
 
 def test_help_is_quick_and_complete():
-    code = "import sys; from mfgp.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    code = (
+        "import sys; from mfgp.cli.main import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert all(command in out for command in ("fit", "evaluate", "predict", "info", "doctor"))
     assert not any(f"'{name}'" in out for name in ("torch", "scipy", "matplotlib", "pydantic"))
@@ -106,11 +109,11 @@ def test_modules_are_attributes_of_the_package():
     """Without an import of their own, and torch only where it is needed."""
     lines = (
         "import sys, mfgp",
-        "print(mfgp.files.__name__, hasattr(mfgp, 'filings'), hasattr(mfgp, '__wrapped__'), 'torch' in sys.modules)",
+        "print(mfgp.errors.__name__, hasattr(mfgp, 'filings'), hasattr(mfgp, '__wrapped__'), 'torch' in sys.modules)",
         "print(mfgp.datasets.load_lmfp.__name__, mfgp.evaluation.evaluate.__name__)",
     )
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
-    assert found.stdout.split() == ["mfgp.files", "False", "False", "False", "load_lmfp", "evaluate"]
+    assert found.stdout.split() == ["mfgp.errors", "False", "False", "False", "load_lmfp", "evaluate"]
 
 
 def test_fit_writes_the_model_of_the_python_interface(folder: Path, tmp_path: Path, model: MultiFidelityGP):
@@ -158,8 +161,8 @@ def test_dry_run_estimates_and_writes_nothing(folder: Path, tmp_path: Path):
     assert "rho" not in result.stdout
     assert list(tmp_path.iterdir()) == []
     again = ok("fit", folder / "config.yaml", "--dry-run").stdout
-    total, unit, held, fit = re.search(MEMORY, again).groups()  # type: ignore[union-attr]
-    total, held, fit = float(total) * {"M": 1.0, "G": 1000.0}[unit], float(held), float(fit)
+    total, unit, held, unit_held, fit = re.search(MEMORY, again).groups()  # type: ignore[union-attr]
+    total, held, fit = float(total) * MEGABYTES[unit], float(held) * MEGABYTES[unit_held], float(fit)
     assert held > 100  # MB: Python and torch
     assert total == pytest.approx(held + fit, rel=0.05)
 
@@ -206,7 +209,7 @@ def test_an_interrupted_fit_keeps_the_old_model(folder: Path, tmp_path: Path, mo
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mfgp.fitting.training_data", interrupted)
+    monkeypatch.setattr("mfgp.fit.fitting.training_data", interrupted)
     assert "interrupted" in refused("fit", folder / "config.yaml", "-o", out, code=130)
     assert out.read_bytes() == b"the old model"
     assert leftovers(tmp_path) == []
@@ -501,7 +504,15 @@ def test_what_is_not_a_model_is_refused(command: str, model_file: Path, folder: 
 
 def test_streams_without_the_characters_of_units_do_not_end_a_command(model_file: Path, folder: Path, tmp_path: Path):
     """A process of its own: the encoding of its streams is set before Python starts."""
-    command = ["-c", "from mfgp.cli import app; app()", "evaluate", model_file, folder / "high.extxyz", "-f", "high"]
+    command = [
+        "-c",
+        "from mfgp.cli.main import app; app()",
+        "evaluate",
+        model_file,
+        folder / "high.extxyz",
+        "-f",
+        "high",
+    ]
     done = subprocess.run(
         [sys.executable, *map(str, [*command, "--json", tmp_path / "s.json"])],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

@@ -15,12 +15,12 @@ from test_model import dense_posterior
 from test_prior_draws import draws
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp import combinations as module
-from mfgp.calibration import Calibration, Scale
-from mfgp.composition_scatter import Composition, CompositionScatter
+from mfgp.calibration.calibration import Calibration, Scale
+from mfgp.calibration.composition_scatter import Composition, CompositionScatter
+from mfgp.calibration.novelty import EnergyNovelty
+from mfgp.calibration.scores import coverage
 from mfgp.errors import DataError
-from mfgp.novelty import EnergyNovelty
-from mfgp.scores import coverage
+from mfgp.predict import combinations as module
 
 DRAWS = 60
 ALIKE = 1e-5  # eV: a standard deviation that is rounding

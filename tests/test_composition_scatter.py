@@ -11,8 +11,8 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration_fit import fit_calibration
-from mfgp.composition_scatter import (
+from mfgp.base.console import scattering
+from mfgp.calibration.composition_scatter import (
     ENERGIES,
     FORCES,
     PRIOR_COUNT,
@@ -25,8 +25,8 @@ from mfgp.composition_scatter import (
     from_json,
     to_json,
 )
-from mfgp.console import scattering
-from mfgp.leave_one_out import LeftOut
+from mfgp.calibration.factors import fit_calibration
+from mfgp.calibration.leave_one_out import LeftOut
 
 FE2, FE3 = np.array([26, 15, 8, 8, 8, 8, 3]), np.array([26, 15, 8, 8, 8, 8])
 HALF = np.concatenate([FE2, FE3])

@@ -13,7 +13,7 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import ConfigError, FrameSet, MultiFidelityGP, read_frames
-from mfgp.costs import CostModel
+from mfgp.data.costs import CostModel
 
 
 def hours(costs: CostModel, level: str, atoms: Atoms) -> float:

@@ -30,19 +30,19 @@ from typer.testing import CliRunner
 
 import mfgp.distributed
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
-from mfgp.cli import app
-from mfgp.costs import CostModel
-from mfgp.devices import available_memory
+from mfgp.base.devices import available_memory
+from mfgp.cli.main import app
+from mfgp.data.costs import CostModel
 from mfgp.distributed import DistributedPass
-from mfgp.doctor_fit import label_scores
+from mfgp.doctor.fit import label_scores
 from mfgp.estimate import estimate
 from mfgp.evaluation import evaluate
-from mfgp.features import Features
-from mfgp.objectives import Evidence
-from mfgp.prediction import Prediction
-from mfgp.selection import select
-from mfgp.statistics import Statistics
+from mfgp.fit.accumulation import accumulate
+from mfgp.fit.features import Features
+from mfgp.gp.objectives import Evidence
+from mfgp.gp.statistics import Statistics
+from mfgp.predict.prediction import Prediction
+from mfgp.selection.greedy import select
 from mfgp.tuning import cross_validated_score
 
 pytestmark = pytest.mark.gpu

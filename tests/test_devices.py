@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import mfgp.devices
-from mfgp.devices import resident_memory, resolve_device
+import mfgp.base.devices
+from mfgp.base.devices import resident_memory, resolve_device
 from mfgp.errors import ConfigError
 
 
@@ -15,7 +15,9 @@ from mfgp.errors import ConfigError
 def without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU whose CUDA is not that of sphericart."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(mfgp.devices, "missing_on", lambda device: "sphericart-torch does not run on it (libnvrtc)")
+    monkeypatch.setattr(
+        mfgp.base.devices, "missing_on", lambda device: "sphericart-torch does not run on it (libnvrtc)"
+    )
 
 
 def test_a_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,12 @@ from numpy.testing import assert_allclose
 from pretended_device import known_here
 from typer.testing import CliRunner
 
-from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed, fitting
-from mfgp.cli import app
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed
+from mfgp.cli.main import app
 from mfgp.distributed import DistributedPass, _part, chunks, client_of, device_index
+from mfgp.fit import fitting
 from mfgp.frames import to_atoms
-from mfgp.statistics import Statistics
+from mfgp.gp.statistics import Statistics
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from ase.calculators.emt import EMT
 from numpy.typing import NDArray
 
 from mfgp.doctor import examine
-from mfgp.doctor_labels import composition_residual
-from mfgp.doctor_lengths import bond_ratios
-from mfgp.doctor_report import Finding, Report
+from mfgp.doctor.labels import composition_residual
+from mfgp.doctor.lengths import bond_ratios
+from mfgp.doctor.report import Finding, Report
 from mfgp.frames import FrameSet, read_frames
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp"

@@ -11,7 +11,7 @@ from test_trajectories import dynamics
 
 from mfgp import read_frames
 from mfgp.doctor import examine
-from mfgp.doctor_report import Finding
+from mfgp.doctor.report import Finding
 
 
 def findings(change: Callable[[np.ndarray], np.ndarray], atoms: list[Atoms]) -> list[Finding]:

@@ -11,11 +11,11 @@ from conftest import alloy, label
 from test_doctor_fit import CONFIG, data, suspects
 
 from mfgp import FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
-from mfgp.doctor_fit import LabelScore, label_scores
-from mfgp.doctor_rounds import scores_without_suspects
-from mfgp.doctor_suspects import other_moments
+from mfgp.doctor.fit import LabelScore, label_scores
+from mfgp.doctor.rounds import scores_without_suspects
+from mfgp.doctor.suspects import other_moments
 from mfgp.errors import NumericalError
+from mfgp.fit.accumulation import accumulate
 from mfgp.frames import Frame
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_fitted_again_without_all_of_the_data() -> None:
 def test_a_level_is_not_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more than MOST of a level would be left out, the scores say nothing about which are the good ones."""
     model, read = fitted(with_hidden_energy())
-    monkeypatch.setattr("mfgp.doctor_rounds.MOST", 0.01)
+    monkeypatch.setattr("mfgp.doctor.rounds.MOST", 0.01)
     scoring = scores_without_suspects(model, read)
     assert scoring.left_out == 0
     (finding,) = scoring.findings()
@@ -143,7 +143,7 @@ def test_a_fit_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch)
         raise NumericalError("no factor")
 
     model, read = fitted(with_hidden_energy())
-    monkeypatch.setattr("mfgp.doctor_rounds._fitted_again", failing)
+    monkeypatch.setattr("mfgp.doctor.rounds._fitted_again", failing)
     scoring = scores_without_suspects(model, read)
     assert scoring.scores is scoring.first
     assert suspects(scoring.scores)

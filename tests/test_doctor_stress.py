@@ -14,10 +14,10 @@ from conftest import label
 from test_doctor_fit import CONFIG, data, scored
 
 from mfgp import FrameSet, MultiFidelityGP, read_frames
-from mfgp.accumulation import accumulate
-from mfgp.doctor_fit import LIMITS, LabelScore, label_scores
-from mfgp.doctor_rounds import scores_without_suspects
-from mfgp.doctor_suspects import findable, fit_checks
+from mfgp.doctor.fit import LIMITS, LabelScore, label_scores
+from mfgp.doctor.rounds import scores_without_suspects
+from mfgp.doctor.suspects import findable, fit_checks
+from mfgp.fit.accumulation import accumulate
 
 
 def stresses(scores: list[LabelScore], level: str = "low") -> list[LabelScore]:

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mfgp import DataError, FitConfig, FrameSet
-from mfgp.devices import available_memory
+from mfgp.base.devices import available_memory
 from mfgp.estimate import Counts, count, estimate, memory_bytes, seconds
 from mfgp.rates import Rates, pairs_per_centre, product_rate
 
@@ -184,7 +184,9 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from ase.build import bulk
-from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp import FitConfig
+from mfgp import MultiFidelityGP
+from mfgp import read_frames
 from mfgp.estimate import estimate
 
 def status(name):

@@ -13,10 +13,10 @@ from ase.build import bulk
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration.scores import Scores
 from mfgp.evaluation import evaluate, frames_to_score, label_std
 from mfgp.frames import to_atoms
-from mfgp.observations import labelled_rows
-from mfgp.scores import Scores
+from mfgp.gp.observations import labelled_rows
 
 CONTRACT = {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
 SCORES = {f.name for f in fields(Scores)}

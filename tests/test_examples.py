@@ -40,7 +40,7 @@ def test_on_the_fly(tmp_path: Path) -> None:
 
 
 def test_campaign_example_is_prepared_and_read(tmp_path: Path) -> None:
-    from mfgp.campaign_config import load_campaign_config
+    from mfgp.campaign.config import load_campaign_config
 
     folder = ROOT / "examples" / "campaign"
     command = [sys.executable, str(folder / "prepare.py"), "--out", str(tmp_path), "--n-pool", "3"]

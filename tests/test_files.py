@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mfgp import DataError, ModelFileError, MultiFidelityGP
-from mfgp.files import replacing
+from mfgp.base.files import replacing
 
 
 def test_what_a_link_points_at_is_replaced(tmp_path: Path) -> None:

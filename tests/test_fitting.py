@@ -19,12 +19,12 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.features import Features
-from mfgp.fitting import reference_energies
-from mfgp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
-from mfgp.observations import labelled_rows
-from mfgp.statistics import Statistics
-from mfgp.training import initialise, maximise_evidence, noise_floor
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import reference_energies
+from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.gp.observations import labelled_rows
+from mfgp.gp.statistics import Statistics
+from mfgp.gp.training import initialise, maximise_evidence, noise_floor
 
 QUICK = {"optimise": False}
 

@@ -18,9 +18,9 @@ from ase.db import connect
 from ase.io import read, write
 from numpy.testing import assert_allclose
 
+from mfgp.data.reading import read_structures
 from mfgp.errors import ConfigError, DataError
 from mfgp.frames import LabelKeys, read_frames
-from mfgp.reading import read_structures
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
 FORCES = [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]]  # eV/Å

@@ -26,7 +26,7 @@ from ase.io import write
 from conftest import DESCRIPTOR
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.held_atoms import directions, held_atoms
+from mfgp.data.held_atoms import directions, held_atoms
 
 BOTTOM = [0, 1, 2, 3]
 

@@ -9,11 +9,12 @@ from ase import Atoms
 from conftest import alloy, label
 from numpy.testing import assert_allclose
 
-from mfgp import FitConfig, MultiFidelityGP, inducing, read_frames
+from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.errors import NumericalError
-from mfgp.features import COPIES, candidates
-from mfgp.inducing import build_basis, cholesky, select_inducing
-from mfgp.observations import local_features
+from mfgp.fit.features import COPIES, candidates
+from mfgp.gp import inducing
+from mfgp.gp.inducing import build_basis, cholesky, select_inducing
+from mfgp.gp.observations import local_features
 
 ZETA = 2
 
@@ -138,7 +139,7 @@ def test_few_structures_are_learned_from_by_more_points_than_they_have_atoms(mon
     )
     errors = []
     for copies in (0, COPIES):
-        monkeypatch.setattr("mfgp.features.COPIES", copies)
+        monkeypatch.setattr("mfgp.fit.features.COPIES", copies)
         model = MultiFidelityGP.fit(frames, config, progress=False)
         assert model.basis.size == (96 if copies == 0 else 384)
         found = [model.predict(a, uncertainty="none").forces - a.arrays["REF_forces"] for a in tests]

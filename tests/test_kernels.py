@@ -10,7 +10,7 @@ from conftest import DESCRIPTOR, alloy
 from numpy.testing import assert_allclose
 
 from descriptors import SOAP, Jacobian, SOAPConfig, jacobian
-from mfgp.kernels import (
+from mfgp.gp.kernels import (
     EnvironmentKernel,
     functional_covariance,
     functional_variances,

@@ -14,10 +14,10 @@ from campaign_systems import traced
 from conftest import alloy
 
 from mfgp import ConfigError
-from mfgp.campaign_calculators import make_calculator
+from mfgp.campaign.calculators import make_calculator
+from mfgp.campaign.labelling import Job, calculate, checked, left_behind, other_spin
+from mfgp.data.structure_json import structure_of, structure_record
 from mfgp.frames import frames_from
-from mfgp.labelling import Job, calculate, checked, left_behind, other_spin
-from mfgp.structure_json import structure_of, structure_record
 
 
 def job_of(folder: Path, mode: str, **checks: Any) -> Job:

@@ -13,14 +13,15 @@ from ase.io import write
 from conftest import alloy, label, molecules
 from numpy.testing import assert_allclose
 
-from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, fitting, read_frames
+from mfgp import DataError, FitConfig, Frame, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
+from mfgp.data.single_point import geometry, structure_hash
+from mfgp.data.training_frames import calculations
 from mfgp.evaluation import evaluate, label_std
+from mfgp.fit import fitting
 from mfgp.frames import to_atoms
-from mfgp.gains import cross_level_covariance
-from mfgp.hyperparameters import LARGEST
-from mfgp.leave_one_out import LeftOut, Smoother, hat_inverse, labelled_parts, leave_one_out
-from mfgp.single_point import geometry, structure_hash
-from mfgp.training_frames import calculations
+from mfgp.gp.hyperparameters import LARGEST
+from mfgp.selection.gains import cross_level_covariance
 
 
 def without(model: MultiFidelityGP, frames: FrameSet) -> MultiFidelityGP:

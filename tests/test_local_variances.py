@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mfgp import local_variances
-from mfgp.local_variances import LocalForm, signed_root
+from mfgp.predict import local_variances
+from mfgp.predict.local_variances import LocalForm, signed_root
 
 
 def symmetric(m: int, seed: int, lowest: float) -> torch.Tensor:

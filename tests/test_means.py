@@ -16,15 +16,16 @@ from descriptors import SOAP, RadialTable, SkinPairs, SOAPConfig
 from descriptors.density import density_coefficients, density_pullback, lay_out, pair_terms_with_slopes
 from descriptors.soap import environments
 from descriptors.streamed import streamed_coefficients, streamed_pullback
-from mfgp import DataError, MultiFidelityGP, local_variances
-from mfgp import energy_variances as energy_variances_module
-from mfgp.centring import mean_features
-from mfgp.energy_variances import EnergyForms, energy_variances
-from mfgp.energy_variances import local_variances as local_energy_variances
-from mfgp.inducing import build_basis
-from mfgp.kernels import power
-from mfgp.means import inner_products
-from mfgp.observations import local_features
+from mfgp import DataError, MultiFidelityGP
+from mfgp.gp.centring import mean_features
+from mfgp.gp.inducing import build_basis
+from mfgp.gp.kernels import power
+from mfgp.gp.observations import local_features
+from mfgp.predict import energy_variances as energy_variances_module
+from mfgp.predict import local_variances
+from mfgp.predict.energy_variances import EnergyForms, energy_variances
+from mfgp.predict.energy_variances import local_variances as local_energy_variances
+from mfgp.predict.means import inner_products
 
 ALL_SPECIES = (1, 3, 6, 7, 8, 11, 13, 14, 15, 17, 25, 26, 29, 79)
 

@@ -26,7 +26,7 @@ from mfgp import (
     NumericalError,
     read_frames,
 )
-from mfgp.kernels import functional_covariance
+from mfgp.gp.kernels import functional_covariance
 
 CLUSTER = Atoms("Cu2Au", positions=[[0, 0, 0], [2.4, 0.2, 0.1], [0.9, 2.2, 0.7]])
 SLAB = alloy(7)
@@ -259,7 +259,7 @@ def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet,
 
 
 def _restricted(model: MultiFidelityGP, frames: FrameSet):  # type: ignore[no-untyped-def]
-    from mfgp.fitting import accumulate
+    from mfgp.fit.fitting import accumulate
 
     return accumulate(frames, model.features, model.columns, [], model.config.training.noise_energy)
 

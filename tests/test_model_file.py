@@ -24,10 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mfgp import ConfigError, FitConfig, FrameSet, ModelFileError, MultiFidelityGP, read_frames
-from mfgp.centring import centred_statistics
-from mfgp.composition_scatter import Composition, CompositionScatter, fractions
+from mfgp.calibration.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.frames import to_atoms
-from mfgp.hyperparameters import Evidence
+from mfgp.gp.centring import centred_statistics
+from mfgp.gp.hyperparameters import Evidence
 from mfgp.model_file import _hash as contents_hash
 from mfgp.model_file import read_header
 from mfgp.model_upgrades import SCHEMA

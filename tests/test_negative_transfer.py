@@ -11,8 +11,8 @@ from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.config import FixedRho
-from mfgp.features import Features
-from mfgp.training_residuals import training_residuals, transfer_notes
+from mfgp.fit.features import Features
+from mfgp.notes.training_residuals import training_residuals, transfer_notes
 
 LABELS = ("REF_energy", "REF_stress")
 CONFIG = FitConfig(

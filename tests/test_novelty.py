@@ -14,11 +14,10 @@ from numpy.testing import assert_allclose
 
 from descriptors.neighbors import neighborhoods
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.calibration import Scale
-from mfgp.calibration_fit import fit_calibration
-from mfgp.frames import Frame
-from mfgp.leave_one_out import LeftOut
-from mfgp.novelty import (
+from mfgp.calibration.calibration import Scale
+from mfgp.calibration.factors import fit_calibration
+from mfgp.calibration.leave_one_out import LeftOut
+from mfgp.calibration.novelty import (
     ENERGY_RANGE,
     MAX_EXPONENT,
     RANGE,
@@ -29,6 +28,7 @@ from mfgp.novelty import (
     Surprise,
     fit_exponent,
 )
+from mfgp.frames import Frame
 
 
 def pairs(atoms: Atoms) -> Pairs:

@@ -10,17 +10,18 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal
 
-import mfgp.hyperparameters
+import mfgp.gp.hyperparameters
 from descriptors import SOAPConfig
-from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
-from mfgp.autoregressive import block_scales
-from mfgp.features import Features
-from mfgp.hyperparameters import LARGEST, AutoregressiveGP, Evidence, LevelNoise
-from mfgp.objectives import CollapsedBound, CrossValidation, TrainingData
-from mfgp.observations import frame_rows
-from mfgp.residual import residual_variance
-from mfgp.single_point import structure_hash
-from mfgp.statistics import Statistics
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.data.single_point import structure_hash
+from mfgp.fit import fitting
+from mfgp.fit.features import Features
+from mfgp.gp.autoregressive import block_scales
+from mfgp.gp.hyperparameters import LARGEST, AutoregressiveGP, Evidence, LevelNoise
+from mfgp.gp.objectives import CollapsedBound, CrossValidation, TrainingData
+from mfgp.gp.observations import frame_rows
+from mfgp.gp.statistics import Statistics
+from mfgp.predict.residual import residual_variance
 
 SIGMAS = (0.02, 0.1)  # eV per sqrt(atom), eV/Å
 
@@ -123,7 +124,7 @@ def test_the_bound_is_the_evidence_less_what_the_inducing_points_do_not_carry(pr
 @pytest.mark.parametrize("kind", ["evidence", "vfe", "cv"])
 def test_gradients(problem: Problem, kind: str, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that the noises depend on: 1e4 makes the amplitudes raise them."""
-    monkeypatch.setattr(mfgp.hyperparameters, "LARGEST", largest)
+    monkeypatch.setattr(mfgp.gp.hyperparameters, "LARGEST", largest)
     statistics = problem.statistics(problem.frames)
     if kind == "evidence":
         data = TrainingData(statistics)

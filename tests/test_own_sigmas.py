@@ -10,11 +10,11 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.autoregressive import block_scales
-from mfgp.centring import uncentred
 from mfgp.evaluation import evaluate
-from mfgp.hyperparameters import LARGEST_GIVEN, Evidence
-from mfgp.observations import frame_rows
+from mfgp.gp.autoregressive import block_scales
+from mfgp.gp.centring import uncentred
+from mfgp.gp.hyperparameters import LARGEST_GIVEN, Evidence
+from mfgp.gp.observations import frame_rows
 
 CONFIG = FitConfig(
     descriptor={"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5},

@@ -15,7 +15,7 @@ from systems import SYSTEMS
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.config import PairConfig
 from mfgp.errors import ConfigError
-from mfgp.pair_term import PairTerm
+from mfgp.gp.pair_term import PairTerm
 
 STEP = 1e-5  # Å, and dimensionless strain
 PAIR = {"r_cut": 5.0, "n": 8, "std": 1.0}

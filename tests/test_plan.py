@@ -15,11 +15,11 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner, Result
 
 from mfgp import ConfigError, FrameSet, MultiFidelityGP
-from mfgp.cli import app
-from mfgp.costs import CostModel
-from mfgp.plan import plan, std_at
-from mfgp.selection import known_calculations, select
-from mfgp.training_frames import calculation_key
+from mfgp.cli.main import app
+from mfgp.data.costs import CostModel
+from mfgp.data.training_frames import calculation_key
+from mfgp.selection.greedy import known_calculations, select
+from mfgp.selection.plan import plan, std_at
 
 COSTS = CostModel.fixed({"low": 0.01, "high": 0.03})
 GIVEN = ("--cost", "low=0.01", "--cost", "high=0.03")

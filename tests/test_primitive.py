@@ -14,8 +14,8 @@ from systems import ethanol, phosphate, triclinic
 
 from descriptors import SOAP, Neighborhoods
 from mfgp import FitConfig, read_frames
-from mfgp.features import Features
-from mfgp.primitive import TOLERANCE, primitive
+from mfgp.fit.features import Features
+from mfgp.fit.primitive import TOLERANCE, primitive
 
 
 def _sheared(atoms: Atoms) -> Atoms:

@@ -12,14 +12,15 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
-from mfgp.autoregressive import block_scales
-from mfgp.centring import mean_features
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration.scores import coverage
 from mfgp.evaluation import evaluate
-from mfgp.features import Features
+from mfgp.fit import fitting
+from mfgp.fit.features import Features
 from mfgp.frames import Frame
-from mfgp.hyperparameters import AutoregressiveGP, LevelNoise
-from mfgp.scores import coverage
+from mfgp.gp.autoregressive import block_scales
+from mfgp.gp.centring import mean_features
+from mfgp.gp.hyperparameters import AutoregressiveGP, LevelNoise
 
 DRAWS = 120
 LOCAL_DRAWS = 1000  # local energies of one draw are far from independent

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mfgp import progress
-from mfgp.progress import bars
+from mfgp.base import progress
+from mfgp.base.progress import bars
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.compression import compression_error
 from mfgp.errors import ConfigError, DataError
-from mfgp.inducing import InducingBasis
-from mfgp.reduction import checked_tolerance, reduced
+from mfgp.gp.inducing import InducingBasis
+from mfgp.predict.reduction import checked_tolerance, reduced
 
 
 def _unit(n: int, d: int, seed: int) -> torch.Tensor:

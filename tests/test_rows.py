@@ -11,10 +11,10 @@ from systems import SYSTEMS, ethanol, isolated_atom, phosphate, rattled_silicon,
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
 from descriptors.slopes import expansion_bytes
-from mfgp import row_sums, rows
-from mfgp.inducing import InducingBasis, select_inducing
-from mfgp.observations import functional_rows, rows_of_jacobian, whiten_all, whitened_blocks
-from mfgp.rows import InducingForms, energy_rows, form_entries, inducing_forms, raw_rows
+from mfgp.gp import row_sums, rows
+from mfgp.gp.inducing import InducingBasis, select_inducing
+from mfgp.gp.observations import functional_rows, rows_of_jacobian, whiten_all, whitened_blocks
+from mfgp.gp.rows import InducingForms, energy_rows, form_entries, inducing_forms, raw_rows
 
 CONFIG = SOAPConfig(r_cut=4.5, n_max=3, l_max=3, sigma=0.5)  # Å; more than half of every cell in systems.py
 STEP = 1e-5  # Å

@@ -12,8 +12,8 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.leave_one_out import leave_one_out
-from mfgp.same_structure import groups, invariants
+from mfgp.calibration.leave_one_out import leave_one_out
+from mfgp.data.same_structure import groups, invariants
 
 Change = Callable[[Atoms], Atoms]
 

@@ -12,7 +12,7 @@ from ase import Atoms
 from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.hyperparameters import (
+from mfgp.gp.hyperparameters import (
     DISCREPANCY,
     SCALE_SPREAD,
     UNTOLD_SCALE,
@@ -21,8 +21,8 @@ from mfgp.hyperparameters import (
     LevelNoise,
     explaining_scale,
 )
-from mfgp.statistics import Statistics
-from mfgp.training import initialise, maximise_evidence
+from mfgp.gp.statistics import Statistics
+from mfgp.gp.training import initialise, maximise_evidence
 
 CONFIG = FitConfig(
     descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 60}, training={"max_iterations": 60, "calibrate": False}

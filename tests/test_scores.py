@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scipy.integrate import quad
 from scipy.stats import binom, norm, spearmanr
 
-from mfgp.scores import Scores, coverage, expected_inside, rank_correlation, scores, worst_found
+from mfgp.calibration.scores import Scores, coverage, expected_inside, rank_correlation, scores, worst_found
 
 CONTRACT = {"mae", "rmse", "coverage95", "z_std", "nll", "spearman", "n"}
 

@@ -15,14 +15,16 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from scipy.stats import spearmanr
 
-from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, directional, read_frames, selection
-from mfgp.composition_scatter import Composition, CompositionScatter, fractions
-from mfgp.costs import CostModel
-from mfgp.directional import directional_rows
-from mfgp.gains import condition, cross_level_covariance, gain
-from mfgp.kernels import n_functionals
-from mfgp.selection import Search, select
-from mfgp.targets import build_target
+from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration.composition_scatter import Composition, CompositionScatter, fractions
+from mfgp.data.costs import CostModel
+from mfgp.gp.kernels import n_functionals
+from mfgp.selection import directional
+from mfgp.selection import greedy as selection
+from mfgp.selection.directional import directional_rows
+from mfgp.selection.gains import condition, cross_level_covariance, gain
+from mfgp.selection.greedy import Search, select
+from mfgp.selection.targets import build_target
 
 COSTS = CostModel.fixed({"low": 0.01, "high": 0.03})
 CALM = [alloy(300 + i, rattle=0.06) for i in range(8)]

@@ -17,14 +17,15 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.calibration import Calibration
-from mfgp.cli import app
+from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.leave_one_out import left_out_moments
+from mfgp.calibration.moments import LeftOutMoments, leave_moments_out, with_moments
+from mfgp.cli.main import app
+from mfgp.data.trajectories import relatives
 from mfgp.datasets import load_lmfp
 from mfgp.frames import to_atoms
-from mfgp.leave_one_out import left_out_moments
-from mfgp.moment_calibration import LeftOutMoments, leave_moments_out, with_moments
-from mfgp.observations import local_features
-from mfgp.site_moments import (
+from mfgp.gp.observations import local_features
+from mfgp.gp.site_moments import (
     C_STD,
     SiteStatistics,
     _learned,
@@ -34,8 +35,7 @@ from mfgp.site_moments import (
     site_posterior,
     with_constant,
 )
-from mfgp.statistics import Moments
-from mfgp.trajectories import relatives
+from mfgp.gp.statistics import Moments
 
 
 def moments_of(atoms: Atoms) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from mfgp import statistics
-from mfgp.statistics import Statistics, merge
+from mfgp.gp import statistics
+from mfgp.gp.statistics import Statistics, merge
 
 SIZE = 6
 Rows = list[tuple[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]]

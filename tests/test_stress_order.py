@@ -15,8 +15,8 @@ from conftest import DESCRIPTOR, alloy, label
 from typer.testing import CliRunner
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.cli import app
-from mfgp.stress_order import other_orders, residuals, some
+from mfgp.cli.main import app
+from mfgp.notes.stress_order import other_orders, residuals, some
 
 SETTINGS = {
     "descriptor": DESCRIPTOR,

@@ -11,8 +11,8 @@ from ase import Atoms
 from conftest import alloy, label, molecules
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.scores import bulk
-from mfgp.surprises import force_factor, warn_of_surprises
+from mfgp.calibration.scores import bulk
+from mfgp.notes.surprises import force_factor, warn_of_surprises
 
 HARTREE_PER_BOHR = 51.4220675  # eV/Å
 

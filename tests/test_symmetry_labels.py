@@ -10,7 +10,7 @@ from ase.calculators.emt import EMT
 from conftest import DESCRIPTOR
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.doctor_fit import label_scores
+from mfgp.doctor.fit import label_scores
 from mfgp.evaluation import evaluate
 
 NOISE = 0.05  # eV/Å of the labels that are not zero by symmetry

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mfgp.threads import ordered_map
+from mfgp.base.threads import ordered_map
 
 
 @pytest.fixture(params=[1, 3])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from mfgp import FrameSet, MultiFidelityGP
-from mfgp.training_residuals import training_residuals
+from mfgp.notes.training_residuals import training_residuals
 
 
 def test_training_residuals_are_those_of_the_predictions(model: MultiFidelityGP, two_levels: FrameSet):

@@ -14,14 +14,15 @@ from ase.md.langevin import Langevin
 from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
-from mfgp import FitConfig, FrameSet, MultiFidelityGP, fitting, read_frames
-from mfgp.calibrating import of_one_kind
-from mfgp.calibration_fit import fit_calibration
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.calibration.calibrating import of_one_kind
+from mfgp.calibration.factors import fit_calibration
+from mfgp.calibration.leave_one_out import leave_one_out
+from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
+from mfgp.data.trajectories import FEWEST, reach, relatives
 from mfgp.datasets import load_lmfp
 from mfgp.evaluation import evaluate, label_std
-from mfgp.leave_one_out import leave_one_out
-from mfgp.leave_relatives_out import leave_relatives_out, thinned
-from mfgp.trajectories import FEWEST, reach, relatives
+from mfgp.fit import fitting
 
 CONFIG = FitConfig(descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 40}, training={"max_iterations": 10})
 

@@ -14,14 +14,15 @@ from ase.calculators.lj import LennardJones
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
-from mfgp import ConfigError, FitConfig, FrameSet, fitting, tuning
-from mfgp.autoregressive import block_scales, evidence
-from mfgp.cli import app
+from mfgp import ConfigError, FitConfig, FrameSet, tuning
+from mfgp.cli.main import app
 from mfgp.config import BaselineConfig, load_config
-from mfgp.features import Features
+from mfgp.fit import fitting
+from mfgp.fit.features import Features
 from mfgp.frames import to_atoms
-from mfgp.hyperparameters import inverse_variances
-from mfgp.objectives import FOLDS
+from mfgp.gp.autoregressive import block_scales, evidence
+from mfgp.gp.hyperparameters import inverse_variances
+from mfgp.gp.objectives import FOLDS
 from mfgp.tuning import Range, cross_validated_score, settings_of, tune, with_settings
 
 SPACE = {"descriptor.sigma": Range(0.3, 0.8, log=True), "model.zeta": Range(1, 4, integer=True)}
@@ -44,7 +45,7 @@ def test_the_score_is_the_log_density_of_folds(
         learned.update(prior=prior, noise=noise, statistics=data.statistics)
         return out
 
-    monkeypatch.setattr("mfgp.fitting.learn", remembered)
+    monkeypatch.setattr("mfgp.fit.fitting.learn", remembered)
     training = two_levels.training()
     score = cross_validated_score(training, small)
     features = Features.build(training, small)

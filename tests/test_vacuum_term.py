@@ -17,9 +17,10 @@ from ase.calculators.mixing import SumCalculator
 from numpy.testing import assert_allclose
 from test_model_file import as_written
 
-from mfgp import FitConfig, MultiFidelityGP, fitting, read_frames
-from mfgp.doctor_composition import reference_checks
-from mfgp.vacuum_term import Together, VacuumTerm, vacuum_term
+from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.doctor.composition import reference_checks
+from mfgp.fit import fitting
+from mfgp.gp.vacuum_term import Together, VacuumTerm, vacuum_term
 
 TERM = VacuumTerm((29, 79), 4.0, 1.0)
 CONFIG = {

@@ -25,9 +25,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from networks import Kind, Network, Predictions
 from task import Predicted, Task
 
-from mfgp.baselines import Baseline
+from mfgp.baselines.columns import Baseline
+from mfgp.data.single_point import structure_hash
 from mfgp.frames import Frame
-from mfgp.single_point import structure_hash
 
 
 @dataclass(frozen=True)

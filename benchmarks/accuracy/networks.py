@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from task import Predicted, Task
 
 from mfgp import FrameSet
-from mfgp.files import replacing
+from mfgp.base.files import replacing
 from mfgp.frames import Frame
 
 Predictions = tuple[np.ndarray, list[np.ndarray], list[np.ndarray] | None]

@@ -18,12 +18,12 @@ from dpa3 import NAME as DPA3
 from task import Predicted, Task
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.baselines import Baseline, make_calculator
+from mfgp.base.progress import bars
+from mfgp.baselines.columns import Baseline, make_calculator
 from mfgp.config import BaselineConfig, CoefficientPrior
-from mfgp.features import Features
+from mfgp.data.single_point import structure_hash
+from mfgp.fit.features import Features
 from mfgp.frames import Frame
-from mfgp.progress import bars
-from mfgp.single_point import structure_hash
 
 WIDTH_95 = 1.959964  # standard deviations
 TIMED = 5  # structures on which the cost of a baseline's label is measured

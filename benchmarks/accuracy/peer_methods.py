@@ -18,8 +18,8 @@ from ours import WIDTH_95
 from task import Predicted, Task
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
-from mfgp.batched import predict_many
 from mfgp.evaluation import evaluate
+from mfgp.predict.batched import predict_many
 
 
 class GP:

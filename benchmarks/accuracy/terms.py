@@ -28,19 +28,19 @@ from rich.table import Table
 from torch import Tensor
 
 from mfgp import FitConfig, FrameSet, read_frames
-from mfgp.autoregressive import block_scales, posterior
-from mfgp.baselines import make_baselines
-from mfgp.centring import mean_features, uncentred
+from mfgp.base.progress import bars
+from mfgp.baselines.columns import make_baselines
 from mfgp.config import ModelConfig
 from mfgp.datasets import load_lmfp
-from mfgp.features import Features
-from mfgp.fitting import build_columns, learn, make_noise, make_prior, training_data
+from mfgp.fit.features import Features
+from mfgp.fit.fitting import build_columns, learn, make_noise, make_prior, training_data
 from mfgp.frames import Frame
-from mfgp.hyperparameters import inverse_variances
-from mfgp.inducing import InducingBasis
-from mfgp.objectives import TrainingData
-from mfgp.observations import Columns
-from mfgp.progress import bars
+from mfgp.gp.autoregressive import block_scales, posterior
+from mfgp.gp.centring import mean_features, uncentred
+from mfgp.gp.hyperparameters import inverse_variances
+from mfgp.gp.inducing import InducingBasis
+from mfgp.gp.objectives import TrainingData
+from mfgp.gp.observations import Columns
 from mfgp.tuning import with_settings
 
 Folds = dict[str, list[Frame]]

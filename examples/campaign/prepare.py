@@ -12,8 +12,8 @@ import numpy as np
 import typer
 from ase.io import write
 
+from mfgp.data.labels import LabelKeys, without_labels
 from mfgp.datasets import load_lmfp
-from mfgp.labels import LabelKeys, without_labels
 
 HERE = Path(__file__).parent
 

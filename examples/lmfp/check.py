@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from mfgp import DataError, read_frames
-from mfgp.console import correlation_table, finding_lines, say, stdout
+from mfgp.base.console import correlation_table, finding_lines, say, stdout
+from mfgp.data.reading import read_structures
 from mfgp.datasets import LEVELS, LMFP, SPLITS, load_lmfp
 from mfgp.doctor import examine
-from mfgp.doctor_labels import composition_residual
+from mfgp.doctor.labels import composition_residual
 from mfgp.frames import FrameSet
-from mfgp.reading import read_structures
 from mfgp.report import write_figure
 
 Data = dict[str, dict[str, list[Atoms]]]  # level -> split -> structures

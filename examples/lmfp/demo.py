@@ -23,14 +23,14 @@ from ase.md.verlet import VelocityVerlet
 from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.baselines import Baseline, make_baselines
+from mfgp.base.console import data_table, estimate_line, stdout
+from mfgp.base.progress import bars
+from mfgp.baselines.columns import Baseline, make_baselines
 from mfgp.config import BaselineConfig, load_config
-from mfgp.console import data_table, estimate_line, stdout
 from mfgp.datasets import load_lmfp
 from mfgp.estimate import estimate
-from mfgp.features import Features
+from mfgp.fit.features import Features
 from mfgp.learning_curve import Point, delta_learning, first_of_top, joint, learning_curve, top_level_only
-from mfgp.progress import bars
 from mfgp.report import learning_curve as learning_curve_plot
 from mfgp.report import write_figure, write_plots
 

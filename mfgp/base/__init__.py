@@ -1,0 +1,1 @@
+"""What everything else stands on: files, progress, threads, devices, settings in YAML, tables. Nothing of physics."""

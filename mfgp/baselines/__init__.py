@@ -1,0 +1,1 @@
+"""Calculators below the Gaussian process: their labels as columns, and the short-range repulsion `zbl`."""

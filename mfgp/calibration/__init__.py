@@ -1,0 +1,1 @@
+"""Standard deviations that are right on structures the model has not seen, from left-out errors."""

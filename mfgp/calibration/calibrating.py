@@ -1,0 +1,64 @@
+"""The calibration of a fitted model: which structures are left out, with what, and what is fitted to their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mfgp.base.progress import Report, silent
+from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.factors import fit_calibration
+from mfgp.calibration.leave_one_out import LeftOut
+from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
+from mfgp.calibration.left_out_warnings import warn_of_left_out
+from mfgp.calibration.moments import leave_moments_out, with_moments
+from mfgp.data.training_frames import CALIBRATION_STRUCTURES, spread
+from mfgp.data.trajectories import Relatives, relatives, warn_of_trajectories
+from mfgp.frames import FrameSet
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+
+ALIKE = {"energy": 5.0, "forces": 1.5}  # times the error that a stretch left out whole may have
+
+
+def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent) -> Calibration | None:
+    """What left-out errors of training frames of `model` say of its standard deviations; None, with a warning, where there
+    are too few.
+
+    CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first; fewer
+    of trajectories, whose frames are left out with those that tell of them (trajectories.py), and whole stretches where
+    they are of one kind.
+    """
+    related = relatives(frames)
+    warn_of_trajectories(frames, related)
+    sample = spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed)
+    near = replace(related, stretches=())
+    left_out = list(leave_relatives_out(model, frames, sample, near, report))
+    if related.stretches:
+        some = thinned(sample, related)
+        whole = list(leave_relatives_out(model, frames, some, related, report))
+        if of_one_kind(left_out, whole, related):
+            sample, near, left_out = some, related, whole
+    found = fit_calibration(left_out, model.levels, model.basis.species, model.features.pairs)
+    moments = leave_moments_out(model, frames, sample, near, report)
+    calibration = with_moments(found, moments, model.levels) if found.fitted else None
+    warn_of_left_out(frames, sample, found, left_out)
+    return calibration
+
+
+def of_one_kind(alone: Sequence[LeftOut], whole: Sequence[LeftOut], related: Relatives) -> bool:
+    """Whether structures left out with all of their stretch are predicted nearly as well as those whose stretch stays: the
+    next one can be expected to be of their kind.
+    """
+    errors = {(id(p.frame), p.kind): float(np.median(np.abs(p.error))) for p in alone}
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for p in whole:
+        if p.kind in ALIKE and (id(p.frame), p.kind) in errors and related.same[id(p.frame)] in related.stretch_of:
+            both = (errors[id(p.frame), p.kind], float(np.median(np.abs(p.error))))
+            pairs.setdefault((p.frame.fidelity, p.kind), []).append(both)
+    ratios = {key: float(np.divide(*np.median(found, axis=0)[::-1])) for key, found in pairs.items()}
+    return bool(pairs) and all(ratio <= ALIKE[kind] for (_, kind), ratio in ratios.items())

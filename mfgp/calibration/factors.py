@@ -1,0 +1,293 @@
+"""Factors and exponents of a calibration (calibration.py) from left-out errors.
+
+The evidence chooses amplitudes and noises that describe all labels at once; what they say about one more structure can be
+too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
+structures. The factors a, r, b of Var = a v_weights + r v_residual + b v_noise maximise
+
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 2^2),        w = structures / labels
+
+over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
+a handful of structures the calibration stays near what the model says by itself. The exponents of novelty.py are fitted in
+turns with them, the scatter of composition_scatter.py last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from mfgp.calibration.calibration import Calibration, Fitted, Scale
+from mfgp.calibration.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
+from mfgp.calibration.leave_one_out import LeftOut
+from mfgp.calibration.novelty import VIRIAL_EXPONENT, EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
+from mfgp.calibration.scores import scores
+
+Array = NDArray[np.float64]
+Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
+PRIOR_STD = 2.0  # of the logarithm of a factor
+BOUNDS = (-30.0, 6.0)  # an amplitude that ran away makes the residual 10^6 times too large
+MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
+TELLS = 0.1  # residual over the other variances, from which on a label has something to say about r
+ROUNDS = 3  # of factors and exponents in turns
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Left-out errors of one property, [label], and the number of structures that they come from."""
+
+    error: Array
+    weights: Array
+    residual: Array
+    noise: Array
+    structures: int
+
+    def scale(self, residual: float | None = None) -> Scale:
+        """All factors; `residual` is r where the labels are not to tell it."""
+        sampled = fit_factors(self.error, [self.weights, self.noise], self.structures)
+        if residual is not None:
+            a, b = fit_factors(self.error, [self.weights, self.noise], self.structures, residual * self.residual)
+            return Scale(a, residual, b, *sampled)
+        return Scale(*fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures), *sampled)
+
+    @property
+    def without_residual(self) -> bool:
+        """Whether the inducing points carry most of these labels, which then cannot tell r."""
+        return bool(np.median(self.residual / (self.weights + self.noise)) < TELLS)
+
+
+def fit_calibration(
+    left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int], neighbours: Neighbours | None = None
+) -> Calibration:
+    """Fit the scales of every property at every level, novelty, and scatter of energies and forces, to left-out errors.
+
+    neighbours: pairs of a structure within the cutoff; without them there is neither novelty nor scatter. See fit_scales
+    for what happens where there is little to fit to.
+    """
+    left = list(left_out)
+    first = fit_scales(left, levels, species)
+    if neighbours is None:
+        return first
+    alike = {
+        (level, kind): [p for p in left if (p.frame.fidelity, p.kind) == (level, kind)]
+        for level in levels
+        for kind in ("energy", "forces", "virial")
+    }
+    forces, energies = _usual(alike, levels, species)
+    ratios: dict[int, Array] = {}
+    for level in levels:
+        ratios |= _ratios(alike, level, forces[level], energies[level], neighbours)
+    exponents, found = _in_turns(left, alike, ratios, first, levels, species)
+
+    def scatters(kind: str, least: float) -> tuple[CompositionScatter, ...]:
+        by_level = [[(p, _surprise(p, found, t, ratios[id(p)])) for p in alike[x, kind]] for t, x in enumerate(levels)]
+        return tuple(_scatter(s, exponents[x, kind], least) for x, s in zip(levels, by_level, strict=True))
+
+    return replace(
+        found,
+        energy_scatter=scatters("energy", ENERGIES),
+        force_scatter=scatters("forces", FORCES),
+        fitted=_as_before(first, found),
+        novelty=tuple(
+            replace(forces[x], exponent=exponents[x, "forces"], virial_exponent=exponents[x, "virial"]) for x in levels
+        ),
+        energy_novelty=tuple(replace(energies[level], exponent=exponents[level, "energy"]) for level in levels),
+    )
+
+
+def _scatter(left_out: Sequence[tuple[LeftOut, Surprise]], exponent: float, least: float) -> CompositionScatter:
+    """How left-out energies or forces of a level scatter beyond their variances, novelty included."""
+    rows = []
+    for part, s in left_out:
+        variance = s.model * np.exp(exponent * s.log_ratio) + s.noise
+        rows.append((fractions(part.frame.atoms.numbers), float(np.mean(s.error**2 / variance))))
+    return fit_scatter(rows, least)
+
+
+def _usual(
+    alike: Alike, levels: Sequence[str], species: Sequence[int]
+) -> tuple[dict[str, Novelty], dict[str, EnergyNovelty]]:
+    """The references of both novelties by level."""
+    forces, energies = {}, {}
+    for level in levels:
+        mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
+        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0})
+        energies[level] = EnergyNovelty(0.0, _mean_energy_variance(alike[level, "energy"]))
+    return forces, energies
+
+
+def _in_turns(
+    left: Sequence[LeftOut],
+    alike: Alike,
+    ratios: Mapping[int, Array],
+    first: Calibration,
+    levels: Sequence[str],
+    species: Sequence[int],
+) -> tuple[dict[tuple[str, str], float], Calibration]:
+    """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
+    exponents, found = dict.fromkeys(alike, 0.0), first
+    several = [key for key, parts in alike.items() if key[1] == "virial" and len(parts) >= MIN_STRUCTURES]
+    exponents |= dict.fromkeys(several, VIRIAL_EXPONENT)
+    for _ in range(ROUNDS):
+        for same in [*([(level, "forces")] for level in levels), [(level, "energy") for level in levels]]:
+            surprises = [_surprise(p, found, levels.index(key[0]), ratios[id(p)]) for key in same for p in alike[key]]
+            if len(surprises) >= MIN_STRUCTURES:
+                exponents |= dict.fromkeys((key for key in same if alike[key]), fit_exponent(surprises))
+        found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
+    return exponents, found
+
+
+def _as_before(first: Calibration, found: Calibration) -> tuple[Fitted, ...]:
+    """What `found` was fitted to, with the scores before of the calibration without novelty."""
+    before = {(f.level, f.kind, f.species): f for f in first.fitted}
+    out = []
+    for f in found.fitted:
+        was = before[f.level, f.kind, f.species]
+        out.append(replace(f, coverage_before=was.coverage_before, z_std_before=was.z_std_before))
+    return tuple(out)
+
+
+def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
+    """Of the weights, over the force components on species z; 0 for none."""
+    found = np.concatenate([p.weight_variance[p.species == z] for p in parts] or [np.zeros(0)])
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
+    """Of the weights, per atom squared, over those energies; 0 for none. (LeftOut has energies per sqrt(atom).)"""
+    return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
+
+
+def _ratios(
+    alike: Alike, level: str, forces: Novelty, energies: EnergyNovelty, neighbours: Neighbours
+) -> dict[int, Array]:
+    """log u of every left-out label of a level, [row] by id of the part."""
+    out, mean = {}, {}  # mean: u of the virial by id of the frame
+    for p in alike[level, "forces"]:
+        atoms = p.frame.atoms
+        variances = np.zeros(3 * len(atoms))
+        variances[p.component] = p.weight_variance
+        u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
+        out[id(p)], mean[id(p.frame)] = np.log(u[p.component // 3]), float(u.mean())
+    for p in alike[level, "virial"]:
+        out[id(p)] = np.full(len(p.error), np.log(mean.get(id(p.frame), 1.0)))
+    for p in alike[level, "energy"]:
+        n = len(p.frame.atoms)
+        out[id(p)] = np.log([energies.ratio(v * n, n) for v in p.weight_variance])
+    return out
+
+
+def _surprise(part: LeftOut, calibration: Calibration, level: int, log_ratio: Array) -> Surprise:
+    """Left-out energies or forces as their level's scales have them."""
+    scales = [calibration.energy[level]] * len(part.error)
+    if part.kind == "forces":
+        scales = [calibration.forces[level][int(z)] for z in part.species]
+    a, r, b = (np.array([getattr(s, name) for s in scales]) for name in ("weights", "residual", "noise"))
+    return Surprise(
+        part.error, a * part.weight_variance + r * part.residual_variance, b * part.noise_variance, log_ratio
+    )
+
+
+def _more_novel(part: LeftOut, ratios: Mapping[int, Array], exponents: Mapping[tuple[str, str], float]) -> LeftOut:
+    """With the model's variances as novelty makes them."""
+    g = np.exp(exponents[part.frame.fidelity, part.kind] * ratios[id(part)])
+    return replace(part, weight_variance=g * part.weight_variance, residual_variance=g * part.residual_variance)
+
+
+def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequence[int]) -> Calibration:
+    """Fit the scales of every property at every level to left-out errors.
+
+    A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials that
+    of its forces where it is wider than what the model says by itself, a level without enough of a property stays as it is.
+    Where the environments of most left-out energies are inducing points, as in a small data set, these have no residual and
+    a new structure has: r is then that of forces.
+    """
+    parts: dict[tuple[str, str, int], list[LeftOut]] = {}
+    for part in left_out:
+        for z in np.unique(part.species).tolist() if part.kind == "forces" else [0]:
+            parts.setdefault((part.frame.fidelity, part.kind, z), []).append(part)
+    fitted: list[Fitted] = []
+
+    def fit(level: str, kind: str, z: int, fallback: Scale) -> Scale:
+        chosen = parts.get((level, kind, z), [])
+        if len(chosen) < MIN_STRUCTURES:
+            return Scale() if kind == "energy" else fallback
+        errors = _errors(chosen, z)
+        scale = errors.scale(fallback.residual if kind == "energy" and errors.without_residual else None)
+        fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
+        return scale
+
+    energy, forces, virial = [], [], []
+    for level in levels:
+        everything = [p for (name, kind, _), found in parts.items() if (name, kind) == (level, "forces") for p in found]
+        pooled = _pooled(everything)
+        energy.append(fit(level, "energy", 0, pooled))
+        forces.append({z: fit(level, "forces", z, pooled) for z in species})
+        virial.append(fit(level, "virial", 0, Scale(*(max(1.0, x) for x in astuple(pooled)))))
+    return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
+
+
+def fit_factors(
+    error: Array, variances: Sequence[Array], structures: int, constant: Array | float = 0.0
+) -> list[float]:
+    """Factors of the parts of the variance, as the module docstring has them, beside a part that has none.
+
+    error, constant [label]; variances each [label].
+    """
+    weight = structures / len(error)
+    parts = np.array(variances)  # [part, label]
+
+    def negative(x: Array) -> tuple[float, Array]:
+        scaled = np.exp(x)[:, None] * parts
+        total = scaled.sum(0) + constant
+        value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
+        slope = 0.5 * weight * (1.0 - error**2 / total) / total
+        return value, scaled @ slope + x / PRIOR_STD**2
+
+    found = minimize(negative, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(parts))
+    return np.exp(found.x).tolist()
+
+
+def _pooled(parts: Sequence[LeftOut]) -> Scale:
+    distinct = list({id(p): p for p in parts}.values())
+    if len(distinct) < MIN_STRUCTURES:
+        return Scale()
+    return _errors(distinct, None).scale()
+
+
+def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:
+    """The labels of those parts; of forces only those on species z, where it is one."""
+    masks = [p.species == z if z and p.kind == "forces" else np.ones(len(p.error), dtype=bool) for p in parts]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(p, name)[mask] for p, mask in zip(parts, masks, strict=True)])
+
+    return _Errors(
+        joined("error"),
+        joined("weight_variance"),
+        joined("residual_variance"),
+        joined("noise_variance"),
+        len(parts),
+    )
+
+
+def _report(level: str, kind: str, species: str, e: _Errors, scale: Scale) -> Fitted:
+    before = scores(e.error, np.sqrt(e.weights + e.residual + e.noise))
+    variance = scale.weights * e.weights + scale.residual * e.residual + scale.noise * e.noise
+    after = scores(e.error, np.sqrt(variance))
+    return Fitted(
+        level,
+        kind,
+        species,
+        e.structures,
+        len(e.error),
+        scale,
+        before.coverage95,
+        after.coverage95,
+        before.z_std,
+        after.z_std,
+    )

@@ -1,0 +1,121 @@
+"""Predictions of many structures: means a batch at a time, standard deviations on all threads.
+
+Means of small structures are a few dozen operations each on little data. A batch is one expansion and two products with the
+inducing points for all of its atoms; forces and virials are summed up by structure. What takes the rows of a structure (full
+standard deviations) takes long enough by itself: rows of several structures are made at once (threads.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from ase import Atoms
+
+from descriptors.soap import jacobian_bytes
+from mfgp.base.threads import ordered_map
+from mfgp.data.reading import MIN_DISTANCE
+from mfgp.errors import DataError
+from mfgp.fit.features import Functionals
+from mfgp.predict.means import Mean, local_gradient, voigt
+from mfgp.predict.prediction import Prediction
+from mfgp.predict.predictor import Predictor
+
+BATCH_ATOMS = 450  # expanded at a time
+THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
+
+
+def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty: str = "full") -> Iterator[Prediction]:
+    """predictor(atoms, uncertainty) of each structure, in order; the same to rounding.
+
+    Raises ValueError as the predictor does, and DataError for a structure that cannot be predicted: in its turn, or, for
+    `none`, in that of its batch.
+    """
+    predictor.check_uncertainty(uncertainty)
+    if uncertainty == "none":
+        for places in batches(structures, BATCH_ATOMS):
+            batch = [structures[i] for i in places]
+            means = batched_means(predictor, batch)
+            yield from (predictor.from_mean(a, found) for a, found in zip(batch, means, strict=True))
+        return
+    features = predictor.model.features
+    if uncertainty in ("full", "by_level") and fits_threads(predictor, structures):
+
+        def functionals(atoms: Atoms) -> Functionals:
+            predictor.check(atoms)
+            return features.functionals(atoms)
+
+        rows = ordered_map(functionals, structures, features.device)
+        for atoms, found in zip(structures, rows, strict=True):
+            yield predictor.from_functionals(atoms, found, uncertainty)
+        return
+    yield from (predictor(atoms, uncertainty) for atoms in structures)
+
+
+def checked_structures(predictor: Predictor, structures: Sequence[Atoms], takes: str) -> None:
+    """DataError for what is no list of ase.Atoms (`takes`: what would be right), and for elements the model has not seen."""
+    wrong = "single Atoms" if isinstance(structures, Atoms) else ""
+    if isinstance(structures, str) or not isinstance(structures, Sequence):
+        wrong = wrong or type(structures).__name__
+    wrong = wrong or next((f"list with a {type(a).__name__}" for a in structures if not isinstance(a, Atoms)), "")
+    if wrong:
+        raise DataError(f"{takes}, not a {wrong}; read files with ase.io.read.")
+    for i, structure in enumerate(structures):
+        predictor.check_elements(structure, f"structure {i} of the list")
+
+
+def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mean]:
+    """The Gaussian process's part of the means of several structures, expanded together. Raises DataError as `check`."""
+    for atoms in structures:
+        predictor.check_elements(atoms, "the structure")
+    soap, (basis, alpha) = predictor.model.soap, predictor.mean_terms
+    with torch.inference_mode():
+        try:
+            nb = soap.neighborhoods(structures, device=predictor.weights.device)
+        except ValueError:  # no numbers, or no cell
+            _check_each(predictor, structures)
+            raise
+        forward = soap.expand(nb, predictor.table)
+        if not forward.shortest >= MIN_DISTANCE or not all(map(len, structures)):
+            _check_each(predictor, structures)
+        q, members = forward.features, tuple(torch.nonzero(nb.numbers == z).squeeze(1) for z in basis.species)
+        gradient, _ = local_gradient(basis, alpha, q, members)
+        energies = (gradient * q).sum(1).div_(basis.zeta)  # [atom]
+        slopes = soap.pullback(forward, gradient)  # [pair, 3] dE/d r_ij
+        forces = slopes.new_zeros(len(q), 3)
+        forces.index_add_(0, nb.centre, slopes).index_add_(0, nb.neighbor, slopes, alpha=-1)
+        of_pair = slopes[:, :, None] * nb.vectors[:, None, :]  # [pair, 3, 3]
+        strain = q.new_zeros(nb.n_structures, 3, 3).index_add_(0, nb.structure[nb.centre], of_pair)  # dE/d(strain)
+        virials = [voigt(tensor + tensor.T).mul_(-0.5) for tensor in strain]
+    sizes = [len(atoms) for atoms in structures]
+    return [Mean(*parts) for parts in zip(energies.split(sizes), forces.split(sizes), virials, strict=True)]
+
+
+def fits_threads(predictor: Predictor, structures: Sequence[Atoms]) -> bool:
+    """Whether the Jacobians of structures as large as the largest fit into THREADS_BYTES, one for each thread."""
+    soap, largest = predictor.model.soap, max(structures, key=len, default=None)
+    if largest is None:
+        return False
+    try:
+        predictor.check(largest)
+    except DataError:  # raised again in its turn, after the structures before it
+        return False
+    needed = float(jacobian_bytes(soap, soap.neighborhoods([largest])).sum())
+    return torch.get_num_threads() * needed <= THREADS_BYTES
+
+
+def _check_each(predictor: Predictor, structures: Sequence[Atoms]) -> None:
+    for atoms in structures:
+        predictor.check(atoms)
+
+
+def batches(structures: Sequence[Atoms], max_atoms: int) -> Iterator[range]:
+    """Consecutive structures with about max_atoms atoms together, or single ones: places in the sequence."""
+    start, atoms = 0, 0
+    for i, structure in enumerate(structures):
+        if i > start and atoms + len(structure) > max_atoms:
+            yield range(start, i)
+            start, atoms = i, 0
+        atoms += len(structure)
+    if start < len(structures):
+        yield range(start, len(structures))

@@ -1,0 +1,1 @@
+"""Which calculation comes next, at which level, and what a budget would buy."""
