@@ -195,7 +195,10 @@ def test_other_files_than_those_it_was_made_of_are_refused(folder: Path, two_lev
     run(folder, max_steps=0)
     pool = (folder / "pool.extxyz").read_text()
     (folder / "pool.extxyz").write_text(pool.replace("1", "2", 1))  # of the same size
-    with pytest.warns(UserWarning, match=r"pool: pool\.extxyz changed since the campaign was made"):
+    with pytest.warns(
+        UserWarning,
+        match=r"pool: pool\.extxyz changed since the campaign read it; to use the new ones, add structures with",
+    ):
         run(folder, max_steps=0)
     (folder / "pool.extxyz").unlink()
     run(folder, max_steps=0)

@@ -49,7 +49,7 @@ LAYERS = [
     *_in("selection", "directional targets gains candidates greedy plan"),
     *_in(
         "campaign",
-        "config calculators records schema labelling database calculation_process store inputs failures "
+        "config calculators records schema labelling database calculation_process store inputs pool failures "
         "workers tasks learning adding start loop status report",
     ),
     *_in("", "active_plot active"),

@@ -43,14 +43,28 @@ def check(store: Store, config: CampaignConfig, file: Path) -> None:
             was, found = (", ".join(map(str, sorted(group))) or "none" for group in (before, now))
             raise ConfigError(
                 f"{file}: {name} cannot change within a campaign, which reads it when it is made. It was {was}; now it is "
-                f"{found}. Put it back (the files need not be there), or {_OTHER}."
+                f"{found}. Put it back (the files need not be there), or {_more(name)}{_OTHER}."
             )
         if name in ("pool", "targets"):
             changed = [f.name for f in now if f.is_file() and _changed(f, before[str(f)])]
             if changed:
-                _warn(f"{name}: {', '.join(changed)} changed since the campaign was made, which keeps what it has read")
+                _warn(f"{name}: {', '.join(changed)} changed since the campaign read it", _more(name))
     if config.fit is not None and _fit_changed(store, config.fit):
         _warn(f"{config.fit} changed since the campaign was made, which fits by what it has read")
+
+
+def record_again(store: Store, files: Iterable[Path]) -> None:
+    """In a transaction: what is in files of the pool that were read once more."""
+    text = store.meta("inputs")
+    if text is None:
+        return
+    contents = json.loads(text)
+    contents["pool"].update({str(f.resolve()): _hash(f) for f in files if str(f.resolve()) in contents["pool"]})
+    store.set_meta("inputs", json.dumps(contents))
+
+
+def _more(name: str) -> str:
+    return "add structures with `campaign extend`, or " if name == "pool" else ""
 
 
 def _changed(file: Path, before: str | int) -> bool:
@@ -66,8 +80,8 @@ def _hash(file: Path) -> str:
     return found.hexdigest()
 
 
-def _warn(text: str) -> None:
-    warnings.warn(f"{text}; to use the new ones, {_OTHER}", stacklevel=5)
+def _warn(text: str, way_out: str = "") -> None:
+    warnings.warn(f"{text}; to use the new ones, {way_out}{_OTHER}", stacklevel=5)
 
 
 def _fit_changed(store: Store, file: Path) -> bool:

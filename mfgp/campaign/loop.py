@@ -13,11 +13,12 @@ taken from its result file, an unfinished one starts again, a model file that no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from ase import Atoms
 
@@ -28,6 +29,7 @@ from mfgp.campaign.config import CampaignConfig, load_campaign_config
 from mfgp.campaign.failures import free, how_to_retry
 from mfgp.campaign.inputs import check as check_inputs
 from mfgp.campaign.learning import MODELS, Models
+from mfgp.campaign.pool import extend
 from mfgp.campaign.records import Planned
 from mfgp.campaign.schema import CONFIG, DATABASE
 from mfgp.campaign.start import start
@@ -50,6 +52,7 @@ TAKEN_IN = (
     "They are taken in nevertheless. To take them back, give the right ones to `campaign add --replace` (replace=True): "
     "before the next step learns them or, where the campaign has a `fit`, at any time"
 )
+Structures: TypeAlias = Union[str, "PathLike[str]", Atoms, Sequence[Union[str, "PathLike[str]", Atoms]]]
 MEASURED = 3  # labels of a level with their cost, from which on it is taken from them
 
 
@@ -161,6 +164,17 @@ class Campaign:
             text = f"{len(rows)} labels taken in, {len(found.changed)} of them in place of others; "
             self.store.event("add", f"{text}{len(given) - len(rows)} known already")
         return len(rows)
+
+    def extend(self, structures: Structures) -> tuple[int, list[str]]:
+        """More structures to choose from (files, or ase.Atoms; labels in them are not used), at the end of the pool.
+
+        Returns how many are new, and notices of those left out: held out, repeated, in the pool already. Where the campaign
+        has no `targets`, the target's std is over the new ones, too. Raises DataError for what cannot be read and for
+        elements that the model does not know; nothing is added then.
+        """
+        given = [structures] if isinstance(structures, str | PathLike | Atoms) else structures
+        sources = [s if isinstance(s, Atoms) else Path(s) for s in given]
+        return extend(self.store, self.model(), sources)
 
     def propose(self, report: Report = silent) -> Proposal:
         """What the next step would choose, or why there is none; writes the model's std, nothing else."""

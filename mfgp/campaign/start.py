@@ -16,16 +16,15 @@ from mfgp.campaign.calculators import Factory, calculator_class
 from mfgp.campaign.config import CampaignConfig
 from mfgp.campaign.inputs import record
 from mfgp.campaign.learning import MODELS
-from mfgp.campaign.records import bare
+from mfgp.campaign.pool import HELD_OUT, candidates, check_elements
 from mfgp.campaign.schema import CONFIG, DATABASE, SCHEMA
 from mfgp.campaign.store import Store, now
 from mfgp.campaign.tasks import check_calculators
 from mfgp.config import FitConfig, load_config
 from mfgp.data.costs import CostModel
-from mfgp.data.reading import read_structures
-from mfgp.data.single_point import structure_hash
-from mfgp.errors import ConfigError, DataError
-from mfgp.frames import FrameSet, is_held_out, read_frames
+from mfgp.data.single_point import geometry
+from mfgp.errors import ConfigError
+from mfgp.frames import FrameSet, read_frames
 from mfgp.model import MultiFidelityGP
 
 
@@ -41,9 +40,9 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
         notices: list[str] = []
         fit = None if config.fit is None else load_config(config.fit)
         frames = None if fit is None else _initial_frames(config, fit)
-        held_out = set() if frames is None else {structure_hash(f.atoms) for f in frames.held_out()}
-        pool = _structures(config.pool, held_out, notices)
-        targets = _structures(config.targets, set(), notices) if config.targets else []
+        held_out = set() if frames is None else {geometry(f.atoms) for f in frames.held_out()}
+        pool = candidates(config.pool, held_out, notices)
+        targets = candidates(config.targets, set(), notices) if config.targets else []
         if frames is not None:
             _check_levels(config, frames.levels)
             _check_costs(config, CostModel.learn(frames.training()))
@@ -51,13 +50,13 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
         model = _first_model(config, fit, frames, progress)
         _check_levels(config, model.levels)
         _check_costs(config, model.costs)
-        _check_elements(model, [*pool, *targets])
+        check_elements(model, [*pool, *targets])
         (directory / MODELS).mkdir(exist_ok=True)
         model.save(directory / MODELS / "model_0000.mfgp")
         with replacing(directory / CONFIG) as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         seconds = time.perf_counter() - begin
-        _write(store, config, fit, model, frames, pool, targets, seconds)
+        _write(store, config, fit, model, frames, pool, targets, held_out, seconds)
         made = True
         return notices
     finally:
@@ -69,7 +68,7 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
 
 def _write(
     store: Store, config: CampaignConfig, fit: FitConfig | None, model: MultiFidelityGP, frames: FrameSet | None,
-    pool: Sequence[Atoms], targets: Sequence[Atoms], seconds: float,
+    pool: Sequence[Atoms], targets: Sequence[Atoms], held_out: set[str], seconds: float,
 ) -> None:  # fmt: skip
     """Everything, and that it is ready, in one transaction."""
     with store.transaction() as db:
@@ -89,6 +88,7 @@ def _write(
         for key, value in (("schema", SCHEMA), ("target", config.target), ("seed", config.seed)):
             store.set_meta(key, str(value))
         record(store, config)
+        store.set_meta(HELD_OUT, json.dumps(sorted(held_out)))
         store.set_meta("created_by", f"mfgp {__version__}")
         store.event("init", f"{len(pool)} structures in the pool, {len(targets)} targets of their own; model {why}")
         store.set_meta("ready", now())
@@ -109,30 +109,6 @@ def _first_model(
     return MultiFidelityGP.fit(frames, fit, progress=progress)
 
 
-def _structures(paths: Sequence[Path], held_out: set[str], notices: list[str]) -> list[Atoms]:
-    """Structures of files without their labels, each geometry once; info['source'] says where one came from."""
-    out: dict[str, Atoms] = {}
-    repeated = dropped = 0
-    for path in paths:
-        for i, atoms in enumerate(read_structures(path)):
-            key = structure_hash(atoms)
-            if is_held_out(atoms.info.get("split")) or key in held_out:
-                dropped += 1
-            elif key in out:
-                repeated += 1
-            else:
-                out[key] = bare(atoms)
-                out[key].info["source"] = f"{path.name} frame {i}"
-    names = ", ".join(path.name for path in paths)
-    if dropped:
-        notices.append(f"{names}: {dropped} structures are held out (info['split'], or in the fit's data); left out.")
-    if repeated:
-        notices.append(f"{names}: {repeated} structures are repeated; each is taken once.")
-    if not out:
-        raise DataError(f"{names}: no structure to choose from is left.")
-    return list(out.values())
-
-
 def _check_levels(config: CampaignConfig, levels: Sequence[str]) -> None:
     known = ", ".join(levels)
     if config.target not in levels:
@@ -150,9 +126,3 @@ def _check_costs(config: CampaignConfig, known: CostModel) -> None:
             f"levels.{missing[0]}.hours: nothing says what a calculation costs (no label with cpu_seconds or wall_seconds); "
             "give a first estimate in hours."
         )
-
-
-def _check_elements(model: MultiFidelityGP, structures: Sequence[Atoms]) -> None:
-    predictor = model.predictor()
-    for atoms in structures:
-        predictor.check_elements(atoms, atoms.info["source"])

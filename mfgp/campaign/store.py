@@ -139,10 +139,10 @@ class Store:
         values = (key, structure_record(atoms), source)
         return _new(self.db.execute("INSERT INTO structures (hash, atoms, source) VALUES (?, ?, ?)", values))
 
-    def number_structures(self, column: str, ids: Sequence[int]) -> None:
-        """Order of the pool (`pool_index`) or of the targets (`target_index`)."""
+    def number_structures(self, column: str, ids: Sequence[int], first: int = 0) -> None:
+        """Order of the pool (`pool_index`) or of the targets (`target_index`), from `first` on."""
         assert column in ("pool_index", "target_index")
-        for i, structure in enumerate(ids):
+        for i, structure in enumerate(ids, first):
             self.db.execute(f"UPDATE structures SET {column} = ? WHERE id = ?", (i, structure))
 
     def structures(self, column: str) -> list[tuple[int, Atoms]]:

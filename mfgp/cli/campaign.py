@@ -153,6 +153,23 @@ def add(
 
 
 @campaign.command()
+def extend(
+    pool: Annotated[list[Path], typer.Argument(metavar="POOL...", help="structures", show_default=False)],
+    directory: Directory = None,
+) -> None:
+    """Add structures to choose from; those that the pool has already are passed over."""
+    with friendly() as notices:
+        from mfgp.campaign.loop import Campaign
+
+        with Campaign.open(_directory(directory)) as opened:
+            n, found = opened.extend(list(pool))
+            total = len(opened.store.structures("pool_index"))
+        for notice in found:
+            console.say(notices, f"note: {notice}", "yellow")
+        console.say(console.stdout(), f"{n} structure{'' if n == 1 else 's'} added to the pool, which has {total} now")
+
+
+@campaign.command()
 def retry(
     directory: Directory = None,
     level: Annotated[str | None, typer.Option("--level", help="those of this level; of all by default")] = None,
