@@ -2,7 +2,7 @@
 
 from descriptors.config import RadialScaling, SOAPConfig
 from descriptors.contraction import Contraction, fit_contraction
-from descriptors.jacobian import Jacobian, jacobian
+from descriptors.jacobian import Jacobian, jacobian, jacobian_of_atoms, strain_jacobian
 from descriptors.neighbors import Neighborhoods, neighborhoods
 from descriptors.skin import SkinPairs, SlotPairs
 from descriptors.soap import SOAP, ForwardPass
@@ -21,5 +21,7 @@ __all__ = [
     "SlotPairs",
     "fit_contraction",
     "jacobian",
+    "jacobian_of_atoms",
     "neighborhoods",
+    "strain_jacobian",
 ]

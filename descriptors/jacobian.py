@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from descriptors.density import Environments, degrees, density_pullback, pad
+from descriptors.density import degrees, density_pullback, pad
 from descriptors.neighbors import Neighborhoods
 from descriptors.power_spectrum import SpectrumLayout
 from descriptors.slopes import expand_centres, norm_gradient, voigt_products
@@ -39,7 +39,7 @@ class Jacobian:
     centre: Tensor  # [ca] ascending
     atom: Tensor  # [ca] each atom in range of `centre` once, itself included
     d_positions: Tensor  # [ca, 3, D] dq_centre/dr_atom, 1/Å
-    d_strain: Tensor  # [c, 6, D] dq/d(strain), components symmetrised, Voigt order xx yy zz yz xz xy
+    d_strain: Tensor  # [c, 6, D] dq/d(strain), components symmetrised, Voigt order xx yy zz yz xz xy; or [0, 6, D]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,39 @@ class _Terms:
     centre: Tensor  # [row] centre that the row belongs to
 
 
+@dataclass(frozen=True)
+class _Factors:
+    """What the derivatives of the features of some centres are made from."""
+
+    soap: SOAP
+    expansion: Expansion
+    neighbor: Tensor  # [pair]
+    radial: list[Tensor]  # H and dH/dR, [l] of [pair, 2, K_l]
+    angular: list[Tensor]  # U (1/Å) and rhat V, [l] of [pair, 2, 3, K_l]
+    along: Tensor  # [pair, 3] d|p|/dr
+
+    @staticmethod
+    def of(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> _Factors:
+        ex, neighbor = expand_centres(soap, nb, centres)
+        return _Factors(soap, ex, neighbor, _radial_factors(soap, ex), _angular_factors(ex), _norm_slopes(soap, ex))
+
+    def by_positions(self, terms: _Terms) -> Tensor:
+        """Sums of the derivatives with respect to pairs' vectors, [row, 3, D]."""
+        return _feature_slopes(self.soap, self.expansion, terms, self.radial, self.angular, self.along)
+
+    def by_strain(self) -> Tensor:
+        """dq/d(strain) of every centre, [c, 6, D]."""
+        env = self.expansion.environments
+        pairs, centres = (
+            torch.arange(n, device=env.centre.device) for n in (len(env.centre), len(self.expansion.norm))
+        )
+        voigt = voigt_products(env.vectors)
+        strained = [voigt[:, None] @ m for m in self.angular]  # [l] of [pair, 2, 6, K_l]
+        along = (voigt @ self.along[:, :, None])[:, :, 0]
+        terms = _Terms(env.centre, pairs, centres)
+        return _feature_slopes(self.soap, self.expansion, terms, self.radial, strained, along)
+
+
 def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Jacobian:
     """Features and their derivatives for `centres` (ascending atom indices; all atoms when None).
 
@@ -58,39 +91,53 @@ def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Ja
     """
     if centres is None:
         centres = torch.arange(len(nb.numbers), device=nb.numbers.device)
-    ex, neighbor = expand_centres(soap, nb, centres)
-    env = ex.environments
-    atom, own, positions = _position_terms(env, neighbor, centres, len(nb.numbers))
-    pairs = torch.arange(len(env.centre), device=env.centre.device)
-    strain = _Terms(env.centre, pairs, torch.arange(len(centres), device=env.centre.device))
-    h = _radial_factors(soap, ex)
-    moved = _angular_factors(ex)
-    along = _norm_slopes(soap, ex)  # [pair, 3]
-    d_positions = _feature_slopes(soap, ex, positions, h, moved, along)
-    total = d_positions.new_zeros(len(centres), *d_positions.shape[1:]).index_add_(0, positions.centre, d_positions)
+    factors = _Factors.of(soap, nb, centres)
+    atom, own, terms = _position_terms(factors, centres, len(nb.numbers))
+    d_positions = factors.by_positions(terms)
+    total = d_positions.new_zeros(len(centres), *d_positions.shape[1:]).index_add_(0, terms.centre, d_positions)
     d_positions.index_copy_(0, own, total.neg_())
     del total
-    voigt = voigt_products(env.vectors)
-    strained = [voigt[:, None] @ m for m in moved]  # [l] of [pair, 2, 6, K_l]
-    return Jacobian(
-        centres=centres,
-        features=ex.features,
-        centre=centres[positions.centre],
-        atom=atom,
-        d_positions=d_positions,
-        d_strain=_feature_slopes(soap, ex, strain, h, strained, (voigt @ along[:, :, None])[:, :, 0]),
-    )
+    features = factors.expansion.features
+    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, factors.by_strain())
 
 
-def _position_terms(
-    env: Environments, neighbor: Tensor, centres: Tensor, n_atoms: int
-) -> tuple[Tensor, Tensor, _Terms]:
-    """Atom of each row [ca], the row of each (i, i) [c], and the terms: rows (i, a), a != i, sum the pairs (i, a)."""
-    keys = torch.cat(
-        [torch.arange(len(centres), device=centres.device) * n_atoms + centres, env.centre * n_atoms + neighbor]
-    )
+def jacobian_of_atoms(soap: SOAP, nb: Neighborhoods, atoms: Tensor) -> Jacobian:
+    """dq/dr of `atoms` alone, for every centre that sees one of them; without d_strain.
+
+    What `jacobian` has of these atoms, but for rows that are zero, in memory for the pairs that move with them.
+    """
+    n = len(nb.numbers)
+    wanted = torch.zeros(n, dtype=torch.bool, device=atoms.device)
+    wanted[atoms] = True
+    centres = torch.unique(torch.cat([atoms, nb.centre[wanted[nb.neighbor]]]))
+    factors = _Factors.of(soap, nb, centres)
+    of_pair = factors.expansion.environments.centre
+    centre, neighbor = centres[of_pair], factors.neighbor
+    moves = neighbor != centre
+    pairs = torch.nonzero(moves & wanted[neighbor]).squeeze(1)
+    of_own = torch.nonzero(moves & wanted[centre]).squeeze(1)  # a centre among the atoms moves against all others
+    keys = torch.cat([of_pair[pairs] * n + neighbor[pairs], of_pair[of_own] * n + centre[of_own]])
     rows, place = torch.unique(keys, return_inverse=True)
-    pair = torch.nonzero(neighbor != centres[env.centre]).squeeze(1)
+    terms = _Terms(place, torch.cat([pairs, of_own]), torch.div(rows, n, rounding_mode="floor"))
+    atom, d_positions = rows % n, factors.by_positions(terms)
+    d_positions[atom == centres[terms.centre]] *= -1
+    features = factors.expansion.features
+    empty = features.new_zeros(0, 6, features.shape[1])
+    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, empty)
+
+
+def strain_jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [c, D] and dq/d(strain) [c, 6, D] of `centres`, without derivatives by positions."""
+    factors = _Factors.of(soap, nb, centres)
+    return factors.expansion.features, factors.by_strain()
+
+
+def _position_terms(factors: _Factors, centres: Tensor, n_atoms: int) -> tuple[Tensor, Tensor, _Terms]:
+    """Atom of each row [ca], the row of each (i, i) [c], and the terms: rows (i, a), a != i, sum the pairs (i, a)."""
+    of_pair, neighbor = factors.expansion.environments.centre, factors.neighbor
+    own = torch.arange(len(centres), device=centres.device) * n_atoms + centres
+    rows, place = torch.unique(torch.cat([own, of_pair * n_atoms + neighbor]), return_inverse=True)
+    pair = torch.nonzero(neighbor != centres[of_pair]).squeeze(1)
     of_centre = torch.div(rows, n_atoms, rounding_mode="floor")
     return rows % n_atoms, place[: len(centres)], _Terms(place[len(centres) :][pair], pair, of_centre)
 

@@ -39,6 +39,7 @@ from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, 
 from mfgp.fit.fitting import isolated_elements
 from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame, FrameSet
+from mfgp.gp.functionals import BYTES
 from mfgp.gp.objectives import FOLDS
 from mfgp.gp.pair_term import pair_term
 from mfgp.gp.rows import BLOCK_BYTES, form_entries
@@ -210,8 +211,9 @@ def _left_out(training: FrameSet, config: FitConfig) -> tuple[int, int]:
 
 
 def _jacobian_bytes(frame: Frame, soap: SOAP) -> float:
-    """Of the derivatives of all features of a structure."""
-    return FLOAT * 3.0 * soap.n_features * (float(pairs_per_centre(frame.atoms, soap).sum()) + 2 * len(frame.atoms))
+    """Of the derivatives of all features of a structure; of a large one those of a part, and by strain (functionals)."""
+    n, pairs = len(frame.atoms), float(pairs_per_centre(frame.atoms, soap).sum())
+    return min(FLOAT * 3.0 * soap.n_features * (pairs + 2 * n), BYTES + FLOAT * 7.0 * soap.n_features * n)
 
 
 def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:

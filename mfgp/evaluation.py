@@ -299,7 +299,7 @@ def evaluate(
         kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
     }
     for i, (frame, prediction) in enumerate(
-        zip(chosen, predict_many(predictor, [f.atoms for f in chosen]), strict=True)
+        zip(chosen, predict_many(predictor, [f.atoms for f in chosen], report=report), strict=True)
     ):
         for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)

@@ -25,15 +25,15 @@ LAYERS = [
     *_in("baselines", "zbl columns checks"),
     *_in(
         "gp",
-        "kernels inducing statistics centring pair_term vacuum_term row_sums rows observations site_moments "
+        "kernels inducing statistics centring pair_term vacuum_term row_sums rows observations functionals site_moments "
         "autoregressive hyperparameters objectives training",
     ),
     *_in("fit", "primitive features accumulation fitting learned"),
     *_in("", "distributed"),
     *_in(
         "predict",
-        "level_shares residual reduction means local_variances energy_variances prediction offsets predictor "
-        "batched combinations",
+        "weights_variances level_shares residual reduction means local_variances energy_variances prediction offsets "
+        "predictor batched combinations",
     ),
     *_in(
         "calibration",

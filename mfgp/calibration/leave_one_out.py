@@ -32,10 +32,10 @@ from torch import Tensor
 from mfgp.base.progress import Report, silent
 from mfgp.data.same_structure import groups
 from mfgp.data.single_point import structure_hash
-from mfgp.fit.features import Functionals
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.autoregressive import Posterior
 from mfgp.gp.centring import centred
+from mfgp.gp.functionals import Functionals
 from mfgp.gp.observations import labelled_rows, telling
 from mfgp.gp.site_moments import SitePosterior, with_constant
 from mfgp.gp.statistics import Key

@@ -57,7 +57,9 @@ def predict(
         predicted, predictions = [], []
         uncertainty = "none" if no_uncertainty else "by_level" if by_level else "full"
         with bars(console=notices) as report:
-            for i, (atoms, p) in enumerate(zip(frames, predict_many(predictor, frames, uncertainty), strict=True)):
+            for i, (atoms, p) in enumerate(
+                zip(frames, predict_many(predictor, frames, uncertainty, report), strict=True)
+            ):
                 predicted.append(with_results(atoms, p))
                 predictions.append(p)
                 report("prediction", i + 1, len(frames), predictor.fidelity)

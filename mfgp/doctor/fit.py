@@ -40,8 +40,8 @@ from mfgp.base.progress import Report, silent
 from mfgp.calibration.calibration import Scale
 from mfgp.calibration.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts, left_out_moments
 from mfgp.calibration.scores import MIN_LABELS, bulk
-from mfgp.fit.features import Functionals
 from mfgp.frames import Frame, FrameSet
+from mfgp.gp.functionals import Functionals
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP

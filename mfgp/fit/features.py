@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
 
-from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction, jacobian
+from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction
 from mfgp.base.devices import resolve_device
 from mfgp.base.progress import Report, silent
 from mfgp.config import FitConfig
@@ -25,24 +25,16 @@ from mfgp.errors import ConfigError, DataError
 from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.centring import mean_features
+from mfgp.gp.functionals import Functionals, functionals
 from mfgp.gp.inducing import InducingBasis, select_inducing
-from mfgp.gp.kernels import functional_variances, n_functionals
-from mfgp.gp.observations import functional_rows, local_features, rows_of_jacobian
+from mfgp.gp.kernels import n_functionals
+from mfgp.gp.observations import functional_rows
 from mfgp.gp.rows import InducingForms, energy_rows, inducing_forms, raw_rows
 
 CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
 COPIES, RATTLE = 3, 0.05  # rattled copies of a structure whose environments are offered, and by how much, Å
 MIN_CANDIDATES = 4000
 CONTRACTION_SAMPLE = 200  # structures
-
-
-@dataclass(frozen=True)
-class Functionals:
-    """What every prediction for a structure starts from, whatever the level and the hyperparameters."""
-
-    phi: Tensor  # [1+3N+6, M] whitened rows of energy, forces, virial
-    prior: Tensor  # [1+3N+6, S] their prior variances at unit amplitude, by central species
-    local: Tensor  # [N, M] whitened features of each environment
 
 
 @dataclass(frozen=True)
@@ -140,14 +132,13 @@ class Features:
         stops = np.cumsum([len(a) for a in structures]).tolist()
         return [every.of_structure(i, stop - len(structures[i]), stop) for i, stop in enumerate(stops)]
 
-    def functionals(self, atoms: Atoms) -> Functionals:
+    def functionals(self, atoms: Atoms, report: Report = silent) -> Functionals:
         """Rows and prior variances of all functionals, and the features of every environment."""
-        if self.store is None:
-            return self._functionals(atoms)
-        key = structure_hash(atoms)
-        if key not in self.store.functionals:
-            self.store.functionals[key] = self._functionals(atoms)
-        return self.store.functionals[key]
+        store = {} if self.store is None else self.store.functionals
+        key = "" if self.store is None else structure_hash(atoms)
+        if key not in store:
+            store[key] = functionals(self.basis, self.forms, self.soap, atoms, self.device, report)
+        return store[key]
 
     def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Centre and neighbour of every pair of atoms within the cutoff, images included."""
@@ -156,15 +147,6 @@ class Features:
 
     def _rows(self, atoms: Atoms) -> Tensor:
         return functional_rows(self.basis, self.forms, self.soap, self.soap.neighborhoods([atoms], device=self.device))
-
-    def _functionals(self, atoms: Atoms) -> Functionals:
-        nb = self.soap.neighborhoods([atoms], device=self.device)
-        jac = jacobian(self.soap, nb)
-        return Functionals(
-            phi=rows_of_jacobian(self.basis, jac, nb.numbers),
-            prior=functional_variances(jac, nb.numbers, self.basis.species, self.basis.zeta),
-            local=local_features(self.basis, jac.features, nb.numbers),
-        )
 
 
 def _batches(frames: list[Frame], soap: SOAP, device: torch.device, size: int = 1) -> Iterator[Neighborhoods]:

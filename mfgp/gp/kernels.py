@@ -22,6 +22,8 @@ from torch import Tensor
 
 from descriptors import Jacobian
 
+PAIRS = {"cpu": 2**22, "cuda": 2**26}  # entries of what pairs of centres need, held at a time
+
 
 class EnvironmentKernel(gpytorch.kernels.Kernel):
     """k(x, x') = outputscale [z = z'] (q . q')^zeta between environments.
@@ -147,27 +149,67 @@ def functional_covariance(
 def functional_variances(jacobian: Jacobian, numbers: Tensor, species: tuple[int, ...], zeta: int) -> Tensor:
     """Prior variance of every functional of a structure at unit s^2, split by central species: [1+3N+6, species].
 
-    The diagonal of `functional_covariance`, without its off-diagonal cost: for the force on an atom only the pairs of
-    centres that both see that atom count.
+    The diagonal of `functional_covariance`, from a Jacobian of all centres.
+    """
+    whole = collective_variances(jacobian.features, jacobian.d_strain, numbers, species, zeta)
+    return torch.cat([whole[:1], force_variances(jacobian, numbers, species, zeta), whole[1:]])
+
+
+def force_variances(jacobian: Jacobian, numbers: Tensor, species: tuple[int, ...], zeta: int) -> Tensor:
+    """Those of the forces, [3N, species]; zero for atoms that the Jacobian has nothing of.
+
+    For the force on an atom only the pairs of centres that both see that atom count.
     """
     n = len(numbers)
-    out = jacobian.features.new_zeros(n_functionals(n), len(species))
+    out = jacobian.features.new_zeros(n, 3, len(species))
+    position = torch.empty(n, dtype=torch.long, device=numbers.device)  # of an atom among the centres of the Jacobian
+    position[jacobian.centres] = torch.arange(len(jacobian.centres), device=numbers.device)
     for column, z in enumerate(species):
-        centres = torch.nonzero(numbers == z).squeeze(1)
-        if len(centres) == 0:
-            continue
-        q = jacobian.features[centres]
-        dot = q @ q.T
-        out[0, column] = (dot**zeta).sum()
-        out[1 + 3 * n :, column] = _variance(jacobian.d_strain[centres], q, dot, zeta)
         of_species = torch.nonzero(numbers[jacobian.centre] == z).squeeze(1)
         order = of_species[torch.argsort(jacobian.atom[of_species], stable=True)]
         atoms, counts = torch.unique_consecutive(jacobian.atom[order], return_counts=True)
         for atom, pairs in zip(atoms.tolist(), torch.split(order, counts.tolist()), strict=True):
-            q = jacobian.features[jacobian.centre[pairs]]
-            value = _variance(jacobian.d_positions[pairs], q, q @ q.T, zeta)
-            out[1 + 3 * atom : 4 + 3 * atom, column] = value
+            q = jacobian.features[position[jacobian.centre[pairs]]]
+            out[atom, :, column] = _variance(jacobian.d_positions[pairs], q, q @ q.T, zeta)
+    return out.flatten(0, 1)
+
+
+def collective_variances(q: Tensor, strain: Tensor, numbers: Tensor, species: tuple[int, ...], zeta: int) -> Tensor:
+    """Those of the energy and of the virial, [7, species], from q [N, D] and dq/d(strain) [N, 6, D] of all centres.
+
+    Every pair of centres of a species counts: the cost grows as N^2, the memory does not.
+    """
+    out = q.new_zeros(7, len(species))
+    for column, z in enumerate(species):
+        centres = torch.nonzero(numbers == z).squeeze(1)
+        own, t = q[centres], strain[centres]
+        out[0, column] = energy_variance(own, zeta)
+        for rows in _rows_at_a_time(own, 14 * len(own)):
+            out[1:, column] += _strain_variance(t, own, rows, zeta)
     return out
+
+
+def energy_variance(q: Tensor, zeta: int) -> Tensor:
+    """sum_ij k(q_i, q_j) of centres of one species, q [N, D]: the prior variance of their energy at unit s^2."""
+    total = q.new_zeros(())
+    for rows in _rows_at_a_time(q, 2 * len(q)):
+        total += power(q[rows] @ q.T, zeta).sum()
+    return total
+
+
+def _rows_at_a_time(q: Tensor, entries: int) -> tuple[Tensor, ...]:
+    """Places of q's rows, as many at a time as PAIRS allows where one needs so many entries."""
+    return torch.arange(len(q), device=q.device).split(max(1, PAIRS[q.device.type] // max(entries, 1)))
+
+
+def _strain_variance(t: Tensor, q: Tensor, rows: Tensor, zeta: int) -> Tensor:
+    """The sum of `_variance` over i in `rows` and all j: t [N, 6, D], q [N, D] -> [6]."""
+    mine, dot = t[rows], q[rows] @ q.T  # [i, 6, D], [i, j]
+    out = ((kernel_slope(dot, zeta) @ t.flatten(1)).view_as(mine) * mine).sum((0, 2))
+    tq = (mine.flatten(0, 1) @ q.T).view(len(rows), 6, len(q))  # t_i . q_j
+    tq *= kernel_curvature(dot, zeta)[:, None, :]
+    qt = (t.flatten(0, 1) @ q[rows].T).view(len(q), 6, len(rows))  # [j, 6, i] t_j . q_i
+    return out + tq.mul_(qt.permute(2, 1, 0)).sum((0, 2))
 
 
 def _variance(t: Tensor, q: Tensor, dot: Tensor, zeta: int) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from ase import Atoms
 
 from descriptors.soap import jacobian_bytes
+from mfgp.base.progress import Report, silent
 from mfgp.base.threads import ordered_map
 from mfgp.data.reading import MIN_DISTANCE
 from mfgp.errors import DataError
-from mfgp.fit.features import Functionals
+from mfgp.gp.functionals import Functionals
 from mfgp.predict.means import Mean, local_gradient, voigt
 from mfgp.predict.prediction import Prediction
 from mfgp.predict.predictor import Predictor
@@ -25,8 +26,10 @@ BATCH_ATOMS = 450  # expanded at a time
 THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
 
 
-def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty: str = "full") -> Iterator[Prediction]:
-    """predictor(atoms, uncertainty) of each structure, in order; the same to rounding.
+def predict_many(
+    predictor: Predictor, structures: Sequence[Atoms], uncertainty: str = "full", report: Report = silent
+) -> Iterator[Prediction]:
+    """predictor(atoms, uncertainty) of each structure, in order; the same to rounding. `report` is told of large structures.
 
     Raises ValueError as the predictor does, and DataError for a structure that cannot be predicted: in its turn, or, for
     `none`, in that of its batch.
@@ -49,7 +52,7 @@ def predict_many(predictor: Predictor, structures: Sequence[Atoms], uncertainty:
         for atoms, found in zip(structures, rows, strict=True):
             yield predictor.from_functionals(atoms, found, uncertainty)
         return
-    yield from (predictor(atoms, uncertainty) for atoms in structures)
+    yield from (predictor(atoms, uncertainty, report) for atoms in structures)
 
 
 def checked_structures(predictor: Predictor, structures: Sequence[Atoms], takes: str) -> None:

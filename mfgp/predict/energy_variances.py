@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mfgp.gp.inducing import InducingBasis
-from mfgp.gp.kernels import power
+from mfgp.gp.kernels import energy_variance, power
 from mfgp.predict.local_variances import LocalForm, right_solve, signed_root
 from mfgp.predict.means import chosen
 
@@ -147,7 +147,7 @@ def energy_variances(
         added = form.panel.times(features.sum(0))
         total[form.panel.first :] += added
         explained.append(form.explained(form.local.of_sum(sums), forms.squares(form.panel, added)))
-        priors.append(power(of_species @ of_species.T, basis.zeta).sum())
+        priors.append(energy_variance(of_species, basis.zeta))
         local.append(variances)
     weights = (total.square() @ forms.signs).clamp_(min=0.0)[None]
     return EnergyVariances(

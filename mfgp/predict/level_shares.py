@@ -24,6 +24,7 @@ from torch import Tensor
 from mfgp.data.sources import NOISE
 from mfgp.gp.autoregressive import mixing_matrix
 from mfgp.gp.centring import uncentred_covariance
+from mfgp.predict.weights_variances import weights_variances
 
 if TYPE_CHECKING:
     from mfgp.calibration.calibration import Calibration
@@ -57,7 +58,8 @@ class LevelShares:
 
     def variances_by_name(
         self,
-        rows: Tensor,
+        phi: Tensor,
+        extra: Tensor,
         residual: Tensor,
         numbers: NDArray[np.int64],
         calibration: Calibration | None,
@@ -65,20 +67,20 @@ class LevelShares:
     ) -> dict[str, Tensor]:
         """Shares of the variances of energy, forces and virial, [1+3N+6] each, by level and, calibrated, `noise`.
 
-        rows [1+3N+6, M']; residual [1+3N+6, S]: what the inducing points do not carry at unit amplitude; numbers [N];
-        novelty [1+3N+6]: factors of the calibration.
+        phi [1+3N+6, M], extra [1+3N+6, column]: rows; residual [1+3N+6, S]: what the inducing points do not carry at unit
+        amplitude; numbers [N]; novelty [1+3N+6]: factors of the calibration.
         """
-        weights = torch.stack([((rows @ c) * rows).sum(1) for c in self.covariances])  # [u, row]
+        weights = torch.stack([weights_variances(phi, extra, c) for c in self.covariances])  # [u, row]
         residuals = self.variances @ residual.T  # [u, row]
         positive = weights.clamp(min=0.0)
-        tiny = torch.finfo(rows.dtype).tiny
+        tiny = torch.finfo(phi.dtype).tiny
         weights = positive * (weights.sum(0).clamp(min=0.0) / positive.sum(0).clamp(min=tiny))
         if calibration is None:
             return dict(zip(self.names, weights + residuals, strict=True))
         none = torch.zeros_like(self.noise)
         pairs = zip(self.names, novelty * weights, novelty * residuals, strict=True)
         out = {name: calibration.variances(self.level, w, r, numbers, none) for name, w, r in pairs}
-        out[NOISE] = calibration.noise_variances(self.level, numbers, self.noise).to(rows)
+        out[NOISE] = calibration.noise_variances(self.level, numbers, self.noise).to(phi)
         return out
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import RadialTable, SkinPairs, jacobian
+from mfgp.base.progress import Report, silent
 from mfgp.data.reading import MIN_DISTANCE, geometry_problems
 from mfgp.errors import DataError
 from mfgp.gp.inducing import InducingBasis
@@ -37,9 +38,10 @@ from mfgp.predict.offsets import LevelOffsets, Offsets
 from mfgp.predict.prediction import UNCERTAINTIES, Array, Prediction
 from mfgp.predict.reduction import checked_tolerance, reduced
 from mfgp.predict.residual import RESIDUAL_TOLERANCE, nystrom_residual, residual_variance, unexplained
+from mfgp.predict.weights_variances import weights_variances
 
 if TYPE_CHECKING:
-    from mfgp.fit.features import Functionals
+    from mfgp.gp.functionals import Functionals
     from mfgp.model import MultiFidelityGP
 
 Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
@@ -83,14 +85,14 @@ class Predictor:
         """What the mean is summed over: the inducing points and their dual weights alpha, or fewer terms (reduction)."""
         return reduced(self.model.basis, dual_weights(self.model.basis, self.weights), self.compression)
 
-    def __call__(self, atoms: Atoms, uncertainty: str = "full") -> Prediction:
-        """Predict one structure; see MultiFidelityGP.predict."""
+    def __call__(self, atoms: Atoms, uncertainty: str = "full", report: Report = silent) -> Prediction:
+        """Predict one structure; see MultiFidelityGP.predict. `report` is told of large ones (functionals)."""
         self.check_uncertainty(uncertainty)
         if uncertainty in ("sampled", "energies", "local", "none"):
             with torch.inference_mode():  # without the bookkeeping of autograd
                 return self._from_descriptor(atoms, uncertainty)
         self.check(atoms)
-        return self.from_functionals(atoms, self.model.features.functionals(atoms), uncertainty)
+        return self.from_functionals(atoms, self.model.features.functionals(atoms, report), uncertainty)
 
     def check_uncertainty(self, uncertainty: str) -> None:
         """ValueError for a kind of uncertainty that there is not, or that this predictor was not made for."""
@@ -244,16 +246,16 @@ class Predictor:
     def _by_level(self, atoms: Atoms, extra: Tensor, f: Functionals) -> dict[str, Share]:
         """Standard deviations of the levels' discrepancies, and of the noise where calibrated."""
         assert self.shares is not None
-        residual = unexplained(self.model.basis, f.phi, f.prior)
-        rows, volume = torch.cat([f.phi, extra], dim=1), stress_volume(atoms, extra)
-        novelty = self._novelty(((rows @ self.covariance) * rows).sum(1).clamp(min=0.0), atoms)
-        parts = self.shares.variances_by_name(rows, residual, atoms.numbers, self.calibration, novelty)
+        residual, volume = unexplained(self.model.basis, f.phi, f.prior), stress_volume(atoms, extra)
+        novelty = self._novelty(weights_variances(f.phi, extra, self.covariance).clamp(min=0.0), atoms)
+        parts = self.shares.variances_by_name(f.phi, extra, residual, atoms.numbers, self.calibration, novelty)
         return {name: share(part, volume) for name, part in parts.items()}
 
     def _from_rows(self, atoms: Atoms, extra: Tensor, f: Functionals) -> Values:
         """Means of the GP part and all standard deviations, through the rows and the full derivative kernel."""
         mean = self.weights[: self.model.basis.size]
-        weights, residual = self._variances(f.phi, extra, f.prior)
+        weights = weights_variances(f.phi, extra, self.covariance).clamp(min=0.0)
+        residual = residual_variance(self.model, self.level, f.phi, f.prior)
         novelty = self._novelty(weights, atoms)
         return {
             "mean": f.phi @ mean,
@@ -331,12 +333,6 @@ class Predictor:
         residual = nystrom_residual(one_hot, explained) @ self.variances  # k(x, x) = 1
         a, r = self.local_factors
         return (a * weights + r * residual).sqrt()
-
-    def _variances(self, phi: Tensor, extra: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """a^T C a, and what the inducing points do not carry: phi [row, M], extra [row, column], prior [row, S]."""
-        rows = torch.cat([phi, extra], dim=1)
-        weights = ((rows @ self.covariance) * rows).sum(1).clamp(min=0.0)
-        return weights, residual_variance(self.model, self.level, phi, prior)
 
 
 def weight_draws(covariance: Tensor, n: int, seed: int) -> Tensor:

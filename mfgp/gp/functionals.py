@@ -1,0 +1,84 @@
+"""Rows and prior variances of all functionals of one structure, in a memory that grows no faster than its atoms.
+
+A Jacobian of all centres gives everything at once, where it fits into BYTES. In a larger structure the rows come as in a fit
+(rows.py), energy and virial from dq/d(strain) of all centres, and the forces' prior variances from Jacobians of a few atoms
+at a time, neighbours together: what sees them is most of what such a part needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from descriptors import SOAP, Neighborhoods, jacobian, jacobian_of_atoms, strain_jacobian
+from descriptors.soap import blocks_within, jacobian_bytes
+from mfgp.base.progress import Report, silent
+from mfgp.gp.inducing import InducingBasis
+from mfgp.gp.kernels import collective_variances, force_variances, functional_variances
+from mfgp.gp.observations import functional_rows, local_features, rows_of_jacobian
+from mfgp.gp.rows import InducingForms
+
+BYTES = 1e9  # of Jacobians held at a time
+HALO = 4.0  # times what the atoms of a part need: centres that see them
+
+
+@dataclass(frozen=True)
+class Functionals:
+    """What every prediction for a structure starts from, whatever the level and the hyperparameters."""
+
+    phi: Tensor  # [1+3N+6, M] whitened rows of energy, forces, virial
+    prior: Tensor  # [1+3N+6, S] their prior variances at unit amplitude, by central species
+    local: Tensor  # [N, M] whitened features of each environment
+
+
+def functionals(
+    basis: InducingBasis,
+    forms: InducingForms,
+    soap: SOAP,
+    atoms: Atoms,
+    device: torch.device,
+    report: Report = silent,
+) -> Functionals:
+    """Those of one structure; `report` is told of structures that are taken in parts."""
+    nb = soap.neighborhoods([atoms], device=device)
+    if float(jacobian_bytes(soap, nb).sum()) > BYTES:
+        return _in_parts(basis, forms, soap, nb, list(_parts(soap, atoms, nb, BYTES / HALO)), report)
+    jac = jacobian(soap, nb)
+    return Functionals(
+        phi=rows_of_jacobian(basis, jac, nb.numbers),
+        prior=functional_variances(jac, nb.numbers, basis.species, basis.zeta),
+        local=local_features(basis, jac.features, nb.numbers),
+    )
+
+
+def _in_parts(
+    basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, parts: Sequence[Tensor], report: Report
+) -> Functionals:
+    n, done = len(nb.numbers), 0
+    report("atoms", done, n, "")
+    phi = functional_rows(basis, forms, soap, nb)
+    q = phi.new_empty(n, soap.n_features)
+    strain = phi.new_empty(n, 6, soap.n_features)
+    for centres in soap.centre_blocks(nb, BYTES):
+        q[centres], strain[centres] = strain_jacobian(soap, nb, centres)
+    whole = collective_variances(q, strain, nb.numbers, basis.species, basis.zeta)
+    del strain
+    forces = phi.new_zeros(3 * n, len(basis.species))
+    for atoms in parts:
+        forces += force_variances(jacobian_of_atoms(soap, nb, atoms), nb.numbers, basis.species, basis.zeta)
+        done += len(atoms)
+        report("atoms", done, n, "")
+    return Functionals(phi, torch.cat([whole[:1], forces, whole[1:]]), local_features(basis, q, nb.numbers))
+
+
+def _parts(soap: SOAP, atoms: Atoms, nb: Neighborhoods, max_bytes: float) -> Iterator[Tensor]:
+    """Atoms that need at most max_bytes, box after box of the size of the cutoff: those of a part are near each other."""
+    boxes = np.floor(atoms.get_positions(wrap=True) / soap.config.r_cut)
+    order = torch.from_numpy(np.lexsort(boxes.T)).to(nb.numbers.device)
+    for places in blocks_within(jacobian_bytes(soap, nb)[order], max_bytes):
+        yield order[places].sort().values
