@@ -24,7 +24,7 @@ import mfgp.campaign.loop as campaign_module
 from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign
 from mfgp.campaign.store import Store
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.frames import to_atoms
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import mfgp
 from mfgp import FitConfig, FrameSet, ModelFileError, MultiFidelityGP
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.frames import to_atoms
 from mfgp.model_file import read_header
 from mfgp.report import PLOTS
@@ -96,9 +96,7 @@ def test_a_dry_run_counts_what_a_fit_takes(folder: Path, tmp_path: Path):
 
 
 def test_help_is_quick_and_complete():
-    code = (
-        "import sys; from mfgp.cli.main import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
-    )
+    code = "import sys; from mfgp.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert all(command in out for command in ("fit", "evaluate", "predict", "info", "doctor"))
     assert not any(f"'{name}'" in out for name in ("torch", "scipy", "matplotlib", "pydantic"))
@@ -506,7 +504,7 @@ def test_streams_without_the_characters_of_units_do_not_end_a_command(model_file
     """A process of its own: the encoding of its streams is set before Python starts."""
     command = [
         "-c",
-        "from mfgp.cli.main import app; app()",
+        "from mfgp.cli import app; app()",
         "evaluate",
         model_file,
         folder / "high.extxyz",

@@ -14,7 +14,7 @@ from conftest import DESCRIPTOR, alloy, label
 from typer.testing import CliRunner
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.notes.contradictions import contradiction_notes, energy_factor, likely
 
 SETTINGS = {

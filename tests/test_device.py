@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import mfgp.distributed
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.base.devices import available_memory
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.data.costs import CostModel
 from mfgp.distributed import DistributedPass
 from mfgp.doctor.fit import label_scores

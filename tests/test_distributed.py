@@ -20,7 +20,7 @@ from pretended_device import known_here
 from typer.testing import CliRunner
 
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.distributed import DistributedPass, _part, chunks, client_of, device_index
 from mfgp.fit import fitting
 from mfgp.frames import to_atoms

@@ -86,7 +86,7 @@ def test_readme_commands_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
     from typer.main import get_command
 
-    from mfgp.cli.main import app
+    from mfgp.cli import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     used = set(re.findall(r"^mfgp (\w+)", text, flags=re.MULTILINE))

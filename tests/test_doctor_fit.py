@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.composition_scatter import Composition, CompositionScatter, fractions
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.doctor.fit import SECOND_LOOK, Array, LabelScore, _in_bulk_deviations, label_scores
 from mfgp.doctor.suspects import findable, fit_checks, other_moments
 

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner, Result
 
 from mfgp import ConfigError, FrameSet, MultiFidelityGP
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.data.costs import CostModel
 from mfgp.data.training_frames import calculation_key
 from mfgp.selection.greedy import known_calculations, select

@@ -20,7 +20,7 @@ from mfgp import DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.calibration import Calibration
 from mfgp.calibration.leave_one_out import left_out_moments
 from mfgp.calibration.moments import LeftOutMoments, leave_moments_out, with_moments
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.data.trajectories import relatives
 from mfgp.datasets import load_lmfp
 from mfgp.frames import to_atoms

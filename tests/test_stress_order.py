@@ -15,7 +15,7 @@ from conftest import DESCRIPTOR, alloy, label
 from typer.testing import CliRunner
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.notes.stress_order import other_orders, residuals, some
 
 SETTINGS = {

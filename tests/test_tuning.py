@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mfgp import ConfigError, FitConfig, FrameSet, tuning
-from mfgp.cli.main import app
+from mfgp.cli import app
 from mfgp.config import BaselineConfig, load_config
 from mfgp.fit import fitting
 from mfgp.fit.features import Features

@@ -1,1 +1,5 @@
-"""The command line, one module a command; `main` holds the application."""
+"""The command line, one module a command."""
+
+from mfgp.cli.main import app
+
+__all__ = ["app"]
