@@ -186,21 +186,12 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     baselines: calculators by name for baselines that are not in the registry. Raises ModelFileError for a damaged file, or
     one of a later schema; ConfigError naming the baselines that are missing, or are not those of the fit.
     """
-    stored = _stored_header(Path(path))
-    header = checked(Path(path), stored)
-    with safe_open(Path(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if stored.get("hash") != _hash({k: v for k, v in stored.items() if k != "hash"}, tensors):
-        raise ModelFileError(f"{path} is damaged: its contents do not match its checksum. Copy it again or fit again.")
+    stored, header, tensors = _contents(Path(path))
     with early_version(Path(path), stored):
         config, costs = FitConfig.model_validate(header["config"]), CostModel.from_json(header["costs"])
         training = None if header["training"] is None else TrainingResult(**header["training"])
         calibration = None if header["calibration"] is None else Calibration.from_json(header["calibration"])
-    if config.device == "cuda" and not torch.cuda.is_available():
-        warnings.warn("the model was fitted on CUDA and there is none here; it runs on the CPU", stacklevel=3)
-    device = resolve_device("cpu" if config.device == "cpu" else "auto")
-    if device.type == "cpu" and config.device == "cuda":
-        config = config.model_copy(update={"device": "auto"})
+    config, device = _on_this_machine(config)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     levels, species = tuple(header["levels"]), tuple(header["species"])
     basis = _basis(config, species, header, tensors)
@@ -234,6 +225,27 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
+
+
+def _contents(path: Path) -> tuple[Header, Header, dict[str, Tensor]]:
+    """The header as it is in the file and as this version writes it, and the tensors; ModelFileError where damaged."""
+    stored = _stored_header(path)
+    header = checked(path, stored)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if stored.get("hash") != _hash({k: v for k, v in stored.items() if k != "hash"}, tensors):
+        raise ModelFileError(f"{path} is damaged: its contents do not match its checksum. Copy it again or fit again.")
+    return stored, header, tensors
+
+
+def _on_this_machine(config: FitConfig) -> tuple[FitConfig, torch.device]:
+    """Where a model runs, and its configuration there: a warning where it was fitted on CUDA and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        warnings.warn("the model was fitted on CUDA and there is none here; it runs on the CPU", stacklevel=4)
+    device = resolve_device("cpu" if config.device == "cpu" else "auto")
+    if device.type == "cpu" and config.device == "cuda":
+        config = config.model_copy(update={"device": "auto"})
+    return config, device
 
 
 def _basis(config: FitConfig, species: tuple[int, ...], header: Header, tensors: Mapping[str, Tensor]) -> InducingBasis:
