@@ -22,7 +22,7 @@ SETTINGS = {
     "model": {"zeta": 2, "n_inducing": 60},
     "training": {"max_iterations": 30, "calibrate": False},
 }
-HARTREE, KCAL = 27.2114, 23.0605
+HARTREE, KCAL, BOHR = 27.2114, 23.0605, 1.889726  # eV, 1/eV, 1/Å
 
 
 def scaled(
@@ -50,6 +50,7 @@ def fitted(frames: FrameSet, **settings: object) -> MultiFidelityGP:
         (1.0, -1.0, True, -1.0, "the sign of the forces is that of the gradient (negate them)."),
         (1.0, KCAL, True, 1 / KCAL, "forces in kcal/mol/Å"),
         (1 / HARTREE, 1.0, False, 1 / HARTREE, "energies in Hartree"),
+        (1 / HARTREE, 1.0 / (HARTREE * BOHR), False, BOHR, "forces in eV/bohr or both in atomic units"),
     ],
 )
 def test_signs_and_units_are_named(energy: float, forces: float, stress: bool, factor: float, reason: str) -> None:
@@ -115,4 +116,5 @@ def test_factors_are_units() -> None:
     assert likely(-0.0368) == ": the sign of the forces is that of the gradient (negate them) and energies in Hartree"
     assert likely(22.8) == ": energies in kcal/mol"
     assert likely(50.9) == ": forces in Ha/bohr"
+    assert likely(1.865) == ": forces in eV/bohr or both in atomic units"
     assert likely(3.0) == ""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from ase.units import Bohr
 from torch import Tensor
 
 from mfgp.base.units import ENERGY_UNITS, FORCE_UNITS
@@ -33,10 +34,10 @@ from mfgp.notes.training_residuals import Residual, training_residuals
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
-LEFT = 0.3  # residual over labels of energies about the best e0 from which on it is asked whether they fit the forces,
+LEFT = 0.15  # residual over labels of energies about the best e0 from which on it is asked whether they fit the forces,
 LEFT_OF_FORCES = 0.5  # and of forces
 NATS, NATS_A_LABEL = 20.0, 0.7  # that another factor has to gain; 0.7 an energy: half the error
-USUAL = (0.5, 2.0)  # factors that are no news
+USUAL = (2 / 3, 1.5)  # factors that are no news
 UNRELATED = 1.25  # residual over labels of energies that the model makes worse than e0 alone does
 ENOUGH = 8  # energies beyond those that fix e0
 SIGMAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # eV per sqrt(atom), of energies, beside the noise of the fit
@@ -161,6 +162,8 @@ def likely(factor: float) -> str:
     """What energies that are `factor` times those of the forces may be: a sign, units."""
     units = [f"forces in {unit}" for size, unit in FORCE_UNITS.items() if abs(math.log(abs(factor) / size)) < ALIKE]
     units += [f"energies in {unit}" for size, unit in ENERGY_UNITS.items() if abs(math.log(abs(factor) * size)) < ALIKE]
+    if abs(math.log(abs(factor) * Bohr)) < ALIKE:
+        units.append("both in atomic units")
     guesses = [" or ".join(units)] if units else []
     if factor < 0:
         guesses.insert(0, "the sign of the forces is that of the gradient (negate them)")
