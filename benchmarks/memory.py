@@ -10,7 +10,6 @@ resident memory is the kernel's figure (VmHWM). Linux only.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from common import machine, run_measured, timed, write_result
+from gap_command import gap_command
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +43,8 @@ def main(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for n in numbers:
-            path = Path(folder) / f"{n}.extxyz"
+            path = Path(folder) / str(n) / "train.extxyz"
+            path.parent.mkdir()
             ase.io.write(path, structures(n))
             row = {"n_structures": n, "n_atoms": n * int(np.prod(SHAPE)), **alone(path, n_inducing)}
             if rival:
@@ -126,18 +127,7 @@ def gap_fit(path: Path, n_inducing: int) -> dict[str, float]:
         f"soap l_max={L_MAX} n_max={N_MAX} atom_sigma=0.4 zeta={ZETA} cutoff={R_CUT} cutoff_transition_width=1.0 "
         f"n_sparse={n_inducing} sparse_method=cur_points covariance_type=dot_product delta=1.0"
     )
-    command = [
-        Path(sys.executable).with_name("gap_fit"),
-        f"at_file={path.name}",
-        "energy_parameter_name=REF_energy",
-        "force_parameter_name=REF_forces",
-        "virial_parameter_name=none",
-        "e0_method=average",
-        "default_sigma={0.002 0.05 0 0}",
-        "do_copy_at_file=F",
-        "gp_file=gap.xml",
-        f"gap={{{soap}}}",
-    ]
+    command = gap_command([soap], "e0_method=average", "0.002", "0.05")
     usage = run_measured(command, path.parent, threads=1)
     return {"peak_bytes": usage.peak_bytes, "cpu_seconds": usage.cpu}
 
