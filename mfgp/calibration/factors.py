@@ -30,7 +30,7 @@ from mfgp.calibration.scores import scores
 Array = NDArray[np.float64]
 Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
 PRIOR_STD = 2.0  # of the logarithm of a factor
-BOUNDS = (-30.0, 6.0)  # an amplitude that ran away makes the residual 10^6 times too large
+BOUNDS = (-30.0, 6.0)  # an amplitude that ran away, as in earlier fits, makes the residual 10^6 times too large
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
 TELLS = 0.1  # residual over the other variances, from which on a label has something to say about r
 ROUNDS = 3  # of factors and exponents in turns

@@ -5,6 +5,11 @@ little; a second, shorter one all of them. A factorisation that fails inside a l
 crash. Bounds keep the force and virial noises above a floor that the labels alone set (`noise_floor`); the objective adds
 what the amplitudes ask for (`definite_variances`), so that P = I + D G D / noise^2 stays definite and rounding never
 decides, and `keep_definite` gives the model the noises that were used.
+
+Between two bounds for each parameter scipy's first step is the gradient itself, thousands of nats long: to the corner of the
+box, the largest amplitude and the smallest noises. What rounding asks for is all the noise there, and its amplitude a
+maximum of its own: s = 10^3 eV in the place of 3, a thousand nats below. So the objective is taken in units in which the
+first gradient is no longer than FIRST_STEP.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from mfgp.gp.hyperparameters import (
 from mfgp.gp.statistics import Statistics
 
 FLOAT64_HEADROOM = 1e12  # of s^2 eig(G) / noise^2
+FIRST_STEP = 1.0  # length, in logarithms of amplitudes and noises, and rho
 REFINE_ITERATIONS = 15  # with all inducing points, after the run on a prefix
 RHO_BOUNDS = (-1.0, 3.0)
 MIN_ENERGY_RATIO = 1e-4  # Å
@@ -105,15 +111,17 @@ def maximise_evidence(
     """
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
     bounds = _bounds(objective.model, objective.likelihood, statistics)
+    start = np.clip(_pack(descent.parameters), *np.array(bounds).T)
+    unit = max(1.0, float(np.linalg.norm(descent(start)[1])) / FIRST_STEP)  # nats
     values = [np.inf]
     result = minimize(
-        descent,
-        np.clip(_pack(descent.parameters), *np.array(bounds).T),
+        lambda x: tuple(part / unit for part in descent(x)),
+        start,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         callback=lambda _: values.append(descent.lowest),
-        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3, "maxls": 20},
+        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3 / unit, "maxls": 20},
     )
     if descent.best is None:
         raise NumericalError(
