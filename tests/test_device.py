@@ -188,6 +188,13 @@ def test_predictions(host: MultiFidelityGP, there: MultiFidelityGP, uncertainty:
         agree(ours, theirs)
 
 
+def test_a_structure_in_parts(host: MultiFidelityGP, there: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = alloy(31, repeat=2)
+    expected = host.predict(atoms, "high")
+    monkeypatch.setattr("mfgp.gp.functionals.BYTES", 1e5)
+    agree(there.predict(atoms, "high"), expected)
+
+
 def test_sampled_and_joint_standard_deviations(host: MultiFidelityGP, there: MultiFidelityGP) -> None:
     atoms = alloy(62)
     ours, theirs = (m.predictor("high", draws=3, seed=1)(atoms, "sampled") for m in (there, host))
