@@ -20,11 +20,12 @@ at levels with left-out virials: a mean over atoms is the same for a cell and fo
 where errors are independent from atom to atom. An exponent fitted to left-out virials is no better on others
 (docs/theory.md#novelty). The energy of N atoms with the weights' part v has
 
-    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
+    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^(1/2),   1 <= u <= 10
 
-and an exponent c that all levels share, for a structure has one energy: a variance per atom, so that a supercell is as
-novel as its cell. It only widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no
-reason to trust a large cell more.
+at levels with three left-out energies or more: a variance per atom, so that a supercell is as novel as its cell. It only
+widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell
+more. A structure has one energy, and those of a few dozen do not fix an exponent: fitted ones are 0 as often as not, where
+larger cells want 1 (docs/theory.md#larger-cells).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
 ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
-VIRIAL_EXPONENT = 0.5
+VIRIAL_EXPONENT = ENERGY_EXPONENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class EnergyNovelty:
-    """c of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
+    """Exponent of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
 
     exponent: float = 0.0
     reference: float = 0.0
@@ -94,7 +95,7 @@ class EnergyNovelty:
 
 @dataclass(frozen=True)
 class Surprise:
-    """Left-out labels of one kind of a structure: errors, calibrated variances of the model and the noise, log u; [row]."""
+    """Left-out energies or forces of a structure: errors, calibrated variances of the model and the noise, log u; [row]."""
 
     error: Array
     model: Array

@@ -19,6 +19,7 @@ from mfgp.calibration_fit import fit_calibration
 from mfgp.frames import Frame
 from mfgp.leave_one_out import LeftOut
 from mfgp.novelty import (
+    ENERGY_EXPONENT,
     ENERGY_RANGE,
     MAX_EXPONENT,
     RANGE,
@@ -193,45 +194,40 @@ def test_a_supercell_is_as_novel_as_its_cell() -> None:
     assert EnergyNovelty().factor(0.5, 4) == 1.0
 
 
-def test_calibration_learns_which_energies_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """Energies whose variance is four times the usual one and whose squared error is sixteen times the usual one."""
+def energies(frames: Sequence[Frame], power: float) -> list[LeftOut]:
+    """Every fourth frame has four times the variance, and a squared error that is 4^power times as large."""
     rng, parts = np.random.default_rng(3), []
-    for k, frame in enumerate(two_levels.training().of("high") * 16):
-        strange = 4.0 if k % 4 == 0 else 1.0
-        error = strange * 0.1 * rng.standard_normal(1)
-        v = np.array([0.01 * strange])
-        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
-    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
-    novelty, n = found.energy_novelty[1], len(parts[0].frame.atoms)
-    right = np.log(4) / np.log(4 / 1.75)  # g = 1 for the usual ones, u = 4 / 1.75 for the strange: a quarter of them
-    assert novelty.exponent == pytest.approx(right, abs=0.25)
-    assert found.energy_novelty[0].exponent == 0
-    assert novelty.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
-    (fitted,) = found.fitted
-    assert 0.9 < fitted.z_std_after < 1.1
-    unlike = fit_calibration(parts, model.levels, model.basis.species).energy[1]
-    strange = [p for k, p in enumerate(parts) if k % 4 == 0]  # those that calibration without novelty is too sure of
-
-    def z(part: LeftOut, scale: Scale, g: float) -> float:
-        model_part = g * (scale.weights * part.weight_variance[0] + scale.residual * part.residual_variance[0])
-        return float(part.error[0] / np.sqrt(model_part + scale.noise * part.noise_variance[0]))
-
-    with_novelty = [z(p, found.energy[1], novelty.factor(p.weight_variance[0] * n, n)) for p in strange]
-    assert np.std(with_novelty) < 1.15
-    assert np.std([z(p, unlike, 1.0) for p in strange]) > 1.3
-
-
-def test_the_energies_of_all_levels_share_an_exponent(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """Three energies of the higher level are too few for one of their own."""
-    rng, parts = np.random.default_rng(4), []
-    frames = [*two_levels.training().of("low") * 16, *two_levels.training().of("high")[:3]]
     for k, frame in enumerate(frames):
         strange = 4.0 if k % 4 == 0 else 1.0
-        error, v = strange * 0.1 * rng.standard_normal(1), np.array([0.01 * strange])
+        error, v = 0.1 * strange ** (power / 2) * rng.standard_normal(1), np.array([0.01 * strange])
         parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
-    low, high = fit_calibration(parts, model.levels, model.basis.species, pairs).energy_novelty
-    assert low.exponent == high.exponent == pytest.approx(np.log(4) / np.log(4 / 1.75), abs=0.3)
-    assert low.reference != high.reference
+    return parts
+
+
+def test_energies_are_novel_by_the_root_of_their_variance(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """At levels with three of them or more; factors are fitted beside it."""
+    parts = energies(two_levels.training().of("high") * 16, 1.4)
+    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
+    low, high = found.energy_novelty
+    n = len(parts[0].frame.atoms)
+    assert high.exponent == ENERGY_EXPONENT == 0.5
+    assert low.exponent == 0
+    assert fit_calibration(parts[:2], model.levels, model.basis.species, pairs).energy_novelty[1].exponent == 0
+    assert high.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
+    factors = [
+        ((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(parts))
+    ]  # mean variance 1.75 times usual
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts, factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).energy[1]
+    assert found.energy[1].weights == pytest.approx(same.weights, rel=1e-6)
+    unlike = fit_calibration(parts, model.levels, model.basis.species).energy[1]
+
+    def z(part: LeftOut, scale: Scale, g: float) -> float:
+        return float(part.error[0] / np.sqrt(g * scale.weights * part.weight_variance[0] + scale.noise * 1e-6))
+
+    strange = parts[::4]  # those that calibration without novelty is too sure of
+    with_novelty = [z(p, found.energy[1], high.factor(p.weight_variance[0] * n, n)) for p in strange]
+    assert np.std(with_novelty) < 0.9 * np.std([z(p, unlike, 1.0) for p in strange])  # 0.87 by the factors
 
 
 def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:
