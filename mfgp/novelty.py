@@ -24,8 +24,8 @@ where errors are independent from atom to atom. An exponent fitted to left-out v
 
 at levels with three left-out energies or more: a variance per atom, so that a supercell is as novel as its cell. It only
 widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell
-more. A structure has one energy, and those of a few dozen do not fix an exponent: fitted ones are 0 as often as not, where
-larger cells want 1 (docs/theory.md#larger-cells).
+more. A structure has one energy, and those of a few dozen do not fix an exponent: fitted ones were anything from 0 to 2
+(docs/theory.md#larger-cells).
 """
 
 from __future__ import annotations
