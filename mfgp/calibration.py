@@ -91,7 +91,8 @@ class Calibration:
         out = torch.ones_like(weights)
         out[0] = self.energy_novelty_factor(level, float(weights[0]), len(numbers))
         if self.novelty:
-            forces, virial = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
+            variances = weights.cpu().numpy()
+            forces, virial = self.novelty[level].factors(variances[1:-6], numbers, pairs, variances[-6:])
             out[1:-6] = torch.from_numpy(forces.repeat(3)).to(out)
             out[-6:] = virial
         return out

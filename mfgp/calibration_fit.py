@@ -113,8 +113,9 @@ def _usual(
     forces, energies = {}, {}
     for level in levels:
         mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
-        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0})
-        energies[level] = EnergyNovelty(0.0, _mean_energy_variance(alike[level, "energy"]))
+        of_virials = _mean_variance_per_atom(alike[level, "virial"])
+        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0}, virial_reference=of_virials)
+        energies[level] = EnergyNovelty(0.0, _mean_variance_per_atom(alike[level, "energy"]))
     return forces, energies
 
 
@@ -154,9 +155,9 @@ def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
-    """Of the weights, per atom squared, over those energies; 0 for none. (LeftOut has energies per sqrt(atom).)"""
-    return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
+def _mean_variance_per_atom(parts: Sequence[LeftOut]) -> float:
+    """Of the weights, per atom squared, over those energies or virials; 0 for none. (LeftOut has them per sqrt(atom).)"""
+    return float(np.mean([p.weight_variance.mean() / len(p.frame.atoms) for p in parts])) if parts else 0.0
 
 
 def _ratios(
@@ -171,7 +172,9 @@ def _ratios(
         u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
         out[id(p)], mean[id(p.frame)] = np.log(u[p.component // 3]), float(u.mean())
     for p in alike[level, "virial"]:
-        out[id(p)] = np.full(len(p.error), np.log(mean.get(id(p.frame), 1.0)))
+        n = len(p.frame.atoms)
+        u_mean = mean.get(id(p.frame)) or forces.virial_ratio(p.weight_variance * n, n)
+        out[id(p)] = np.full(len(p.error), np.log(u_mean))
     for p in alike[level, "energy"]:
         n = len(p.frame.atoms)
         out[id(p)] = np.log([energies.ratio(v * n, n) for v in p.weight_variance])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from conftest import alloy
 from numpy.testing import assert_allclose
 
@@ -30,6 +31,8 @@ from mfgp.novelty import (
     Surprise,
     fit_exponent,
 )
+
+NO_VIRIAL = np.zeros(6)
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -82,8 +85,8 @@ def test_what_is_far_away_changes_nothing() -> None:
     one, other = (Atoms("CuAu", positions=rng.uniform(0, 3, (2, 3))) for _ in range(2))
     other.positions += 30.0
     both, v = one + other, rng.uniform(0.005, 0.05, 12)
-    apart = [novelty.factors(part, a.numbers, pairs(a))[0] for part, a in ((v[:6], one), (v[6:], other))]
-    assert_allclose(novelty.factors(v, both.numbers, pairs(both))[0], np.concatenate(apart), rtol=1e-12)
+    apart = [novelty.factors(part, a.numbers, pairs(a), NO_VIRIAL)[0] for part, a in ((v[:6], one), (v[6:], other))]
+    assert_allclose(novelty.factors(v, both.numbers, pairs(both), NO_VIRIAL)[0], np.concatenate(apart), rtol=1e-12)
     assert np.ptp(np.concatenate(apart)) > 0.05
 
 
@@ -95,7 +98,7 @@ def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
         (Novelty(0.0, usual, 0.7), (1.0, RANGE[1] ** 0.7)),
         (Novelty(), (1.0, 1.0)),
     ):
-        forces, virial = novelty.factors(huge, atoms.numbers, pairs(atoms))
+        forces, virial = novelty.factors(huge, atoms.numbers, pairs(atoms), NO_VIRIAL)
         assert_allclose(forces, right[0])
         assert virial == pytest.approx(right[1])
 
@@ -103,13 +106,15 @@ def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
 def test_the_virial_goes_by_the_mean_over_the_atoms_of_cell_and_supercell_alike() -> None:
     atoms, novelty = alloy(4), Novelty(0.3, {29: 0.01, 79: 0.02}, 0.8)
     v = np.repeat(np.random.default_rng(5).uniform(0.001, 0.05, len(atoms)), 3)
-    virial = novelty.factors(v, atoms.numbers, pairs(atoms))[1]
+    virial = novelty.factors(v, atoms.numbers, pairs(atoms), NO_VIRIAL)[1]
     assert virial == pytest.approx(novelty.ratios(v, atoms.numbers, pairs(atoms)).mean() ** 0.8)
     copies = atoms * (2, 1, 1)
-    assert novelty.factors(np.tile(v, 2), copies.numbers, pairs(copies))[1] == pytest.approx(virial, rel=1e-12)
+    assert novelty.factors(np.tile(v, 2), copies.numbers, pairs(copies), NO_VIRIAL)[1] == pytest.approx(
+        virial, rel=1e-12
+    )
     assert abs(virial - 1.0) > 0.02
     nothing = np.full(3 * len(atoms), 1e-16)  # forces that symmetry makes zero
-    assert novelty.factors(nothing, atoms.numbers, pairs(atoms))[1] == 1.0
+    assert novelty.factors(nothing, atoms.numbers, pairs(atoms), NO_VIRIAL)[1] == 1.0
 
 
 def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -129,7 +134,7 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
         assert 0.93 < f.z_std_after < 1.07
     v = np.full(12, 0.04)
     atoms = alloy(3)
-    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms))[0] for x in (v / 4, v))
+    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms), NO_VIRIAL)[0] for x in (v / 4, v))
     assert_allclose(strange / usual, 4.0 ** found.novelty[1].exponent)
 
 
@@ -149,8 +154,8 @@ def strange_virials(frames: Sequence[Frame]) -> list[LeftOut]:
 
 
 def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor where no forces
-    tell, or at a level with few virials."""
+    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor at a level with
+    few virials."""
     parts = strange_virials(two_levels.training().of("high") * 16)
     found = fit_calibration(parts, model.levels, model.basis.species, pairs)
     low, high = found.novelty
@@ -177,10 +182,37 @@ def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_
     wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts[1::2], factors, strict=True)]
     same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
     assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
-    alone = fit_calibration(parts[1::2], model.levels, model.basis.species, pairs)
-    assert alone.virial[1].weights == pytest.approx(
-        fit_calibration(parts[1::2], model.levels, model.basis.species).virial[1].weights
-    )
+
+
+def test_virials_of_perfect_crystals_go_by_their_own_variance() -> None:
+    """Where no force tells: a variance per atom, the same for a supercell, that never narrows."""
+    novelty = Novelty(0.8, {29: 0.01}, 0.5, 0.02)
+    cell = bulk("Cu", cubic=True)
+    zero, virial = np.full(12, 1e-16), np.array([0.5, 1.1, 0.8, 0.0, 1e-14, 0.0])
+    own = novelty.factors(zero, cell.numbers, pairs(cell), virial)[1]
+    assert own == pytest.approx((0.8 / 16 / 0.02) ** 0.5)
+    double = cell * (2, 1, 1)
+    assert novelty.factors(np.tile(zero, 2), double.numbers, pairs(double), 4 * virial)[1] == pytest.approx(own)
+    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e9 * virial)[1] == pytest.approx(10**0.5)
+    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e-3 * virial)[1] == 1.0
+    assert novelty.factors(zero, cell.numbers, pairs(cell), NO_VIRIAL)[1] == 1.0
+    assert replace(novelty, virial_reference=0.0).factors(zero, cell.numbers, pairs(cell), virial)[1] == 1.0
+    told = np.full(12, 0.01)  # forces as usual
+    assert novelty.factors(told, cell.numbers, pairs(cell), virial)[1] == pytest.approx(1.0)
+
+
+def test_left_out_virials_without_forces_go_by_their_own_variance(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """In the fit of the factors, as in predictions."""
+    parts = strange_virials(two_levels.training().of("high") * 16)
+    alone = parts[1::2]
+    found, n = fit_calibration(alone, model.levels, model.basis.species, pairs), len(alone[0].frame.atoms)
+    assert found.novelty[1].virial_reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in alone]))
+    factors = [((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(alone))]
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(alone, factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
+    assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
+    few = fit_calibration(alone[:2], model.levels, model.basis.species, pairs)
+    assert few.novelty[1].virial_exponent == 0
 
 
 def test_a_supercell_is_as_novel_as_its_cell() -> None:
