@@ -45,6 +45,37 @@ def test_few_structures_stay_near_what_the_model_says() -> None:
     assert many < 0.05 < 0.5 < few < 2.0
 
 
+def test_factors_that_the_errors_do_not_tell_apart_stay_where_they_are_expected() -> None:
+    """The sum of two proportional parts is what the errors say, their ratio what is expected."""
+    error, one = np.random.default_rng(1).standard_normal(3000), np.ones(3000)
+    found = [fit_factors(error, [one, 0.5 * one], 1000, usual) for usual in (None, [1.0, 1.0], [20.0, 0.2])]
+    for a, b in found:
+        assert 0.9 < a + 0.5 * b < 1.1
+    (a, b), same, (c, d) = found
+    assert same == [a, b]
+    assert 0.7 < a / b < 1.4
+    assert c / d > 4.0
+
+
+def test_forces_tell_which_part_of_an_energy_is_off(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """Energies of cells of one size, whose weights' part and noise are the same, beside forces where they are not."""
+    rng, energies, forces = np.random.default_rng(5), [], []
+    for frame in two_levels.training().of("high") * 8:
+        species = np.repeat(frame.atoms.numbers, 3).astype(np.int64)
+        n = len(species)
+        w, b, none = rng.uniform(0.1, 4.0, n), np.full(n, 1.0), np.zeros(1, dtype=np.int64)
+        error = rng.standard_normal(n) * np.sqrt(8.0 * w + 0.2 * b)
+        forces.append(LeftOut(frame, "forces", error, w, 0 * w, b, species, np.arange(n)))
+        v = np.ones(1)
+        energies.append(LeftOut(frame, "energy", 2.9 * rng.standard_normal(1), v, 0 * v, v, none, none))
+    species = model.basis.species
+    alone = fit_calibration(energies, model.levels, species).energy[1]
+    beside = fit_calibration([*energies, *forces], model.levels, species).energy[1]
+    assert alone.weights == pytest.approx(alone.noise, rel=1e-3)
+    assert beside.weights > 10 * beside.noise
+    assert beside.weights + beside.noise == pytest.approx(alone.weights + alone.noise, rel=0.15)
+
+
 def test_gradient_of_the_objective_is_exact() -> None:
     """At the optimum neither factor can be moved to gain: a wrong gradient stops elsewhere."""
     rng = np.random.default_rng(2)

@@ -37,7 +37,7 @@ LAYERS = [
     ),
     *_in(
         "calibration",
-        "scores leave_one_out leave_relatives_out novelty composition_scatter calibration factors moments "
+        "scores leave_one_out leave_relatives_out cell_widths novelty composition_scatter calibration factors moments "
         "left_out_warnings calibrating",
     ),
     *_in("notes", "surprises training_residuals contradictions stress_order fit_notes"),

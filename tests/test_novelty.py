@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from conftest import alloy
 from numpy.testing import assert_allclose
 
@@ -18,6 +19,7 @@ from mfgp.calibration.calibration import Scale
 from mfgp.calibration.factors import fit_calibration
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.novelty import (
+    ENERGY_EXPONENT,
     ENERGY_RANGE,
     MAX_EXPONENT,
     RANGE,
@@ -29,6 +31,8 @@ from mfgp.calibration.novelty import (
     fit_exponent,
 )
 from mfgp.frames import Frame
+
+NO_VIRIAL = np.zeros(6)
 
 
 def pairs(atoms: Atoms) -> Pairs:
@@ -81,8 +85,8 @@ def test_what_is_far_away_changes_nothing() -> None:
     one, other = (Atoms("CuAu", positions=rng.uniform(0, 3, (2, 3))) for _ in range(2))
     other.positions += 30.0
     both, v = one + other, rng.uniform(0.005, 0.05, 12)
-    apart = [novelty.factors(part, a.numbers, pairs(a))[0] for part, a in ((v[:6], one), (v[6:], other))]
-    assert_allclose(novelty.factors(v, both.numbers, pairs(both))[0], np.concatenate(apart), rtol=1e-12)
+    apart = [novelty.factors(part, a.numbers, pairs(a), NO_VIRIAL)[0] for part, a in ((v[:6], one), (v[6:], other))]
+    assert_allclose(novelty.factors(v, both.numbers, pairs(both), NO_VIRIAL)[0], np.concatenate(apart), rtol=1e-12)
     assert np.ptp(np.concatenate(apart)) > 0.05
 
 
@@ -94,7 +98,7 @@ def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
         (Novelty(0.0, usual, 0.7), (1.0, RANGE[1] ** 0.7)),
         (Novelty(), (1.0, 1.0)),
     ):
-        forces, virial = novelty.factors(huge, atoms.numbers, pairs(atoms))
+        forces, virial = novelty.factors(huge, atoms.numbers, pairs(atoms), NO_VIRIAL)
         assert_allclose(forces, right[0])
         assert virial == pytest.approx(right[1])
 
@@ -102,13 +106,15 @@ def test_factors_are_bounded_and_one_where_nothing_was_learned() -> None:
 def test_the_virial_goes_by_the_mean_over_the_atoms_of_cell_and_supercell_alike() -> None:
     atoms, novelty = alloy(4), Novelty(0.3, {29: 0.01, 79: 0.02}, 0.8)
     v = np.repeat(np.random.default_rng(5).uniform(0.001, 0.05, len(atoms)), 3)
-    virial = novelty.factors(v, atoms.numbers, pairs(atoms))[1]
+    virial = novelty.factors(v, atoms.numbers, pairs(atoms), NO_VIRIAL)[1]
     assert virial == pytest.approx(novelty.ratios(v, atoms.numbers, pairs(atoms)).mean() ** 0.8)
     copies = atoms * (2, 1, 1)
-    assert novelty.factors(np.tile(v, 2), copies.numbers, pairs(copies))[1] == pytest.approx(virial, rel=1e-12)
+    assert novelty.factors(np.tile(v, 2), copies.numbers, pairs(copies), NO_VIRIAL)[1] == pytest.approx(
+        virial, rel=1e-12
+    )
     assert abs(virial - 1.0) > 0.02
     nothing = np.full(3 * len(atoms), 1e-16)  # forces that symmetry makes zero
-    assert novelty.factors(nothing, atoms.numbers, pairs(atoms))[1] == 1.0
+    assert novelty.factors(nothing, atoms.numbers, pairs(atoms), NO_VIRIAL)[1] == 1.0
 
 
 def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -128,7 +134,7 @@ def test_calibration_learns_what_tells_structures_apart(model: MultiFidelityGP, 
         assert 0.93 < f.z_std_after < 1.07
     v = np.full(12, 0.04)
     atoms = alloy(3)
-    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms))[0] for x in (v / 4, v))
+    usual, strange = (found.novelty[1].factors(x, atoms.numbers, pairs(atoms), NO_VIRIAL)[0] for x in (v / 4, v))
     assert_allclose(strange / usual, 4.0 ** found.novelty[1].exponent)
 
 
@@ -148,8 +154,8 @@ def strange_virials(frames: Sequence[Frame]) -> list[LeftOut]:
 
 
 def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor where no forces
-    tell, or at a level with few virials."""
+    """They take the root of the mean over the atoms where the exponent of the forces is 0, and no factor at a level with
+    few virials."""
     parts = strange_virials(two_levels.training().of("high") * 16)
     found = fit_calibration(parts, model.levels, model.basis.species, pairs)
     low, high = found.novelty
@@ -176,10 +182,37 @@ def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_
     wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts[1::2], factors, strict=True)]
     same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
     assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
-    alone = fit_calibration(parts[1::2], model.levels, model.basis.species, pairs)
-    assert alone.virial[1].weights == pytest.approx(
-        fit_calibration(parts[1::2], model.levels, model.basis.species).virial[1].weights
-    )
+
+
+def test_virials_of_perfect_crystals_go_by_their_own_variance() -> None:
+    """Where no force tells: a variance per atom, the same for a supercell, that never narrows."""
+    novelty = Novelty(0.8, {29: 0.01}, 0.5, 0.02)
+    cell = bulk("Cu", cubic=True)
+    zero, virial = np.full(12, 1e-16), np.array([0.5, 1.1, 0.8, 0.0, 1e-14, 0.0])
+    own = novelty.factors(zero, cell.numbers, pairs(cell), virial)[1]
+    assert own == pytest.approx((0.8 / 16 / 0.02) ** 0.5)
+    double = cell * (2, 1, 1)
+    assert novelty.factors(np.tile(zero, 2), double.numbers, pairs(double), 4 * virial)[1] == pytest.approx(own)
+    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e9 * virial)[1] == pytest.approx(10**0.5)
+    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e-3 * virial)[1] == 1.0
+    assert novelty.factors(zero, cell.numbers, pairs(cell), NO_VIRIAL)[1] == 1.0
+    assert replace(novelty, virial_reference=0.0).factors(zero, cell.numbers, pairs(cell), virial)[1] == 1.0
+    told = np.full(12, 0.01)  # forces as usual
+    assert novelty.factors(told, cell.numbers, pairs(cell), virial)[1] == pytest.approx(1.0)
+
+
+def test_left_out_virials_without_forces_go_by_their_own_variance(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """In the fit of the factors, as in predictions."""
+    parts = strange_virials(two_levels.training().of("high") * 16)
+    alone = parts[1::2]
+    found, n = fit_calibration(alone, model.levels, model.basis.species, pairs), len(alone[0].frame.atoms)
+    assert found.novelty[1].virial_reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in alone]))
+    factors = [((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(alone))]
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(alone, factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
+    assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
+    few = fit_calibration(alone[:2], model.levels, model.basis.species, pairs)
+    assert few.novelty[1].virial_exponent == 0
 
 
 def test_a_supercell_is_as_novel_as_its_cell() -> None:
@@ -193,45 +226,40 @@ def test_a_supercell_is_as_novel_as_its_cell() -> None:
     assert EnergyNovelty().factor(0.5, 4) == 1.0
 
 
-def test_calibration_learns_which_energies_are_novel(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """Energies whose variance is four times the usual one and whose squared error is sixteen times the usual one."""
+def energies(frames: Sequence[Frame], power: float) -> list[LeftOut]:
+    """Every fourth frame has four times the variance, and a squared error that is 4^power times as large."""
     rng, parts = np.random.default_rng(3), []
-    for k, frame in enumerate(two_levels.training().of("high") * 16):
-        strange = 4.0 if k % 4 == 0 else 1.0
-        error = strange * 0.1 * rng.standard_normal(1)
-        v = np.array([0.01 * strange])
-        parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
-    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
-    novelty, n = found.energy_novelty[1], len(parts[0].frame.atoms)
-    right = np.log(4) / np.log(4 / 1.75)  # g = 1 for the usual ones, u = 4 / 1.75 for the strange: a quarter of them
-    assert novelty.exponent == pytest.approx(right, abs=0.25)
-    assert found.energy_novelty[0].exponent == 0
-    assert novelty.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
-    (fitted,) = found.fitted
-    assert 0.9 < fitted.z_std_after < 1.1
-    unlike = fit_calibration(parts, model.levels, model.basis.species).energy[1]
-    strange = [p for k, p in enumerate(parts) if k % 4 == 0]  # those that calibration without novelty is too sure of
-
-    def z(part: LeftOut, scale: Scale, g: float) -> float:
-        model_part = g * (scale.weights * part.weight_variance[0] + scale.residual * part.residual_variance[0])
-        return float(part.error[0] / np.sqrt(model_part + scale.noise * part.noise_variance[0]))
-
-    with_novelty = [z(p, found.energy[1], novelty.factor(p.weight_variance[0] * n, n)) for p in strange]
-    assert np.std(with_novelty) < 1.15
-    assert np.std([z(p, unlike, 1.0) for p in strange]) > 1.3
-
-
-def test_the_energies_of_all_levels_share_an_exponent(model: MultiFidelityGP, two_levels: FrameSet) -> None:
-    """Three energies of the higher level are too few for one of their own."""
-    rng, parts = np.random.default_rng(4), []
-    frames = [*two_levels.training().of("low") * 16, *two_levels.training().of("high")[:3]]
     for k, frame in enumerate(frames):
         strange = 4.0 if k % 4 == 0 else 1.0
-        error, v = strange * 0.1 * rng.standard_normal(1), np.array([0.01 * strange])
+        error, v = 0.1 * strange ** (power / 2) * rng.standard_normal(1), np.array([0.01 * strange])
         parts.append(LeftOut(frame, "energy", error, v, 0 * v, np.array([1e-6]), *[np.zeros(1, dtype=np.int64)] * 2))
-    low, high = fit_calibration(parts, model.levels, model.basis.species, pairs).energy_novelty
-    assert low.exponent == high.exponent == pytest.approx(np.log(4) / np.log(4 / 1.75), abs=0.3)
-    assert low.reference != high.reference
+    return parts
+
+
+def test_energies_are_novel_by_the_root_of_their_variance(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """At levels with three of them or more; factors are fitted beside it."""
+    parts = energies(two_levels.training().of("high") * 16, 1.4)
+    found = fit_calibration(parts, model.levels, model.basis.species, pairs)
+    low, high = found.energy_novelty
+    n = len(parts[0].frame.atoms)
+    assert high.exponent == ENERGY_EXPONENT == 0.5
+    assert low.exponent == 0
+    assert fit_calibration(parts[:2], model.levels, model.basis.species, pairs).energy_novelty[1].exponent == 0
+    assert high.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
+    factors = [
+        ((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(parts))
+    ]  # mean variance 1.75 times usual
+    wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts, factors, strict=True)]
+    same = fit_calibration(wider, model.levels, model.basis.species).energy[1]
+    assert found.energy[1].weights == pytest.approx(same.weights, rel=1e-6)
+    unlike = fit_calibration(parts, model.levels, model.basis.species).energy[1]
+
+    def z(part: LeftOut, scale: Scale, g: float) -> float:
+        return float(part.error[0] / np.sqrt(g * scale.weights * part.weight_variance[0] + scale.noise * 1e-6))
+
+    strange = parts[::4]  # those that calibration without novelty is too sure of
+    with_novelty = [z(p, found.energy[1], high.factor(p.weight_variance[0] * n, n)) for p in strange]
+    assert np.std(with_novelty) < 0.9 * np.std([z(p, unlike, 1.0) for p in strange])  # 0.87 by the factors
 
 
 def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:

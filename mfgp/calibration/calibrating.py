@@ -10,6 +10,7 @@ import numpy as np
 
 from mfgp.base.progress import Report, silent
 from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.cell_widths import widths
 from mfgp.calibration.factors import fit_calibration
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
@@ -46,6 +47,9 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     found = fit_calibration(left_out, model.levels, model.basis.species, model.features.pairs)
     moments = leave_moments_out(model, frames, sample, near, report)
     calibration = with_moments(found, moments, model.levels) if found.fitted else None
+    if calibration is not None:
+        reach = 2 * model.soap.config.r_cut
+        calibration = replace(calibration, widths=widths(frames, model.levels, reach))
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
 

@@ -68,7 +68,8 @@ class Fitted:
 class Calibration:
     """Scales of energies and virials by level, of forces by level and atomic number; novelty (of forces and virials,
     and of energies) and scatter by composition of energies and of forces, by level; factors of the variances of magnetic
-    moments by level and atomic number, for those that have one.
+    moments by level and atomic number, for those that have one; how far the training cells of each level repeat
+    (cell_widths.py).
     """
 
     energy: tuple[Scale, ...]
@@ -80,6 +81,7 @@ class Calibration:
     energy_scatter: tuple[CompositionScatter, ...] = ()
     force_scatter: tuple[CompositionScatter, ...] = ()
     moments: tuple[dict[int, float], ...] = ()
+    widths: tuple[float, ...] = ()  # Å
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -89,7 +91,8 @@ class Calibration:
         out = torch.ones_like(weights)
         out[0] = self.energy_novelty_factor(level, float(weights[0]), len(numbers))
         if self.novelty:
-            forces, virial = self.novelty[level].factors(weights[1:-6].cpu().numpy(), numbers, pairs)
+            variances = weights.cpu().numpy()
+            forces, virial = self.novelty[level].factors(variances[1:-6], numbers, pairs, variances[-6:])
             out[1:-6] = torch.from_numpy(forces.repeat(3)).to(out)
             out[-6:] = virial
         return out
@@ -159,11 +162,12 @@ class Calibration:
             "energy_scatter": [composition_scatter.to_json(s) for s in self.energy_scatter],
             "force_scatter": [composition_scatter.to_json(s) for s in self.force_scatter],
             "moments": [{chemical_symbols[z]: c for z, c in level.items()} for level in self.moments],
+            "widths": list(self.widths),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments and novelty of virials."""
+        """What `to_json` gave, also before it had factors of moments, novelty of virials and widths."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -177,6 +181,7 @@ class Calibration:
             tuple(composition_scatter.from_json(s) for s in data["energy_scatter"]),
             tuple(composition_scatter.from_json(s) for s in data["force_scatter"]),
             tuple({atomic_numbers[z]: c for z, c in level.items()} for level in data.get("moments", [])),
+            tuple(data.get("widths", [])),
         )
 
 

@@ -4,11 +4,14 @@ The evidence chooses amplitudes and noises that describe all labels at once; wha
 too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
 structures. The factors a, r, b of Var = a v_weights + r v_residual + b v_noise maximise
 
-    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor; 0, 2^2),        w = structures / labels
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor / factor_0; 0, 2^2),        w = structures / labels
 
 over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
-a handful of structures the calibration stays near what the model says by itself. The exponents of novelty.py are fitted in
-turns with them, the scatter of composition_scatter.py last.
+a handful of structures the calibration stays near what the model says by itself, factor_0 = 1. Of energies factor_0 is that
+of all forces of the level: in cells of one size the three parts of an energy's variance are nearly proportional to each
+other and its errors tell their sum alone, while a larger cell has another mixture (the noise of N atoms grows as N, what is
+not known of the weights as up to N^2). Forces, of which a structure has dozens that differ in these parts, tell which is
+how far off. The exponents of novelty.py are fitted in turns with them, the scatter of composition_scatter.py last.
 """
 
 from __future__ import annotations
@@ -24,7 +27,15 @@ from scipy.optimize import minimize
 from mfgp.calibration.calibration import Calibration, Fitted, Scale
 from mfgp.calibration.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
 from mfgp.calibration.leave_one_out import LeftOut
-from mfgp.calibration.novelty import VIRIAL_EXPONENT, EnergyNovelty, Neighbours, Novelty, Surprise, fit_exponent
+from mfgp.calibration.novelty import (
+    ENERGY_EXPONENT,
+    VIRIAL_EXPONENT,
+    EnergyNovelty,
+    Neighbours,
+    Novelty,
+    Surprise,
+    fit_exponent,
+)
 from mfgp.calibration.scores import scores
 
 Array = NDArray[np.float64]
@@ -32,7 +43,7 @@ Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
 PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-30.0, 6.0)  # an amplitude that ran away, as in earlier fits, makes the residual 10^6 times too large
 MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
-TELLS = 0.1  # residual over the other variances, from which on a label has something to say about r
+FIXED = {"energy": ENERGY_EXPONENT, "virial": VIRIAL_EXPONENT}
 ROUNDS = 3  # of factors and exponents in turns
 
 
@@ -46,18 +57,13 @@ class _Errors:
     noise: Array
     structures: int
 
-    def scale(self, residual: float | None = None) -> Scale:
-        """All factors; `residual` is r where the labels are not to tell it."""
-        sampled = fit_factors(self.error, [self.weights, self.noise], self.structures)
-        if residual is not None:
-            a, b = fit_factors(self.error, [self.weights, self.noise], self.structures, residual * self.residual)
-            return Scale(a, residual, b, *sampled)
-        return Scale(*fit_factors(self.error, [self.weights, self.residual, self.noise], self.structures), *sampled)
-
-    @property
-    def without_residual(self) -> bool:
-        """Whether the inducing points carry most of these labels, which then cannot tell r."""
-        return bool(np.median(self.residual / (self.weights + self.noise)) < TELLS)
+    def scale(self, usual: Scale) -> Scale:
+        """All factors, from those that are expected."""
+        both = fit_factors(
+            self.error, [self.weights, self.noise], self.structures, [usual.sampled_weights, usual.sampled_noise]
+        )
+        parts, expected = [self.weights, self.residual, self.noise], [usual.weights, usual.residual, usual.noise]
+        return Scale(*fit_factors(self.error, parts, self.structures, expected), *both)
 
 
 def fit_calibration(
@@ -115,8 +121,9 @@ def _usual(
     forces, energies = {}, {}
     for level in levels:
         mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
-        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0})
-        energies[level] = EnergyNovelty(0.0, _mean_energy_variance(alike[level, "energy"]))
+        of_virials = _mean_variance_per_atom(alike[level, "virial"])
+        forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0}, virial_reference=of_virials)
+        energies[level] = EnergyNovelty(0.0, _mean_variance_per_atom(alike[level, "energy"]))
     return forces, energies
 
 
@@ -130,13 +137,12 @@ def _in_turns(
 ) -> tuple[dict[tuple[str, str], float], Calibration]:
     """Exponents by level and kind, and the scales beside them; ratios: log u by id of the part."""
     exponents, found = dict.fromkeys(alike, 0.0), first
-    several = [key for key, parts in alike.items() if key[1] == "virial" and len(parts) >= MIN_STRUCTURES]
-    exponents |= dict.fromkeys(several, VIRIAL_EXPONENT)
+    several = {key for key, parts in alike.items() if len(parts) >= MIN_STRUCTURES}
+    exponents |= {key: FIXED[key[1]] for key in several if key[1] in FIXED}
     for _ in range(ROUNDS):
-        for same in [*([(level, "forces")] for level in levels), [(level, "energy") for level in levels]]:
-            surprises = [_surprise(p, found, levels.index(key[0]), ratios[id(p)]) for key in same for p in alike[key]]
-            if len(surprises) >= MIN_STRUCTURES:
-                exponents |= dict.fromkeys((key for key in same if alike[key]), fit_exponent(surprises))
+        for t, level in enumerate(levels):
+            if (key := (level, "forces")) in several:
+                exponents[key] = fit_exponent([_surprise(p, found, t, ratios[id(p)]) for p in alike[key]])
         found = fit_scales([_more_novel(p, ratios, exponents) for p in left], levels, species)
     return exponents, found
 
@@ -157,9 +163,9 @@ def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def _mean_energy_variance(parts: Sequence[LeftOut]) -> float:
-    """Of the weights, per atom squared, over those energies; 0 for none. (LeftOut has energies per sqrt(atom).)"""
-    return float(np.mean([p.weight_variance[0] / len(p.frame.atoms) for p in parts])) if parts else 0.0
+def _mean_variance_per_atom(parts: Sequence[LeftOut]) -> float:
+    """Of the weights, per atom squared, over those energies or virials; 0 for none. (LeftOut has them per sqrt(atom).)"""
+    return float(np.mean([p.weight_variance.mean() / len(p.frame.atoms) for p in parts])) if parts else 0.0
 
 
 def _ratios(
@@ -174,7 +180,9 @@ def _ratios(
         u = forces.ratios(variances, atoms.numbers, neighbours(atoms))
         out[id(p)], mean[id(p.frame)] = np.log(u[p.component // 3]), float(u.mean())
     for p in alike[level, "virial"]:
-        out[id(p)] = np.full(len(p.error), np.log(mean.get(id(p.frame), 1.0)))
+        n = len(p.frame.atoms)
+        u_mean = mean.get(id(p.frame)) or forces.virial_ratio(p.weight_variance * n, n)
+        out[id(p)] = np.full(len(p.error), np.log(u_mean))
     for p in alike[level, "energy"]:
         n = len(p.frame.atoms)
         out[id(p)] = np.log([energies.ratio(v * n, n) for v in p.weight_variance])
@@ -203,8 +211,9 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
 
     A species whose forces too few structures hold takes the scale of all forces of the level, a level without virials that
     of its forces where it is wider than what the model says by itself, a level without enough of a property stays as it is.
-    Where the environments of most left-out energies are inducing points, as in a small data set, these have no residual and
-    a new structure has: r is then that of forces.
+    Factors of energies are expected near those of all forces of the level, the others near 1. So r is that of the forces
+    where the environments of left-out energies are inducing points, as in a small data set: these have no residual, and a
+    new structure has.
     """
     parts: dict[tuple[str, str, int], list[LeftOut]] = {}
     for part in left_out:
@@ -217,7 +226,7 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
         if len(chosen) < MIN_STRUCTURES:
             return Scale() if kind == "energy" else fallback
         errors = _errors(chosen, z)
-        scale = errors.scale(fallback.residual if kind == "energy" and errors.without_residual else None)
+        scale = errors.scale(fallback if kind == "energy" else Scale())
         fitted.append(_report(level, kind, chemical_symbols[z] if z else "", errors, scale))
         return scale
 
@@ -232,23 +241,24 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
 
 
 def fit_factors(
-    error: Array, variances: Sequence[Array], structures: int, constant: Array | float = 0.0
+    error: Array, variances: Sequence[Array], structures: int, usual: Sequence[float] | None = None
 ) -> list[float]:
-    """Factors of the parts of the variance, as the module docstring has them, beside a part that has none.
+    """Factors of the parts of the variance, as the module docstring has them.
 
-    error, constant [label]; variances each [label].
+    error [label]; variances each [label]; usual: factor_0 of each, 1 by default.
     """
     weight = structures / len(error)
     parts = np.array(variances)  # [part, label]
+    expected = np.zeros(len(parts)) if usual is None else np.log(usual)
 
     def negative(x: Array) -> tuple[float, Array]:
-        scaled = np.exp(x)[:, None] * parts
-        total = scaled.sum(0) + constant
-        value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(x @ x) / PRIOR_STD**2
+        scaled, off = np.exp(x)[:, None] * parts, (x - expected) / PRIOR_STD
+        total = scaled.sum(0)
+        value = 0.5 * weight * float((error**2 / total + np.log(total)).sum()) + 0.5 * float(off @ off)
         slope = 0.5 * weight * (1.0 - error**2 / total) / total
-        return value, scaled @ slope + x / PRIOR_STD**2
+        return value, scaled @ slope + off / PRIOR_STD
 
-    found = minimize(negative, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(parts))
+    found = minimize(negative, expected, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(parts))
     return np.exp(found.x).tolist()
 
 
@@ -256,7 +266,7 @@ def _pooled(parts: Sequence[LeftOut]) -> Scale:
     distinct = list({id(p): p for p in parts}.values())
     if len(distinct) < MIN_STRUCTURES:
         return Scale()
-    return _errors(distinct, None).scale()
+    return _errors(distinct, None).scale(Scale())
 
 
 def _errors(parts: Sequence[LeftOut], z: int | None) -> _Errors:

@@ -18,13 +18,16 @@ N atoms has
 
 at levels with left-out virials: a mean over atoms is the same for a cell and for its supercell, and does not fall with N
 where errors are independent from atom to atom. An exponent fitted to left-out virials is no better on others
-(docs/theory.md#novelty). The energy of N atoms with the weights' part v has
+(docs/theory.md#novelty). Where no force tells (perfect crystals, strained or not; levels without forces) the mean v over the
+components of its own variance stands for them, with u as that of energies. The energy of N atoms with the weights' part v
+has
 
-    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^c,   1 <= u <= 10
+    u = (v / N^2) / m,        m its mean over the left-out structures of the level,        g = u^(1/2),   1 <= u <= 10
 
-and an exponent c that all levels share, for a structure has one energy: a variance per atom, so that a supercell is as
-novel as its cell. It only widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no
-reason to trust a large cell more.
+at levels with three left-out energies or more: a variance per atom, so that a supercell is as novel as its cell. It only
+widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell
+more. A structure has one energy, and those of a few dozen do not fix an exponent: fitted ones were anything from 0 to 2
+(docs/theory.md#larger-cells).
 """
 
 from __future__ import annotations
@@ -41,30 +44,47 @@ Array = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
 RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
-ENERGY_RANGE = (1.0, 10.0)
+ENERGY_RANGE = (1.0, 10.0)  # and of virials without forces
 MAX_EXPONENT = 2.0
-VIRIAL_EXPONENT = 0.5
+VIRIAL_EXPONENT = ENERGY_EXPONENT = 0.5
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """c of the forces of a level, m_z by atomic number, (eV/Å)^2, and the exponent of the virials."""
+    """c of the forces of a level and m_z by atomic number, (eV/Å)^2; exponent of the virials and their m, (eV/atom)^2."""
 
     exponent: float = 0.0
     reference: Mapping[int, float] = field(default_factory=dict)
     virial_exponent: float = 0.0
+    virial_reference: float = 0.0
 
-    def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> tuple[Array, float]:
-        """g of the forces [N] and of the virial, from the weights' part of the variances of all forces [3N], (eV/Å)^2."""
+    def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs, virial: Array) -> tuple[Array, float]:
+        """g of the forces [N] and of the virial, from the weights' part of the variances of all forces [3N], (eV/Å)^2, and
+        of the virial [6], eV^2.
+        """
         if self.exponent == self.virial_exponent == 0.0:
             return np.ones(len(numbers)), 1.0
         u = self.ratios(variances, numbers, pairs)
-        return u**self.exponent, float(u.mean()) ** self.virial_exponent
+        told = bool((self._relative(variances, numbers) > ZERO).any())
+        of_virial = float(u.mean()) if told else self.virial_ratio(virial, len(numbers))
+        return u**self.exponent, of_virial**self.virial_exponent
+
+    def virial_ratio(self, variances: Array, atoms: int) -> float:
+        """u without forces, from the weights' part of the variances of a virial [component], eV^2; zeros say nothing."""
+        if self.virial_reference <= 0:
+            return 1.0
+        relative = variances / atoms**2 / self.virial_reference
+        counted = relative[relative > ZERO]
+        return float(np.clip(counted.mean(), *ENERGY_RANGE)) if len(counted) else 1.0
+
+    def _relative(self, variances: Array, numbers: NDArray[np.int64]) -> Array:
+        """v over m_z of the forces, [N, 3]; 0 for species without a reference."""
+        usual = np.array([self.reference.get(int(z), np.inf) for z in numbers])
+        return variances.reshape(-1, 3) / usual[:, None]
 
     def ratios(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs) -> Array:
         """u [N] from the variances [3N] of the forces; those that are zero, by symmetry or without a label, say nothing."""
-        usual = np.array([self.reference.get(int(z), np.inf) for z in numbers])
-        relative = variances.reshape(-1, 3) / usual[:, None]
+        relative = self._relative(variances, numbers)
         counted = relative > ZERO
         own = (relative * counted).sum(1) / np.maximum(counted.sum(1), 1)
         present = counted.any(1).astype(float)
@@ -78,7 +98,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class EnergyNovelty:
-    """c of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
+    """Exponent of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
 
     exponent: float = 0.0
     reference: float = 0.0
@@ -94,7 +114,7 @@ class EnergyNovelty:
 
 @dataclass(frozen=True)
 class Surprise:
-    """Left-out labels of one kind of a structure: errors, calibrated variances of the model and the noise, log u; [row]."""
+    """Left-out energies or forces of a structure: errors, calibrated variances of the model and the noise, log u; [row]."""
 
     error: Array
     model: Array

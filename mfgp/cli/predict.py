@@ -41,6 +41,7 @@ def predict(
     with friendly() as notices:
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
+        from mfgp.calibration.cell_widths import wider
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
         from mfgp.predict.batched import predict_many
@@ -66,6 +67,12 @@ def predict(
         write_extxyz(output, predicted)
         if any("stress" in atoms.calc.results for atoms in predicted):
             say_stress(fitted, fidelity, notices)
+        if not no_uncertainty and (n := wider(fitted, predictor.level, frames)):
+            console.say(
+                notices,
+                f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
+                "at all: their errors can be several times the standard deviations (docs/theory.md#larger-cells).",
+            )
         if by_level:
             console.stdout().print(shares_table(predictions))
         console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")

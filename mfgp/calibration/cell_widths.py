@@ -1,0 +1,66 @@
+"""How far structures repeat, and what that says of larger cells.
+
+Where a cell repeats after less than twice r_cut two neighbours of an atom can be images of one another, or of the atom
+itself: they move together, and a model of such cells alone has never seen them apart. Errors of larger cells then have a
+part that is the same for every atom, and that left-out cells of the same size say nothing of (docs/theory.md#larger-cells).
+The width of a structure is the shortest vector of its lattice of translations, that of the training data at a level what
+three of its structures have: so few are enough to show what larger cells do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import minkowski_reduce
+
+from mfgp.fit.primitive import primitive
+from mfgp.frames import FrameSet
+
+if TYPE_CHECKING:
+    from mfgp.model import MultiFidelityGP
+
+ENOUGH = 3  # structures
+STRAIN = 1.1  # of a cell that is no larger one
+
+
+def width(atoms: Atoms) -> float:
+    """Å after which a structure repeats; infinite where it does not."""
+    cell = primitive(atoms).cell
+    if not cell.pbc.any():
+        return math.inf
+    reduced, _ = minkowski_reduce(cell.cell, pbc=cell.pbc)
+    return float(np.linalg.norm(np.asarray(reduced)[cell.pbc], axis=1).min())
+
+
+def widths(frames: FrameSet, levels: Sequence[str], reach: float) -> tuple[float, ...]:
+    """Of the training data at each level, Å, `reach` (twice r_cut) at most."""
+    out = []
+    for level in levels:
+        found = sorted((width(f.atoms) for f in frames.of(level) if not f.isolated_atom), reverse=True)
+        out.append(min([reach, *found[:ENOUGH]]))
+    return tuple(out)
+
+
+def narrow_cells(model: MultiFidelityGP) -> list[str]:
+    """A note for each level whose standard deviations rest on cells that repeat after less than twice r_cut."""
+    reach = 2 * model.soap.config.r_cut
+    known = () if model.calibration is None else model.calibration.widths
+    return [
+        f"note: the training cells of {level} repeat after {found:.1f} Å or less, but for two at most, so neighbours of an "
+        "atom are images of each other. In larger cells, where these move apart, errors can be several times the standard "
+        f"deviations: label three that repeat after {reach:g} Å (twice r_cut) or more, docs/theory.md#larger-cells."
+        for level, found in zip(model.levels, known, strict=False)
+        if found < reach
+    ]
+
+
+def wider(model: MultiFidelityGP, level: int, structures: Iterable[Atoms]) -> int:
+    """How many structures repeat later than the cells that the standard deviations of a level rest on, or not at all."""
+    if model.calibration is None or not model.calibration.widths:
+        return 0
+    known, reach = model.calibration.widths[level], 2 * model.soap.config.r_cut
+    return sum(min(width(atoms), reach) > STRAIN * known for atoms in structures)
