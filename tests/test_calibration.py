@@ -17,6 +17,7 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration import Calibration, Scale
 from mfgp.calibration_fit import PRIOR_STD, fit_calibration, fit_factors
 from mfgp.evaluation import evaluate, label_std
+from mfgp.fit_notes import coverage_of_few
 from mfgp.leave_one_out import LeftOut
 from mfgp.residual import residual_variance
 from mfgp.scores import Scores
@@ -43,6 +44,27 @@ def test_few_structures_stay_near_what_the_model_says() -> None:
     error, one = 0.1 * rng.standard_normal(300), np.ones(300)
     few, many = (sum(fit_factors(error, [one, one], structures=n)) for n in (1, 200))
     assert many < 0.05 < 0.5 < few < 2.0
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_what_an_interval_holds_whose_width_comes_from_few_errors(n: int) -> None:
+    """The width that n errors are most likely to have is their rms."""
+    errors = np.random.default_rng(n).normal(0.0, 0.3, (200_000, n + 1))  # eV
+    held = np.abs(errors[:, 0]) < 1.959964 * np.sqrt((errors[:, 1:] ** 2).mean(1))
+    assert coverage_of_few(n) < 0.94
+    assert abs(coverage_of_few(n) - held.mean()) < 3e-3
+
+
+def test_notes_tell_of_energies_calibrated_on_few_structures(
+    calibrated: MultiFidelityGP, model: MultiFidelityGP
+) -> None:
+    """12 low and 5 high structures."""
+    (note,) = [note for note in calibrated.notes() if "left-out structures" in note]
+    assert note.startswith(
+        "note: standard deviations of energies at high are scaled to the errors of 5 left-out structures"
+    )
+    assert "expect 89 % of new energies" in note
+    assert not [note for note in model.notes() if "left-out structures" in note]
 
 
 def test_gradient_of_the_objective_is_exact() -> None:
