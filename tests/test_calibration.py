@@ -20,6 +20,7 @@ from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.scores import Scores
 from mfgp.data.training_frames import spread
 from mfgp.evaluation import evaluate, label_std
+from mfgp.notes.fit_notes import coverage_of_few
 from mfgp.predict.residual import residual_variance
 
 
@@ -74,6 +75,27 @@ def test_forces_tell_which_part_of_an_energy_is_off(model: MultiFidelityGP, two_
     assert alone.weights == pytest.approx(alone.noise, rel=1e-3)
     assert beside.weights > 10 * beside.noise
     assert beside.weights + beside.noise == pytest.approx(alone.weights + alone.noise, rel=0.15)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_what_an_interval_holds_whose_width_comes_from_few_errors(n: int) -> None:
+    """The width that n errors are most likely to have is their rms."""
+    errors = np.random.default_rng(n).normal(0.0, 0.3, (200_000, n + 1))  # eV
+    held = np.abs(errors[:, 0]) < 1.959964 * np.sqrt((errors[:, 1:] ** 2).mean(1))
+    assert coverage_of_few(n) < 0.94
+    assert abs(coverage_of_few(n) - held.mean()) < 3e-3
+
+
+def test_notes_tell_of_energies_calibrated_on_few_structures(
+    calibrated: MultiFidelityGP, model: MultiFidelityGP
+) -> None:
+    """12 low and 5 high structures."""
+    (note,) = [note for note in calibrated.notes() if "left-out structures" in note]
+    assert note.startswith(
+        "note: standard deviations of energies at high are scaled to the errors of 5 left-out structures"
+    )
+    assert "expect 89 % of new energies" in note
+    assert not [note for note in model.notes() if "left-out structures" in note]
 
 
 def test_gradient_of_the_objective_is_exact() -> None:

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ase.data import chemical_symbols
+from scipy.special import stdtr
 
 from mfgp.calibration.cell_widths import narrow_cells
 from mfgp.notes.contradictions import contradiction_notes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
 WEAK_REPULSION = 0.2  # off 1, from which on the coefficient of zbl is told
+HELD = 0.9  # of a 95 % interval: where fewer labels can be expected in it, for want of structures, this is told
 
 
 def fit_notes(model: MultiFidelityGP) -> list[str]:
@@ -39,6 +41,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
             f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     out += _missing_labels(model)
+    out += _calibrated_on_few(model)
     out += _isolated_at_some_levels(model)
     out += narrow_cells(model)
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
@@ -67,6 +70,23 @@ def _missing_labels(model: MultiFidelityGP) -> list[str]:
             "composition, are not touched by that."
         )
     return out
+
+
+def coverage_of_few(structures: int) -> float:
+    """P(|t_n| < 1.96): of new energies, what the 95 % interval holds whose width was fitted to n errors (Student's t)."""
+    return float(2.0 * stdtr(structures, 1.959964) - 1.0)
+
+
+def _calibrated_on_few(model: MultiFidelityGP) -> list[str]:
+    """Of levels whose widths of energies come from the errors of so few structures that these do not tell them well."""
+    fitted = () if model.calibration is None else model.calibration.fitted
+    few = [f for f in fitted if f.kind == "energy" and coverage_of_few(f.structures) < HELD]
+    return [
+        f"note: standard deviations of energies at {f.level} are scaled to the errors of {f.structures} left-out "
+        f"structures: expect {100 * coverage_of_few(f.structures):.0f} % of new energies in their 95 % intervals, in one "
+        "fit fewer, in another more."
+        for f in few
+    ]
 
 
 def warn_of_labels(model: MultiFidelityGP, frames: FrameSet) -> None:
