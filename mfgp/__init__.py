@@ -26,7 +26,7 @@ _HOME = {
     "ModelFileError": "errors",
     "MultiFidelityGP": "model",
     "NumericalError": "errors",
-    "Prediction": "prediction",
+    "Prediction": "predict.prediction",
     "read_frames": "frames",
 }
 

@@ -17,21 +17,36 @@ from typer.testing import CliRunner
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.calibration.cell_widths import wider, width, widths
 from mfgp.cli import app
+from mfgp.fit import primitive
 
 
 def test_width_is_the_shortest_vector_of_the_lattice_of_translations() -> None:
     silicon = rattled_silicon()
-    assert width(silicon) == pytest.approx(5.43)
+    assert width(silicon, 15.0) == pytest.approx(5.43)
     skewed = silicon.copy()
     skewed.set_cell(np.array([[1, 0, 0], [2, 1, 0], [1, -3, 1]]) @ silicon.cell.array)  # the same lattice
-    assert width(skewed) == pytest.approx(5.43)
-    assert width(silicon * (2, 2, 2)) == pytest.approx(5.43)  # copies, displaced alike
-    assert width(rattled_silicon(2)) == pytest.approx(10.86)
-    assert width(bulk("Cu", cubic=True) * (3, 3, 3)) == pytest.approx(3.61 / math.sqrt(2))  # a perfect crystal
-    assert width(ethanol()) == math.inf
-    assert width(slab(False)) == pytest.approx(4.05 / math.sqrt(2))  # in its plane
+    assert width(skewed, 15.0) == pytest.approx(5.43)
+    assert width(silicon * (2, 2, 2), 15.0) == pytest.approx(5.43)  # copies, displaced alike
+    assert width(rattled_silicon(2), 15.0) == pytest.approx(10.86)
+    assert width(bulk("Cu", cubic=True) * (3, 3, 3), 15.0) == pytest.approx(3.61 / math.sqrt(2))  # a perfect crystal
+    assert width(ethanol(), 15.0) == 15.0
+    assert width(slab(False), 15.0) == pytest.approx(4.05 / math.sqrt(2))  # in its plane
     wire = Atoms("CuCu", positions=[[0, 0, 0], [0.3, 0, 2.6]], cell=[0, 0, 5.0], pbc=(False, False, True))
-    assert width(wire) == pytest.approx(5.0)
+    assert width(wire, 15.0) == pytest.approx(5.0)
+
+
+def test_large_crystals_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only translations within reach are tried: 2048 atoms, 2048^2 places otherwise."""
+    tried: list[int] = []
+    wrapped = primitive._wrapped
+
+    def counted(s: np.ndarray) -> np.ndarray:
+        tried.append(len(s))
+        return wrapped(s)
+
+    monkeypatch.setattr(primitive, "_wrapped", counted)
+    assert width(bulk("Cu", cubic=True) * (8, 8, 8), 5.0) == pytest.approx(3.61 / math.sqrt(2))
+    assert max(tried) < 2048 * 60
 
 
 def test_three_structures_are_enough() -> None:

@@ -13,9 +13,9 @@ FEATURES = 20
 NOISE = 0.015  # eV/Å, of the forces
 
 
-def alike_environments(seed: int, decades: float) -> tuple[Statistics, float]:
+def alike_environments(seed: int, decades: float, noise: float = NOISE) -> tuple[Statistics, float]:
     """36 energies, 1700 force components and 200 virials of features that fall off by `decades`, as those of a crystal's
-    dynamics do, with little noise; and the rms of the weights that they are made of (eV)."""
+    dynamics do, with noise of the forces (eV/Å); and the rms of the weights that they are made of (eV)."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -23,15 +23,15 @@ def alike_environments(seed: int, decades: float) -> tuple[Statistics, float]:
 
     size = 10 ** torch.linspace(0, -decades, FEATURES, dtype=torch.float64)
     weights, rows = 2.0 * normal(FEATURES), {}
-    for kind, n, scale, noise in (
-        ("energy", 36, 0.15, NOISE / 15),
-        ("forces", 1700, 0.4, NOISE),
-        ("virial", 200, 2.0, 2 * NOISE),
+    for kind, n, scale, sigma in (
+        ("energy", 36, 0.15, noise / 15),
+        ("forces", 1700, 0.4, noise),
+        ("virial", 200, 2.0, 2 * noise),
     ):
         a = torch.zeros(n, FEATURES + 1, dtype=torch.float64)  # the last column: e0
         a[:, :FEATURES] = scale * normal(n, FEATURES) * size
         a[:, FEATURES] = float(kind == "energy")
-        rows[kind] = (a, a[:, :FEATURES] @ weights + noise * normal(n))
+        rows[kind] = (a, a[:, :FEATURES] @ weights + sigma * normal(n))
     statistics = Statistics(FEATURES + 1)
     statistics.add(0, rows)
     return statistics, weights.square().mean().sqrt().item()
@@ -48,3 +48,16 @@ def test_amplitude_and_noise_are_those_of_the_data(seed: int, decades: float) ->
     maximise_evidence(Evidence(noise, prior), statistics, species, std, 100)
     assert prior.scale.item() == pytest.approx(drawn, rel=0.4)  # 20 weights tell it to 16 %
     assert noise.noise[0].tolist() == pytest.approx([NOISE / 15, NOISE, 2 * NOISE], rel=0.4)
+
+
+@pytest.mark.parametrize("first", [0.05, 1e-3, 1e-5])
+def test_noise_that_is_far_from_where_the_search_begins(first: float) -> None:
+    """A gradient of 10^5 nats and more at the start: units of the objective, in place of those of the parameters, let the
+    search stop anywhere within 10^-7 of them."""
+    statistics, _ = alike_environments(0, 3.0, noise=0.5)
+    prior, noise = AutoregressiveGP(1, (29,), 2, "scalar"), LevelNoise(1, (first / 10, first, first), 0.1)
+    initialise(prior, noise, statistics, FEATURES)
+    species, std = torch.zeros(FEATURES, dtype=torch.long), torch.full((1, 1), 10.0, dtype=torch.float64)
+    found = maximise_evidence(Evidence(noise, prior), statistics, species, std, 100)
+    assert found.converged
+    assert noise.noise[0].tolist() == pytest.approx([0.5 / 15, 0.5, 1.0], rel=0.4)

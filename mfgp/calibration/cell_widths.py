@@ -9,7 +9,6 @@ three of its structures have: so few are enough to show what larger cells do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import minkowski_reduce
 
-from mfgp.fit.primitive import primitive
+from mfgp.fit.primitive import shortest_translation
 from mfgp.frames import FrameSet
 
 if TYPE_CHECKING:
@@ -27,22 +26,22 @@ ENOUGH = 3  # structures
 STRAIN = 1.1  # of a cell that is no larger one
 
 
-def width(atoms: Atoms) -> float:
-    """Å after which a structure repeats; infinite where it does not."""
-    cell = primitive(atoms).cell
-    if not cell.pbc.any():
-        return math.inf
-    reduced, _ = minkowski_reduce(cell.cell, pbc=cell.pbc)
-    return float(np.linalg.norm(np.asarray(reduced)[cell.pbc], axis=1).min())
+def width(atoms: Atoms, reach: float) -> float:
+    """Å after which a structure repeats; `reach` where it does not within that."""
+    if not atoms.pbc.any():
+        return reach
+    reduced, _ = minkowski_reduce(atoms.cell, pbc=atoms.pbc)
+    own = min(reach, float(np.linalg.norm(np.asarray(reduced)[atoms.pbc], axis=1).min()))
+    return min(own, shortest_translation(atoms, own)) if atoms.pbc.all() else own
 
 
 def widths(frames: FrameSet, levels: Sequence[str], reach: float) -> tuple[float, ...]:
     """Of the training data at each level, Å, `reach` (twice r_cut) at most."""
-    out = []
-    for level in levels:
-        found = sorted((width(f.atoms) for f in frames.of(level) if not f.isolated_atom), reverse=True)
-        out.append(min([reach, *found[:ENOUGH]]))
-    return tuple(out)
+    found = {
+        level: sorted((width(f.atoms, reach) for f in frames.of(level) if not f.isolated_atom), reverse=True)
+        for level in levels
+    }
+    return tuple(min([reach, *found[level][:ENOUGH]]) for level in levels)
 
 
 def narrow_cells(model: MultiFidelityGP) -> list[str]:
@@ -63,4 +62,4 @@ def wider(model: MultiFidelityGP, level: int, structures: Iterable[Atoms]) -> in
     if model.calibration is None or not model.calibration.widths:
         return 0
     known, reach = model.calibration.widths[level], 2 * model.soap.config.r_cut
-    return sum(min(width(atoms), reach) > STRAIN * known for atoms in structures)
+    return sum(width(atoms, reach) > STRAIN * known for atoms in structures)

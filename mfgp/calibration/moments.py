@@ -6,7 +6,7 @@ The variance of the difference between a predicted moment and that of a new calc
 
 with one factor c for each level and element. Amplitude and noise maximise the evidence of the moments of one element, of a
 dozen atoms in a small data set, and then say too little of what other structures do. c is fitted as the factors of other
-labels are (calibration_fit.fit_factors: log-normal prior, a structure counts as one), to the moments of structures that are
+labels are (factors.fit_factors: log-normal prior, a structure counts as one), to the moments of structures that are
 left out whole, in closed form (leave_one_out.left_out_moments). Amplitude and noise are those of all, so that with few
 structures what is left out still looks a little too certain.
 """

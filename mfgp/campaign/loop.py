@@ -4,7 +4,7 @@
     with Campaign.open("run1") as campaign:
         campaign.run()
 
-Everything that must survive is in one database (campaign_store) and in `models/`. A step is written before it is done: its
+Everything that must survive is in one database (store) and in `models/`. A step is written before it is done: its
 decisions and tasks first, each calculation as it starts and as it ends, the model file, then the row that names it with the
 labels that it learned. So a process killed anywhere leaves a state from which `run` goes on: a finished calculation is
 taken from its result file, an unfinished one starts again, a model file that no row names is written over.

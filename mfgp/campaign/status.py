@@ -21,7 +21,7 @@ from mfgp.campaign.store import Store
 
 @dataclass(frozen=True)
 class Status:
-    """Rows of a campaign's database. Standard deviations in eV/Å, hours as in campaign_schema."""
+    """Rows of a campaign's database. Standard deviations in eV/Å, hours as in schema."""
 
     directory: Path
     config: CampaignConfig

@@ -1,8 +1,8 @@
 """The database of a campaign: SQLite with a write-ahead log, synced at every commit, so that a killed process loses nothing.
 
 Every change of state is one transaction; what belongs together (a calculation's end and its label, a model version and the
-labels that it learned) is in the same one. All SQL that writes is here, in `campaign_schema` and in `campaign_failures`;
-reading for people is in `campaign_status`.
+labels that it learned) is in the same one. All SQL that writes is here, in `schema` and in `failures`;
+reading for people is in `status`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Tasks:
 
         What an earlier process left running has the time that its level allows, counted from its start.
         Raises ConfigError after the first calculation of a level that gives no moments where `spin` asks for them, and after
-        the first failures of one that never worked (campaign_failures).
+        the first failures of one that never worked (failures).
         """
         total = len(self.store.tasks("step = ?", (step,)))
 

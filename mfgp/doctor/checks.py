@@ -1,9 +1,9 @@
 """What may be wrong with labelled data, before a fit is spent on it.
 
 `examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
-structures and counts are here, those of labels in `doctor_labels` and `doctor_moments`, of forces along trajectories in
-`doctor_paths`, of elemental references in `doctor_composition`, of the unit of lengths in `doctor_lengths`, and of levels
-against each other in `doctor_levels`.
+structures and counts are here, those of labels in `labels` and `moments`, of forces along trajectories in
+`paths`, of elemental references in `composition`, of the unit of lengths in `lengths`, and of levels
+against each other in `levels`.
 """
 
 from __future__ import annotations

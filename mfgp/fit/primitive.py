@@ -54,8 +54,18 @@ def primitive(atoms: Atoms) -> Primitive:
     return Primitive(Atoms(atoms.numbers[kept], atoms.positions[kept], cell=basis, pbc=True), copy_of, n)
 
 
-def _translations(atoms: Atoms) -> tuple[NDArray[np.int64], Array]:
-    """Those that map the structure onto itself: the atom that each atom falls on [n, N]; fractional vectors [n, 3]."""
+def shortest_translation(atoms: Atoms, longest: float) -> float:
+    """Of those up to `longest` (Å) that map a structure, periodic in three directions, onto itself; infinite without one."""
+    _, vectors = _translations(atoms, longest)
+    lengths = np.linalg.norm(_images(vectors, atoms.cell.array), axis=2)
+    return float(lengths[(lengths > TOLERANCE) & (lengths <= longest)].min(initial=np.inf))
+
+
+def _translations(atoms: Atoms, longest: float = np.inf) -> tuple[NDArray[np.int64], Array]:
+    """Those that map the structure onto itself: the atom that each atom falls on [n, N]; fractional vectors [n, 3].
+
+    longest: Å, of those that are looked for; N^2 places are tried without a limit.
+    """
     numbers, cell = atoms.numbers, atoms.cell.array
     s = _wrapped(atoms.get_scaled_positions(wrap=False))
     tree, tolerance = cKDTree(s, boxsize=1.0), TOLERANCE / np.linalg.norm(cell, 2)
@@ -67,11 +77,18 @@ def _translations(atoms: Atoms) -> tuple[NDArray[np.int64], Array]:
     elements, counts = np.unique(numbers, return_counts=True)
     rarest = np.flatnonzero(numbers == elements[counts.argmin()])
     vectors, known = s[rarest] - s[rarest[0]], np.append(numbers, -1)
+    vectors = vectors[np.linalg.norm(_images(vectors, cell), axis=2).min(axis=1) <= longest]
     last = len(atoms) - 1 if rarest[0] == 0 else 0  # another atom, which few of the vectors move onto an atom
     vectors = vectors[known[falls_on(s[last] + vectors)] == numbers[last]]
     images = falls_on((s + vectors[:, None]).reshape(-1, 3)).reshape(len(vectors), -1)
     whole = (known[images] == numbers).all(axis=1)
     return images[whole], vectors[whole]
+
+
+def _images(vectors: Array, cell: Array) -> Array:
+    """Fractional vectors [k, 3] in Å, in the neighbouring cells too: [k, 27, 3]."""
+    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    return ((vectors - np.round(vectors))[:, None] + shifts) @ cell
 
 
 def _wrapped(s: Array) -> Array:
@@ -83,8 +100,7 @@ def _wrapped(s: Array) -> Array:
 
 def _basis(vectors: Array, cell: Array, n: int) -> Array | None:
     """The shortest basis [3, 3] in Å of the lattice of translations; None where the shortest vectors are none."""
-    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-    every = ((vectors - np.round(vectors))[:, None] + shifts).reshape(-1, 3) @ cell
+    every = _images(vectors, cell).reshape(-1, 3)
     length = np.linalg.norm(every, axis=1)
     volume = abs(np.linalg.det(cell)) / n
     chosen: list[Array] = []

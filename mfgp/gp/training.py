@@ -8,8 +8,8 @@ decides, and `keep_definite` gives the model the noises that were used.
 
 Between two bounds for each parameter scipy's first step is the gradient itself, thousands of nats long: to the corner of the
 box, the largest amplitude and the smallest noises. What rounding asks for is all the noise there, and its amplitude a
-maximum of its own: s = 10^3 eV in the place of 3, a thousand nats below. So the objective is taken in units in which the
-first gradient is no longer than FIRST_STEP.
+maximum of its own: s = 10^3 eV in the place of 3, a thousand nats below. So parameters are taken in units c in which that
+step, c^2 times the gradient, is no longer than FIRST_STEP.
 """
 
 from __future__ import annotations
@@ -112,16 +112,22 @@ def maximise_evidence(
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
     bounds = _bounds(objective.model, objective.likelihood, statistics)
     start = np.clip(_pack(descent.parameters), *np.array(bounds).T)
-    unit = max(1.0, float(np.linalg.norm(descent(start)[1])) / FIRST_STEP)  # nats
+    slope = float(np.linalg.norm(descent(start)[1]))
+    unit = min(1.0, (FIRST_STEP / slope) ** 0.5) if slope > 0.0 else 1.0
+
+    def scaled(z: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = descent(unit * z)
+        return value, unit * gradient
+
     values = [np.inf]
     result = minimize(
-        lambda x: tuple(part / unit for part in descent(x)),
-        start,
+        scaled,
+        start / unit,
         jac=True,
         method="L-BFGS-B",
-        bounds=bounds,
+        bounds=[(low / unit, high / unit) for low, high in bounds],
         callback=lambda _: values.append(descent.lowest),
-        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3 / unit, "maxls": 20},
+        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3 * unit, "maxls": 20},
     )
     if descent.best is None:
         raise NumericalError(
