@@ -37,7 +37,7 @@ def test_what_is_added_can_be_chosen(folder: Path) -> None:  # noqa: F811
     known = alloy(200, rattle=0.2)  # the first of the pool
     assert extend(folder, known, strange, strange) == (
         1,
-        ["structures given: 1 structures are repeated; each is taken once.", "1 structures are in the pool already."],
+        ["structures given: repeated, and taken once: 1 of 3.", "in the pool already: 1 of 2."],
     )
     assert pool(folder) == list(range(N_POOL + 1))
     with Campaign.open(folder / "run", {"low": traced}) as campaign:
@@ -74,9 +74,15 @@ def test_held_out_structures_stay_out(folder: Path, two_levels: Any, config: Any
     start(folder)
     (folder / "high.extxyz").unlink()
     test.info["split"] = "test"
-    n, notices = extend(folder, held, test, alloy(407))
+    rounded = held.copy()
+    rounded.positions = np.round(rounded.positions, 5)
+    turned = held.copy()
+    turned.rotate(30, "z", rotate_cell=True)
+    n, notices = extend(folder, held, rounded, turned[::-1], test, alloy(407))
     assert n == 1
-    assert notices == ["structures given: 2 structures are held out (info['split'], or in the fit's data); left out."]
+    assert notices == ["structures given: held out (info['split'], or in the fit's data) and left out: 4 of 5."]
+    with pytest.raises(DataError, match="of 2 all are held out"):
+        extend(folder, held, test)
 
 
 def test_the_command_takes_what_is_new_in_a_file_of_the_pool(folder: Path) -> None:  # noqa: F811
@@ -86,11 +92,10 @@ def test_the_command_takes_what_is_new_in_a_file_of_the_pool(folder: Path) -> No
     with pytest.warns(UserWarning, match="`campaign extend`"), Campaign.open(folder / "run", {"low": traced}):
         pass
     command = ("campaign", "extend", folder / "pool.extxyz", "-d", folder / "run")
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        result = ok(*command)
+    result = ok(*command)
+    assert "changed since" not in result.output
     assert f"1 structure added to the pool, which has {N_POOL + 1} now" in result.output
-    assert f"{N_POOL} structures are in the pool already" in result.stderr
+    assert f"in the pool already: {N_POOL} of {N_POOL + 1}" in result.stderr
     assert "0 structures added" in ok(*command).output
     with warnings.catch_warnings():  # the file is known as it is now
         warnings.simplefilter("error")

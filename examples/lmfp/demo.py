@@ -25,7 +25,7 @@ from rich.table import Table
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.base.console import data_table, estimate_line, stdout
 from mfgp.base.progress import bars
-from mfgp.baselines.columns import Baseline, make_baselines
+from mfgp.baselines import Baseline, make_baselines
 from mfgp.config import BaselineConfig, load_config
 from mfgp.datasets import load_lmfp
 from mfgp.estimate import estimate

@@ -12,35 +12,41 @@ from mfgp.campaign.inputs import record_again
 from mfgp.campaign.records import bare
 from mfgp.campaign.store import Store
 from mfgp.data.reading import geometry_problems, raise_problems, read_structures
+from mfgp.data.same_structure import keys
 from mfgp.data.single_point import geometry
 from mfgp.errors import DataError
 from mfgp.frames import is_held_out
 from mfgp.model import MultiFidelityGP
 
-HELD_OUT = "held_out"  # geometries of the structures that the fit's data hold out, as JSON
+HELD_OUT = "held_out"  # keys of the structures that the fit's data hold out, as JSON
 
 
 def candidates(sources: Sequence[Path | Atoms], held_out: set[str], notices: list[str]) -> list[Atoms]:
     """Structures without their labels, each geometry once; info['source'] says where one came from. Notices tell of those
-    left out: held out themselves (`split`), or with a geometry in `held_out`. DataError where none is left."""
+    left out: held out themselves (`split`), or the same as one whose key is in `held_out` (same_structure), in whatever
+    description. DataError where none is left."""
+    given = list(_given(sources))
     out: dict[str, Atoms] = {}
     repeated = dropped = 0
-    for source, atoms in _given(sources):
-        key = geometry(atoms)
-        if is_held_out(atoms.info.get("split")) or key in held_out:
+    for (source, atoms), (own, near) in zip(given, keys([atoms for _, atoms in given]), strict=True):
+        place = geometry(atoms)
+        if is_held_out(atoms.info.get("split")) or not held_out.isdisjoint((own, *near)):
             dropped += 1
-        elif key in out:
+        elif place in out:
             repeated += 1
         else:
-            out[key] = bare(atoms)
-            out[key].info["source"] = source
+            out[place] = bare(atoms)
+            out[place].info["source"] = source
     names = ", ".join(dict.fromkeys("structures given" if isinstance(s, Atoms) else s.name for s in sources))
-    if dropped:
-        notices.append(f"{names}: {dropped} structures are held out (info['split'], or in the fit's data); left out.")
-    if repeated:
-        notices.append(f"{names}: {repeated} structures are repeated; each is taken once.")
     if not out:
-        raise DataError(f"{names or 'no structures given'}: no structure to choose from is left.")
+        why = f": of {len(given)} all are held out (info['split'], or in the fit's data)" if dropped else ""
+        raise DataError(f"{names or 'no structures given'}: no structure to choose from is left{why}.")
+    if dropped:
+        notices.append(
+            f"{names}: held out (info['split'], or in the fit's data) and left out: {dropped} of {len(given)}."
+        )
+    if repeated:
+        notices.append(f"{names}: repeated, and taken once: {repeated} of {len(given)}.")
     return list(out.values())
 
 
@@ -48,7 +54,7 @@ def extend(store: Store, model: MultiFidelityGP, sources: Sequence[Path | Atoms]
     """Put structures that are not in the pool at its end, all or none; how many, and notices as of `candidates`."""
     notices: list[str] = []
     recorded = store.meta(HELD_OUT)
-    if recorded is None:
+    if recorded is None and store.meta("fit") is not None:
         notices.append(
             "an earlier version made this campaign and did not write down which structures the fit's data hold out; those "
             "among these that have no `split` of their own are taken."
@@ -64,7 +70,7 @@ def extend(store: Store, model: MultiFidelityGP, sources: Sequence[Path | Atoms]
         record_again(store, [s for s in sources if not isinstance(s, Atoms)])
         store.event("extend", f"{len(new)} structures added to the pool, {len(there)} were there")
     if len(new) < len(found):
-        notices.append(f"{len(found) - len(new)} structures are in the pool already.")
+        notices.append(f"in the pool already: {len(found) - len(new)} of {len(found)}.")
     return len(new), notices
 
 

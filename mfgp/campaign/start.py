@@ -22,7 +22,7 @@ from mfgp.campaign.store import Store, now
 from mfgp.campaign.tasks import check_calculators
 from mfgp.config import FitConfig, load_config
 from mfgp.data.costs import CostModel
-from mfgp.data.single_point import geometry
+from mfgp.data.same_structure import keys
 from mfgp.errors import ConfigError
 from mfgp.frames import FrameSet, read_frames
 from mfgp.model import MultiFidelityGP
@@ -40,7 +40,7 @@ def start(config: CampaignConfig, directory: Path, calculators: dict[str, Factor
         notices: list[str] = []
         fit = None if config.fit is None else load_config(config.fit)
         frames = None if fit is None else _initial_frames(config, fit)
-        held_out = set() if frames is None else {geometry(f.atoms) for f in frames.held_out()}
+        held_out = set() if frames is None else {own for own, _ in keys([f.atoms for f in frames.held_out()])}
         pool = candidates(config.pool, held_out, notices)
         targets = candidates(config.targets, set(), notices) if config.targets else []
         if frames is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,7 @@ def extend(
     with friendly() as notices:
         from mfgp.campaign.loop import Campaign
 
+        warnings.filterwarnings("ignore", "pool: .* changed since")  # that it did is what this command is for
         with Campaign.open(_directory(directory)) as opened:
             n, found = opened.extend(list(pool))
             total = len(opened.store.structures("pool_index"))

@@ -43,15 +43,16 @@ def groups(structures: Sequence[Atoms]) -> list[int]:
     """A number for each structure, the same of those that are the same."""
     home: dict[str, int] = {}
     out = []
-    for own, near in _keys(structures):
+    for own, near in keys(structures):
         number = next((home[key] for key in (own, *near) if key in home), len(home))
         home.setdefault(own, number)
         out.append(number)
     return out
 
 
-def _keys(structures: Sequence[Atoms]) -> Iterator[tuple[str, list[str]]]:
-    """The key of each structure's own cell, and those of cells that it is near to."""
+def keys(structures: Sequence[Atoms]) -> Iterator[tuple[str, list[str]]]:
+    """The key of each structure's own cell (of sums), and those of cells that it is near to. Two are the same where a key of
+    one is the own one of the other."""
     for atoms, sums in zip(structures, invariants(structures), strict=True):
         numbers, counts = np.unique(atoms.numbers, return_counts=True)
         composition = np.stack([numbers, counts // math.gcd(*counts.tolist())]).astype("<i8").tobytes()
