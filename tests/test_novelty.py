@@ -245,10 +245,8 @@ def test_energies_are_novel_by_the_root_of_their_variance(model: MultiFidelityGP
     assert high.exponent == ENERGY_EXPONENT == 0.5
     assert low.exponent == 0
     assert fit_calibration(parts[:2], model.levels, model.basis.species, pairs).energy_novelty[1].exponent == 0
-    assert high.reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in parts]))
-    factors = [
-        ((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(parts))
-    ]  # mean variance 1.75 times usual
+    assert high.reference == pytest.approx(0.01 / n)  # the median
+    factors = [2.0 if k % 4 == 0 else 1.0 for k in range(len(parts))]
     wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(parts, factors, strict=True)]
     same = fit_calibration(wider, model.levels, model.basis.species).energy[1]
     assert found.energy[1].weights == pytest.approx(same.weights, rel=1e-6)
@@ -259,7 +257,22 @@ def test_energies_are_novel_by_the_root_of_their_variance(model: MultiFidelityGP
 
     strange = parts[::4]  # those that calibration without novelty is too sure of
     with_novelty = [z(p, found.energy[1], high.factor(p.weight_variance[0] * n, n)) for p in strange]
-    assert np.std(with_novelty) < 0.9 * np.std([z(p, unlike, 1.0) for p in strange])  # 0.87 by the factors
+    assert np.std(with_novelty) < 0.9 * np.std([z(p, unlike, 1.0) for p in strange])
+
+
+def test_one_strange_energy_does_not_hide_others(model: MultiFidelityGP, two_levels: FrameSet) -> None:
+    """Nearly exact labels: one variance of 20000 times the usual one, and of the others a quarter of 9 times."""
+    parts, n = [], len(two_levels.training().of("high")[0].atoms)
+    for k, part in enumerate(energies(two_levels.training().of("high") * 16, 1.4)):
+        v = 0.01 * (20000.0 if k == 1 else 9.0 if k % 4 == 0 else 1.0)
+        parts.append(replace(part, weight_variance=np.array([v])))
+    novelty = fit_calibration(parts, model.levels, model.basis.species, pairs).energy_novelty[1]
+    assert novelty.factor(0.09 * n, n) == pytest.approx(3.0)
+    assert novelty.factor(200.0 * n, n) == pytest.approx(20000**0.5)  # as far as left-out structures go
+    assert novelty.factor(800.0 * n, n) == pytest.approx(20000**0.5)
+    assert novelty.factor(0.001 * n, n) == 1.0
+    exact = EnergyNovelty.of([0.0, 0.0, 0.0])  # rounding has left nothing
+    assert exact.factor(0.5, n) == EnergyNovelty.of([]).factor(0.5, n) == 1.0
 
 
 def test_sampled_and_by_level_follow(two_levels: FrameSet, config: FitConfig) -> None:

@@ -121,9 +121,9 @@ def _usual(
     forces, energies = {}, {}
     for level in levels:
         mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
-        of_virials = _mean_variance_per_atom(alike[level, "virial"])
+        of_virials = float(np.mean(_variances_per_atom(alike[level, "virial"]) or [0.0]))
         forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0}, virial_reference=of_virials)
-        energies[level] = EnergyNovelty(0.0, _mean_variance_per_atom(alike[level, "energy"]))
+        energies[level] = EnergyNovelty.of(_variances_per_atom(alike[level, "energy"]))
     return forces, energies
 
 
@@ -163,9 +163,9 @@ def _mean_variance(parts: Sequence[LeftOut], z: int) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def _mean_variance_per_atom(parts: Sequence[LeftOut]) -> float:
-    """Of the weights, per atom squared, over those energies or virials; 0 for none. (LeftOut has them per sqrt(atom).)"""
-    return float(np.mean([p.weight_variance.mean() / len(p.frame.atoms) for p in parts])) if parts else 0.0
+def _variances_per_atom(parts: Sequence[LeftOut]) -> list[float]:
+    """Of the weights, per atom squared, for each energy or virial. (LeftOut has them per sqrt(atom).)"""
+    return [float(p.weight_variance.mean()) / len(p.frame.atoms) for p in parts]
 
 
 def _ratios(
