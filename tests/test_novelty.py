@@ -184,8 +184,8 @@ def test_calibration_learns_which_virials_are_novel(model: MultiFidelityGP, two_
     assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)
 
 
-def test_virials_of_perfect_crystals_go_by_their_own_variance() -> None:
-    """Where no force tells: a variance per atom, the same for a supercell, that never narrows."""
+def test_virials_of_crystals_go_by_their_own_variance() -> None:
+    """Where forces tell nothing, or little: a variance per atom, the same for a supercell."""
     novelty = Novelty(0.8, {29: 0.01}, 0.5, 0.02)
     cell = bulk("Cu", cubic=True)
     zero, virial = np.full(12, 1e-16), np.array([0.5, 1.1, 0.8, 0.0, 1e-14, 0.0])
@@ -194,11 +194,16 @@ def test_virials_of_perfect_crystals_go_by_their_own_variance() -> None:
     double = cell * (2, 1, 1)
     assert novelty.factors(np.tile(zero, 2), double.numbers, pairs(double), 4 * virial)[1] == pytest.approx(own)
     assert novelty.factors(zero, cell.numbers, pairs(cell), 1e9 * virial)[1] == pytest.approx(10**0.5)
-    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e-3 * virial)[1] == 1.0
+    assert novelty.factors(zero, cell.numbers, pairs(cell), 1e-3 * virial)[1] == pytest.approx(0.1**0.5)
     assert novelty.factors(zero, cell.numbers, pairs(cell), NO_VIRIAL)[1] == 1.0
     assert replace(novelty, virial_reference=0.0).factors(zero, cell.numbers, pairs(cell), virial)[1] == 1.0
-    told = np.full(12, 0.01)  # forces as usual
-    assert novelty.factors(told, cell.numbers, pairs(cell), virial)[1] == pytest.approx(1.0)
+    for quiet in (1e-10, 1e-6, 1e-3, 0.01):  # displaced a little, more, until forces are as usual
+        told = np.full(12, quiet)
+        assert novelty.factors(told, cell.numbers, pairs(cell), virial)[1] == pytest.approx(own)
+        assert novelty.factors(told, cell.numbers, pairs(cell), 1e-3 * virial)[1] == pytest.approx(
+            max(quiet / 0.01, 0.1) ** 0.5
+        )
+    assert novelty.factors(np.full(12, 0.09), cell.numbers, pairs(cell), virial)[1] == pytest.approx(3.0)
 
 
 def test_left_out_virials_without_forces_go_by_their_own_variance(model: MultiFidelityGP, two_levels: FrameSet) -> None:
@@ -207,7 +212,7 @@ def test_left_out_virials_without_forces_go_by_their_own_variance(model: MultiFi
     alone = parts[1::2]
     found, n = fit_calibration(alone, model.levels, model.basis.species, pairs), len(alone[0].frame.atoms)
     assert found.novelty[1].virial_reference == pytest.approx(np.mean([p.weight_variance[0] / n for p in alone]))
-    factors = [((4.0 / 1.75) if k % 4 == 0 else 1.0) ** 0.5 for k in range(len(alone))]
+    factors = [((4.0 if k % 4 == 0 else 1.0) / 1.75) ** 0.5 for k in range(len(alone))]
     wider = [replace(p, weight_variance=g * p.weight_variance) for p, g in zip(alone, factors, strict=True)]
     same = fit_calibration(wider, model.levels, model.basis.species).virial[1]
     assert found.virial[1].weights == pytest.approx(same.weights, rel=1e-6)

@@ -4,14 +4,15 @@ The evidence chooses amplitudes and noises that describe all labels at once; wha
 too wide or too narrow by a factor of several. Leave-one-structure-out errors (leave_one_out) are errors on unseen
 structures. The factors a, r, b of Var = a v_weights + r v_residual + b v_noise maximise
 
-    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log factor / factor_0; 0, 2^2),        w = structures / labels
+    sum_i w log N(e_i; 0, Var_i) + sum over factors of log N(log(factor / factor_0); 0, 2^2),        w = structures / labels
 
 over the left-out errors e_i: the labels of one structure are far from independent and count as one together, so that with
-a handful of structures the calibration stays near what the model says by itself, factor_0 = 1. Of energies factor_0 is that
-of all forces of the level: in cells of one size the three parts of an energy's variance are nearly proportional to each
-other and its errors tell their sum alone, while a larger cell has another mixture (the noise of N atoms grows as N, what is
-not known of the weights as up to N^2). Forces, of which a structure has dozens that differ in these parts, tell which is
-how far off. The exponents of novelty.py are fitted in turns with them, the scatter of composition_scatter.py last.
+a handful of structures the calibration stays near what the model says by itself, factor_0 = 1. Of energies, beside
+three structures with forces or more, factor_0 is that of all forces of the level: in cells of one size the three parts of an
+energy's variance are nearly proportional to each other and its errors tell their sum alone, while a larger cell has another
+mixture (the noise of N atoms grows as N, what is not known of the weights as up to N^2). Forces, of which a structure has
+dozens that differ in these parts, tell which is how far off. The exponents of novelty.py are fitted in turns with them, the
+scatter of composition_scatter.py last.
 """
 
 from __future__ import annotations
@@ -181,8 +182,8 @@ def _ratios(
         out[id(p)], mean[id(p.frame)] = np.log(u[p.component // 3]), float(u.mean())
     for p in alike[level, "virial"]:
         n = len(p.frame.atoms)
-        u_mean = mean.get(id(p.frame)) or forces.virial_ratio(p.weight_variance * n, n)
-        out[id(p)] = np.full(len(p.error), np.log(u_mean))
+        ratio = forces.virial_ratio(mean.get(id(p.frame)), p.weight_variance * n, n)
+        out[id(p)] = np.full(len(p.error), np.log(ratio))
     for p in alike[level, "energy"]:
         n = len(p.frame.atoms)
         out[id(p)] = np.log([energies.ratio(v * n, n) for v in p.weight_variance])

@@ -14,13 +14,13 @@ the labels' noise) before calibration's factors do. One c in [0, 2] for each lev
 u is a mean over surroundings because that tells more than the atom's own variance (docs/theory.md#novelty). The virial of
 N atoms has
 
-    g = (sum_a u_a / N)^(1/2)
+    g = max(sum_a u_a / N, u')^(1/2),        u' = (v' / N^2) / m',   1/10 <= u' <= 10
 
-at levels with left-out virials: a mean over atoms is the same for a cell and for its supercell, and does not fall with N
-where errors are independent from atom to atom. An exponent fitted to left-out virials is no better on others
-(docs/theory.md#novelty). Where no force tells (perfect crystals, strained or not; levels without forces) the mean v over the
-components of its own variance stands for them, with u as that of energies. The energy of N atoms with the weights' part v
-has
+at levels with left-out virials, with v' the mean of the weights' part over its own components and m' that of left-out ones.
+A mean over atoms is the same for a cell and for its supercell, and does not fall with N where errors are independent from
+atom to atom; u' tells of strained crystals, whose forces are zero or small by symmetry, and of levels without forces. An
+exponent fitted to left-out virials is no better on others (docs/theory.md#novelty). The energy of N atoms with the weights'
+part v has
 
     u = (v / N^2) / m,        m its median over the left-out structures of the level,        g = u^(1/2),   1 <= u <= u_max
 
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
 RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
-ENERGY_RANGE = (1.0, 10.0)  # and of virials without forces; of energies up to where left-out ones are
+ENERGY_RANGE = (1.0, 10.0)  # up to where left-out ones are
 MAX_EXPONENT = 2.0
 VIRIAL_EXPONENT = ENERGY_EXPONENT = 0.5
 
@@ -68,16 +68,17 @@ class Novelty:
             return np.ones(len(numbers)), 1.0
         u = self.ratios(variances, numbers, pairs)
         told = bool((self._relative(variances, numbers) > ZERO).any())
-        of_virial = float(u.mean()) if told else self.virial_ratio(virial, len(numbers))
+        of_virial = self.virial_ratio(float(u.mean()) if told else None, virial, len(numbers))
         return u**self.exponent, of_virial**self.virial_exponent
 
-    def virial_ratio(self, variances: Array, atoms: int) -> float:
-        """u without forces, from the weights' part of the variances of a virial [component], eV^2; zeros say nothing."""
-        if self.virial_reference <= 0:
-            return 1.0
-        relative = variances / atoms**2 / self.virial_reference
-        counted = relative[relative > ZERO]
-        return float(np.clip(counted.mean(), *ENERGY_RANGE)) if len(counted) else 1.0
+    def virial_ratio(self, of_forces: float | None, variances: Array, atoms: int) -> float:
+        """The larger of the forces' mean u (None: they say nothing) and u', from the weights' part of the variances of a
+        virial [component], eV^2; zeros say nothing, and 1 where neither does."""
+        known = [] if of_forces is None else [of_forces]
+        if self.virial_reference > 0:
+            relative = variances / atoms**2 / self.virial_reference
+            known += [float(np.clip(relative[relative > ZERO].mean(), *RANGE))] if (relative > ZERO).any() else []
+        return max(known, default=1.0)
 
     def _relative(self, variances: Array, numbers: NDArray[np.int64]) -> Array:
         """v over m_z of the forces, [N, 3]; 0 for species without a reference."""

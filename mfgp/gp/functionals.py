@@ -24,7 +24,7 @@ from mfgp.gp.observations import functional_rows, local_features, rows_of_jacobi
 from mfgp.gp.rows import InducingForms
 
 BYTES = 1e9  # of Jacobians held at a time
-HALO = 4.0  # times what the atoms of a part need: centres that see them
+HALO = 4.0  # a part, with the centres that see its atoms, needs about so many times what its atoms alone would
 
 
 @dataclass(frozen=True)

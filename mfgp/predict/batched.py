@@ -42,7 +42,7 @@ def predict_many(
             yield from (predictor.from_mean(a, found) for a, found in zip(batch, means, strict=True))
         return
     features = predictor.model.features
-    if uncertainty in ("full", "by_level") and fits_threads(predictor, structures):
+    if uncertainty in ("full", "by_level") and len(structures) > 1 and fits_threads(predictor, structures):
 
         def functionals(atoms: Atoms) -> Functionals:
             predictor.check(atoms)
