@@ -14,8 +14,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from conftest import alloy, label
 
-from mfgp import DataError, FitConfig, FrameSet
+from descriptors import SOAP, SOAPConfig
+from mfgp import DataError, FitConfig, FrameSet, read_frames
+from mfgp import estimate as module
 from mfgp.base.devices import available_memory
 from mfgp.estimate import Counts, count, estimate, memory_bytes, seconds
 from mfgp.rates import Rates, pairs_per_centre, product_rate
@@ -184,9 +187,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from ase.build import bulk
-from mfgp import FitConfig
-from mfgp import MultiFidelityGP
-from mfgp import read_frames
+from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.estimate import estimate
 
 def status(name):
@@ -240,3 +241,12 @@ def test_time_is_estimated(estimated_and_measured: dict[str, tuple[float, float]
     guess, measured = estimated_and_measured["seconds"]
     assert measured > 1.0  # products, not overheads
     assert measured / 3 < guess < 3 * measured
+
+
+def test_a_large_structure_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its derivatives at most BYTES are held, and those by strain."""
+    frame = read_frames({"low": [label(alloy(0, repeat=2), "low")]}).frames[0]
+    soap = SOAP(SOAPConfig(r_cut=4.5, n_max=3, l_max=3), (29, 79))
+    whole = module._jacobian_bytes(frame, soap)
+    monkeypatch.setattr(module, "BYTES", 1e4)
+    assert module._jacobian_bytes(frame, soap) == 1e4 + 8 * 7 * soap.n_features * len(frame.atoms) < whole
