@@ -167,7 +167,7 @@ class Calibration:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths and `largest`."""
+        """What `to_json` gave, also before it had factors of moments, novelty of virials and widths."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),

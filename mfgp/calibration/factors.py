@@ -124,7 +124,7 @@ def _usual(
         mean = {z: _mean_variance(alike[level, "forces"], z) for z in species}
         of_virials = float(np.mean(_variances_per_atom(alike[level, "virial"]) or [0.0]))
         forces[level] = Novelty(0.0, {z: v for z, v in mean.items() if v > 0}, virial_reference=of_virials)
-        energies[level] = EnergyNovelty.of(_variances_per_atom(alike[level, "energy"]))
+        energies[level] = EnergyNovelty(0.0, float(np.median(_variances_per_atom(alike[level, "energy"]) or [0.0])))
     return forces, energies
 
 

@@ -22,14 +22,13 @@ atom to atom; u' tells of strained crystals, whose forces are zero or small by s
 exponent fitted to left-out virials is no better on others (docs/theory.md#novelty). The energy of N atoms with the weights'
 part v has
 
-    u = (v / N^2) / m,        m its median over the left-out structures of the level,        g = u^(1/2),   1 <= u <= u_max
+    u = (v / N^2) / m,        m its median over the left-out structures of the level,        g = u^(1/2),   1 <= u <= 10
 
 at levels with three left-out energies or more: a variance per atom, so that a supercell is as novel as its cell. It only
 widens: errors that are independent from atom to atom make v / N^2 fall with N, which is no reason to trust a large cell
 more. A structure has one energy, and those of a few dozen do not fix an exponent: fitted ones were anything from 0 to 2
 (docs/theory.md#larger-cells). Where labels are nearly exact v differs by factors of 1000 from structure to structure: its
-mean would be that of the strangest one, and u = 1 for all others. u_max is the largest u of a left-out structure, or 10 if
-that is less.
+mean would be that of the strangest one, and u = 1 for all others.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ Array = NDArray[np.float64]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # centre and neighbour of every pair
 RANGE = (0.1, 10.0)  # of u
 ZERO = 1e-9  # of m: less is rounding
-ENERGY_RANGE = (1.0, 10.0)  # up to where left-out ones are
+ENERGY_RANGE = (1.0, 10.0)
 MAX_EXPONENT = 2.0
 VIRIAL_EXPONENT = ENERGY_EXPONENT = 0.5
 
@@ -101,17 +100,10 @@ class Novelty:
 
 @dataclass(frozen=True)
 class EnergyNovelty:
-    """Exponent of the energies, m of a level, (eV/atom)^2, and u_max; a reference of 0 knows nothing."""
+    """Exponent of the energies, and m of a level, (eV/atom)^2; a reference of 0 knows nothing."""
 
     exponent: float = 0.0
     reference: float = 0.0
-    largest: float = ENERGY_RANGE[1]
-
-    @staticmethod
-    def of(variances: Sequence[float]) -> EnergyNovelty:
-        """m and u_max from v / N^2 of the left-out structures of a level, (eV/atom)^2; the exponent is 0."""
-        usual = float(np.median(variances)) if variances else 0.0
-        return EnergyNovelty(0.0, usual, max(ENERGY_RANGE[1], max(variances) / usual)) if usual > 0 else EnergyNovelty()
 
     def factor(self, variance: float, atoms: int) -> float:
         """g from the weights' part of the variance of a total energy, eV^2."""
@@ -119,9 +111,7 @@ class EnergyNovelty:
 
     def ratio(self, variance: float, atoms: int) -> float:
         """u, from the same."""
-        if self.reference <= 0:
-            return 1.0
-        return float(np.clip(variance / atoms**2 / self.reference, ENERGY_RANGE[0], self.largest))
+        return float(np.clip(variance / atoms**2 / self.reference, *ENERGY_RANGE)) if self.reference > 0 else 1.0
 
 
 @dataclass(frozen=True)
