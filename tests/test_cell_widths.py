@@ -81,7 +81,7 @@ def test_a_fit_to_narrow_cells_tells_of_larger_ones(narrow: MultiFidelityGP, con
     narrow.save(tmp_path / "m.mfgp")
     for model in (narrow, MultiFidelityGP.load(tmp_path / "m.mfgp")):
         (note,) = [n for n in model.notes() if "repeat" in n]
-        assert note.startswith("note: the training cells of low repeat after 3.")
+        assert note.startswith("note: training cells of low (3.")
         assert wider(model, 0, [alloy(50), alloy(51, 2), ethanol()]) == 2
     wide = fitted([*(alloy(i) for i in range(9)), *(alloy(20 + i, 3) for i in range(3))], config)
     assert not [n for n in wide.notes() if "repeat" in n]

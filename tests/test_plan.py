@@ -178,8 +178,10 @@ def test_what_the_model_was_trained_on_is_not_offered(
     result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "x.extxyz")
     assert result.exit_code == 0, result.output
     assert "not offered, since the model was trained on them: 2 at low, 2 at high" in result.stderr
+    assert "nothing is on offer" not in result.stderr
     ase.io.write(tmp_path / "pool.extxyz", known)
     result = run("select", files[0], tmp_path / "pool.extxyz", "-n", 1, *GIVEN, "-o", tmp_path / "y.extxyz")
+    assert "nothing is on offer at low: the model was trained on all" in result.stderr
     assert "is left to choose" in result.stderr
     assert not (tmp_path / "y.extxyz").exists()
 

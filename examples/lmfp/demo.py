@@ -76,7 +76,7 @@ def main(
     available = len(training.of(high))
     wanted = sorted({available if s == "all" else min(int(s), available) for s in sizes.split(",")})
     console.print(data_table(frames.summary(), frames.levels))
-    console.print("one fit with all data: " + estimate_line(estimate(training, config)))
+    console.print("one fit with all data, " + estimate_line(estimate(training, config)))
 
     with bars() as report:
         points = learning_curve(training, held_out, config, wanted, MODELS, report=report)
@@ -196,6 +196,7 @@ def molecular_dynamics(model: MultiFidelityGP, held_out: FrameSet, steps: int) -
         stds.append(atoms.calc.results["energies_std"].max())
 
     dynamics.attach(record)
+    atoms.get_forces()  # the first compiles its loops
     start = time.perf_counter()
     with bars() as report:
         dynamics.attach(lambda: report("NVE", len(energies), steps + 1, ""))

@@ -45,15 +45,16 @@ def widths(frames: FrameSet, levels: Sequence[str], reach: float) -> tuple[float
 
 
 def narrow_cells(model: MultiFidelityGP) -> list[str]:
-    """A note for each level whose standard deviations rest on cells that repeat after less than twice r_cut."""
+    """A note on the levels whose standard deviations rest on cells that repeat after less than twice r_cut."""
     reach = 2 * model.soap.config.r_cut
     known = () if model.calibration is None else model.calibration.widths
+    narrow = [f"{level} ({found:.1f} Å)" for level, found in zip(model.levels, known, strict=False) if found < reach]
+    if not narrow:
+        return []
     return [
-        f"note: the training cells of {level} repeat after {found:.1f} Å or less, but for two at most, so neighbours of an "
-        "atom are images of each other. In larger cells, where these move apart, errors can be several times the standard "
+        f"note: training cells of {', '.join(narrow)} repeat after so many Å or less, so that neighbours of an atom are "
+        "images of each other. In larger cells, where these move apart, errors can be several times the standard "
         f"deviations: label three that repeat after {reach:g} Å (twice r_cut) or more, docs/theory.md#larger-cells."
-        for level, found in zip(model.levels, known, strict=False)
-        if found < reach
     ]
 
 

@@ -90,6 +90,12 @@ def question(
     if done := known_calculations(fitted, structures, fitted.levels):
         counts = ", ".join(f"{sum(name == level for _, name in done)} at {level}" for level in fitted.levels)
         console.say(notices, f"not offered, since the model was trained on them: {counts}")
+        offered, known_there = set(range(len(structures))) - set(held_out), set(done)
+        for level in fitted.levels:
+            if all((i, level) in known_there for i in offered):
+                console.say(
+                    notices, f"nothing is on offer at {level}: the model was trained on all of them there", "yellow"
+                )
     if repeated := len(structures) - len({structure_hash(a) for a in structures}):
         console.say(notices, f"{repeated} structures of the pool repeat another one: each is offered once")
     known = fitted.costs.with_given(given)
@@ -206,7 +212,8 @@ def plan(
             )
         console.stdout().print(plan_table(found, asked.unit))
         text = (
-            "note: an upper bound; a fit to more labels also learns smaller noise and amplitudes. Compare levels by it."
+            "note: the std will probably end lower, since a fit to more labels also learns smaller noise and amplitudes. "
+            "Compare levels by it."
         )
         console.say(notices, text)
         if found.joint.hours < 0.9 * hours:
