@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mfgp.predict.prediction import Prediction
 
 Array = NDArray[np.float64]
-ZERO = 1e-9  # eV/Å, eV/Å^3: what rounding leaves of a prediction that symmetry makes zero
+ZERO = 1e-6  # eV/Å, eV/Å^3: what rounding leaves of a prediction that symmetry makes zero, positions in a file too
 RESIDUE = 1e-4  # the same of a label, from an SCF cycle that ended
 
 

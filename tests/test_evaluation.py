@@ -219,6 +219,7 @@ def test_forces_that_symmetry_makes_zero_are_no_labels(model: MultiFidelityGP) -
     frames = []
     for a in (3.7, 3.8, 3.9):
         atoms = bulk("Cu", "fcc", a=a, cubic=True)
+        atoms.positions += 1e-8 * np.random.default_rng(0).normal(size=(4, 3))  # what a file leaves of them
         atoms.info.update(REF_energy=-1.0, fidelity="high")
         atoms.arrays["REF_forces"] = np.full((4, 3), 1.6e-5)
         frames.append(atoms)
