@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             out |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return out
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_module_is_hidden_by_a_name_of_its_folder(name: str) -> None:
+    """What a folder imports for its users must not be called as one of its modules."""
+    module = importlib.import_module(f"mfgp.{name}")
+    folder, _, own = f"mfgp.{name}".rpartition(".")
+    assert getattr(importlib.import_module(folder), own) is module
 
 
 def test_every_module_has_its_place() -> None:
