@@ -288,7 +288,7 @@ def test_vacuum_makes_a_crystal_of_a_molecule() -> None:
 
 
 def test_names_come_from_the_caller_then_from_the_registry() -> None:
-    assert known_baselines() == (*NETWORKS[:3], "emt", *NETWORKS[3:], "zbl")
+    assert known_baselines() == (*NETWORKS[:3], "coulomb", "emt", *NETWORKS[3:], "zbl")
     own = Counting()
     configs = [BaselineConfig(name="mine"), BaselineConfig(name="zbl", settings={"r_outer": 2.0})]
     mine, zbl = make_baselines(configs, {"mine": own}, ("nm", "mag"))
@@ -307,7 +307,7 @@ def test_errors_of_names_levels_and_settings() -> None:
     for part in (
         "'xtb', 'dftd3'",
         "baselines={'xtb': calculator, 'dftd3': calculator}",
-        "chgnet, chgnet-0.2.0, chgnet-r2scan, emt, sevennet, sevennet-l3i5, sevennet-mf-0, zbl",
+        "chgnet, chgnet-0.2.0, chgnet-r2scan, coulomb, emt, sevennet, sevennet-l3i5, sevennet-mf-0, zbl",
     ):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="'lj': the configuration names none"):

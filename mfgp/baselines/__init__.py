@@ -1,4 +1,4 @@
-"""Calculators below the Gaussian process: their labels as columns, and the short-range repulsion `zbl`."""
+"""Calculators below the Gaussian process: labels as columns, a short-range repulsion (`zbl`), electrostatics (`coulomb`)."""
 
 from mfgp.baselines.columns import Baseline, make_baselines
 

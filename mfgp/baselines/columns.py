@@ -30,6 +30,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
 from numpy.typing import NDArray
 
+from mfgp.baselines.coulomb import CoulombCalculator
 from mfgp.baselines.zbl import ZBLCalculator
 from mfgp.config import BaselineConfig, Setting
 from mfgp.data.single_point import SinglePoint, compute_labels, structure_hash
@@ -199,9 +200,10 @@ def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) ->
     if name not in _REGISTRY:
         raise ConfigError(f"no baseline named {name!r}; known are {', '.join(known_baselines())}.")
     factory = _REGISTRY[name]
-    known = list(inspect.signature(factory).parameters)
+    parameters = inspect.signature(factory).parameters
+    known = [key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     unknown = [key for key in settings or {} if key not in known]
-    if unknown:
+    if unknown and len(known) == len(parameters):
         raise ConfigError(
             f"baseline {name!r} has no setting {', '.join(map(repr, unknown))}; known are {', '.join(known)}."
         )
@@ -229,6 +231,10 @@ def _emt(*, asap_cutoff: bool = False) -> Calculator:
 
 def _zbl(*, r_inner: float = 1.0, r_outer: float = 2.5) -> Calculator:
     return ZBLCalculator(r_inner=r_inner, r_outer=r_outer)
+
+
+def _coulomb(*, smearing: float = 1.0, permittivity: float = 5.0, **charges: float) -> Calculator:
+    return CoulombCalculator(charges, smearing, permittivity)
 
 
 def _chgnet(*, model_name: str = "0.3.0", device: str = "cpu") -> Calculator:
@@ -287,6 +293,7 @@ _REGISTRY: dict[str, Callable[..., Calculator]] = {
     "chgnet": _chgnet,
     "chgnet-0.2.0": _chgnet_0_2,
     "chgnet-r2scan": _chgnet_r2scan,
+    "coulomb": _coulomb,
     "emt": _emt,
     "sevennet": _sevennet,
     "sevennet-l3i5": _sevennet_l3i5,
