@@ -140,7 +140,7 @@ def test_charges_are_formal_and_structures_neutral() -> None:
     assert (own.charges[26], own.charges[16], own.charges[8], own.charges[3]) == (3.0, -2.0, -1.5, 1.0)
     assert own.permittivity == 2.0
     assert _energy(full[:1]) == 0.0
-    with pytest.raises(ConfigError, match="'Ox', which are no elements"):
+    with pytest.raises(ConfigError, match="'Ox' is no element; settings are smearing, permittivity and charges"):
         make_calculator("coulomb", {"Ox": -2})
     with pytest.raises(ConfigError, match="smearing and permittivity are positive"):
         make_calculator("coulomb", {"smearing": 0.0})

@@ -144,7 +144,9 @@ class CoulombCalculator(Calculator):
     ) -> None:
         merged = FORMAL_CHARGES | dict(charges or {})
         if unknown := [symbol for symbol in merged if symbol not in atomic_numbers]:
-            raise ValueError(f"charges of {', '.join(map(repr, unknown))}, which are no elements")
+            raise ValueError(
+                f"{', '.join(map(repr, unknown))} is no element; settings are smearing, permittivity and charges by element"
+            )
         if not (smearing > 0 and permittivity > 0):
             raise ValueError(f"smearing and permittivity are positive, not {smearing} and {permittivity}")
         super().__init__(**kwargs)
