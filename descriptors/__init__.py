@@ -3,7 +3,7 @@
 from descriptors.config import RadialScaling, SOAPConfig
 from descriptors.contraction import Contraction, fit_contraction
 from descriptors.jacobian import Jacobian, jacobian, jacobian_of_atoms, strain_jacobian
-from descriptors.neighbors import Neighborhoods, neighborhoods
+from descriptors.neighbors import Neighborhoods, neighborhoods, without_gaps
 from descriptors.skin import SkinPairs, SlotPairs
 from descriptors.soap import SOAP, ForwardPass
 from descriptors.table import RadialTable
@@ -24,4 +24,5 @@ __all__ = [
     "jacobian_of_atoms",
     "neighborhoods",
     "strain_jacobian",
+    "without_gaps",
 ]

@@ -74,6 +74,24 @@ def neighborhoods(
     )
 
 
+def without_gaps(atoms: Atoms, r_cut: float) -> np.ndarray:
+    """Positions [atom, 3] Å with the same pairs within r_cut (Å), nowhere empty over more than 1.5 r_cut.
+
+    Along a direction at right angles to all periodic ones the atoms on either side of a gap wider than r_cut are no pairs,
+    however wide it is. The time of vesin's search grows with the square of such a length in slabs and wires (seconds for
+    an atom that is 3000 Å away), and at 10^6 Å it divides by zero. Positions without such gaps stay as they are, bit by bit.
+    """
+    positions = atoms.positions.astype(np.float64)  # ASE keeps an array of another type that replaces them
+    if atoms.pbc.all():
+        return positions
+    for axis in complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))[~atoms.pbc]:
+        along = positions @ axis  # [atom] Å
+        order = np.argsort(along)
+        surplus = np.maximum(np.diff(along[order]) - 1.5 * r_cut, 0.0).cumsum()
+        positions[order[1:]] -= surplus[:, None] * axis
+    return positions
+
+
 def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
     """One below the other, on a device."""
     if all(part.device.type == "cpu" for part in parts):
@@ -91,7 +109,8 @@ def _pairs(atoms: Atoms, finder: NeighborList, index: int, device: torch.device)
     if len(atoms) == 0:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), NO_VECTORS
     points, box = torch.from_numpy(positions).to(device), torch.from_numpy(cell).to(device)
-    found = finder.compute(points=points, box=box, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
+    near = torch.from_numpy(without_gaps(atoms, finder.cutoff)).to(device)
+    found = finder.compute(points=near, box=box, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
     i, j, shift = (x.long() for x in found)
     order = _order(i, j, shift, len(atoms))
     i, j, shift = i[order], j[order], shift[order]

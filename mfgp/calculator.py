@@ -15,6 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
+from ase.outputs import Properties
 
 from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
@@ -132,6 +133,18 @@ class MultiFidelityCalculator(Calculator):
             note, self._stress_note = self._stress_note, None
             warnings.warn(note, UserWarning, stacklevel=4)
         return value
+
+    def export_properties(self) -> Properties:
+        """What ASE knows of `results` (`atoms.get_properties`): it refuses names that are not its own, as energy_std."""
+        return Properties({name: self.results[name] for name in self.implemented_properties if name in self.results})
+
+    def set(self, **options: Any) -> dict[str, Any]:
+        """TypeError for any option: ASE's own takes every name, and what it sets would have no effect here."""
+        if options:
+            raise TypeError(
+                f"{', '.join(options)}: give options to model.calculator(...), which makes another calculator"
+            )
+        return {}
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation, bit by bit: ASE's own comparison takes a tenth of a millisecond."""

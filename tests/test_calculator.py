@@ -43,6 +43,27 @@ def test_results_hold_means_and_standard_deviations(model: MultiFidelityGP) -> N
         assert (results[name] >= 0).all()
 
 
+def test_ase_gets_its_own_properties(model: MultiFidelityGP) -> None:
+    """energy_std and its like are no properties to ASE, which ended in a KeyError."""
+    atoms = alloy(90)
+    atoms.calc = model.calculator(fidelity="low")
+    found = atoms.get_properties(["energy", "forces"])
+    assert found["energy"] == atoms.calc.results["energy"] == atoms.get_potential_energy()
+    assert_allclose(found["forces"], atoms.get_forces(), rtol=0, atol=0)
+    assert "energy_std" in atoms.calc.results
+
+
+def test_a_vector_in_the_plane_of_a_slab_is_no_cell(model: MultiFidelityGP) -> None:
+    atoms = alloy(90)
+    atoms.pbc = (True, True, False)
+    assert model.predict(atoms, "low").stress is not None
+    atoms.cell[2] = atoms.cell[0] - 2 * atoms.cell[1]  # to rounding: a stress of 1e16 eV/Å^3
+    assert model.predict(atoms, "low").stress is None
+    atoms.calc = model.calculator(fidelity="low")
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
+
+
 @pytest.mark.parametrize("suffix", ["", ".traj", ".db", ".json"])
 def test_its_results_are_no_labels(model: MultiFidelityGP, tmp_path: Path, suffix: str) -> None:
     atoms = alloy(90)
@@ -186,5 +207,7 @@ def test_options_that_do_not_exist_are_errors(model: MultiFidelityGP) -> None:
         model.calculator(uncertainity="none")
     with pytest.raises(ValueError, match="needs draws of 1 or more, not 0"):
         model.calculator(uncertainty="sampled", draws=0)
+    with pytest.raises(TypeError, match=r"uncertainty, fidelity: give options to model.calculator"):
+        model.calculator().set(uncertainty="none", fidelity="low")
     with pytest.raises(ValueError, match="must be positive"):
         model.calculator(uncertainty_threshold=-1.0)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.geometry import complete_cell
 from ase.neighborlist import neighbor_list
 from numpy.testing import assert_allclose
 from systems import SYSTEMS, isolated_atom, rattled_silicon, slab, sodium_chloride, triclinic, water
 
-from descriptors import neighborhoods
+from descriptors import neighborhoods, without_gaps
 from descriptors.neighbors import SEARCHED_THERE, _order
+from mfgp.data.reading import geometry_problems
 
 
 def _sorted_rows(i: np.ndarray, j: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -80,6 +82,40 @@ def test_a_batch_numbers_atoms_through() -> None:
         assert torch.equal(nb.neighbor[mine] - offset, single.neighbor)
         assert torch.equal(nb.vectors[mine], single.vectors.float())
         offset += len(atoms)
+
+
+@pytest.mark.parametrize("gap", [4.9, 5.1, 7.4, 7.6, 70.0])  # Å; r_cut is 5
+@pytest.mark.parametrize("pbc", [(True, True, False), (True, False, False), (False, False, False)])
+def test_gaps_do_not_change_pairs(pbc: tuple[bool, bool, bool], gap: float) -> None:
+    atoms = triclinic()
+    atoms.pbc = pbc
+    normal = np.cross(atoms.cell[0], atoms.cell[1])
+    normal /= np.linalg.norm(normal)
+    upper = atoms.copy()
+    upper.positions += (np.ptp(atoms.positions @ normal) + gap) * normal
+    atoms += upper
+    nb = neighborhoods([atoms], 5.0)
+    i, j, vectors = neighbor_list("ijD", atoms, 5.0)
+    assert len(i) > 8
+    ours = _sorted_rows(nb.centre.numpy(), nb.neighbor.numpy(), nb.vectors.numpy())
+    assert_allclose(ours, _sorted_rows(i, j, vectors), rtol=0, atol=1e-12)  # Å
+    near = without_gaps(atoms, 5.0)
+    for axis in complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))[~atoms.pbc]:
+        assert np.diff(np.sort(near @ axis)).max() < 7.5 + 1e-9
+
+
+@pytest.mark.parametrize("atoms", [slab(), water()], ids=["slab", "molecule"])
+def test_an_atom_that_has_gone_far_away_ends_nothing(atoms: Atoms) -> None:
+    """The search divided by zero, which no Python sees."""
+    expected = neighborhoods([atoms], 5.0)
+    atoms += Atoms("H", [[0.1, 0.2, 3e6]])
+    found = neighborhoods([atoms], 5.0)
+    own = found.centre < len(atoms) - 1  # in the slab it has images of its own
+    assert own.sum() > 4
+    assert found.centre[own].equal(expected.centre)
+    assert found.neighbor[own].equal(expected.neighbor)
+    assert found.vectors[own].equal(expected.vectors)
+    assert not geometry_problems(atoms)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
+from descriptors import without_gaps
+
 Array = NDArray[np.float64]
 
 _COULOMB = units.Hartree * units.Bohr  # e^2 / 4 pi eps0, eV Å
@@ -76,7 +78,7 @@ class ZBLCalculator(Calculator):
         atoms = self.atoms
         cell = atoms.cell.complete().array
         search = vesin.NeighborList(cutoff=self.r_outer, full_list=False, n_threads=1)
-        positions = atoms.positions.astype(np.float64)
+        positions = without_gaps(atoms, self.r_outer)
         i, j, r, d = search.compute(positions, cell, atoms.pbc, "ijdD")  # d = x_j - x_i, [pair, 3] Å
         z = atoms.numbers.astype(np.float64)
         energy, slope = pair_repulsion(r, z[i], z[j], self.r_inner, self.r_outer)

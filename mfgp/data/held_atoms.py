@@ -24,6 +24,8 @@ from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixConstrain
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
+from descriptors import without_gaps
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 FIXING = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine, FixBondLengths)
@@ -65,8 +67,9 @@ def directions(atoms: Atoms) -> Array:
     neighbours."""
     radii = covalent_radii[atoms.numbers]
     cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)
-    search = vesin.NeighborList(cutoff=REACH * 2.0 * float(radii.max()), full_list=True, n_threads=1)
-    i, j, r, vectors = search.compute(atoms.positions.astype(np.float64), cell, atoms.pbc, "ijdD")
+    reach = REACH * 2.0 * float(radii.max())
+    search = vesin.NeighborList(cutoff=reach, full_list=True, n_threads=1)
+    i, j, r, vectors = search.compute(without_gaps(atoms, reach), cell, atoms.pbc, "ijdD")
     usual = radii[i] + radii[j]  # [pair] Å
     weight = (1.0 - np.minimum(r / (REACH * usual), 1.0) ** 2) ** 2
     total = np.maximum(np.bincount(i, weight, minlength=len(atoms)), 1.0)

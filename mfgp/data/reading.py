@@ -22,6 +22,7 @@ from ase.db import connect
 from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
+from descriptors import without_gaps
 from mfgp.errors import DataError
 
 MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
@@ -204,8 +205,7 @@ def geometry_problems(atoms: Atoms) -> list[str]:
 def _overlaps(atoms: Atoms) -> list[str]:
     pairs = vesin.NeighborList(cutoff=_SEARCH_CUTOFF, full_list=False, n_threads=1)
     cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)  # rows of non-periodic directions are unused
-    positions = atoms.positions.astype(np.float64)  # ASE keeps an array of another type that replaces them
-    first, second, distance = pairs.compute(positions, cell, atoms.pbc, "ijd")
+    first, second, distance = pairs.compute(without_gaps(atoms, _SEARCH_CUTOFF), cell, atoms.pbc, "ijd")
     if not len(distance) or distance.min() >= MIN_DISTANCE:
         return []
     k = int(np.argmin(distance))

@@ -115,12 +115,16 @@ def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor)
         out[1 : 1 + 3 * n, columns] -= forces.flatten(0, 1)
 
 
+FLAT = 1e-6  # Å^3; of a cell with a vector in the plane of the others rounding leaves less
+
+
 def cell_volume(atoms: Atoms) -> float:
     """Volume in Å^3; 0 where the structure has no periodic direction or no full cell, so no stress."""
     if not atoms.pbc.any():
         return 0.0
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = atoms.cell.array.tolist()  # by hand: this is done in every step
-    return abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
+    volume = abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
+    return volume if volume > FLAT else 0.0
 
 
 @dataclass(frozen=True)
