@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -15,6 +16,9 @@ from mfgp.evaluation import evaluate
 
 NOISE = 0.05  # eV/Å of the labels that are not zero by symmetry
 CONFIG = FitConfig(descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 40}, training={"max_iterations": 40})
+FEW_POINTS = FitConfig(
+    descriptor=DESCRIPTOR, model={"zeta": 2, "n_inducing": 6}, training={"optimise": False, "calibrate": False}
+)
 
 
 def copper(seed: int, rattle: float) -> Atoms:
@@ -61,6 +65,20 @@ def test_they_are_not_among_left_out_labels(mixed: MultiFidelityGP) -> None:
     assert (perfect, "energy") in left
     assert len(left[perfect, "virial"].error) == 6  # of a sheared cell
     np.testing.assert_array_equal(left[rattled, "forces"].component, np.arange(12))
+
+
+def test_amplitudes_make_no_label_of_a_zero() -> None:
+    """Nor of crystals whose positions a file has rounded: rows that vanish do so at any amplitude."""
+    nearly = [copper(500 + i, 0.0) for i in range(4)]
+    for i, atoms in enumerate(nearly):
+        atoms.positions += 1e-6 * np.random.default_rng(i).normal(size=(4, 3))  # Å
+    frames = read_frames({"dft": [copper(i, 0.1) for i in range(8)] + nearly})
+    model = MultiFidelityGP.fit(frames, FEW_POINTS, progress=False)
+    for amplitude in (1.0, 1e3):  # eV
+        model.prior.set_scale(torch.tensor([amplitude], dtype=torch.float64))
+        model.refresh()
+        left = [len(p.error) for p in model.leave_one_out(frames) if p.kind == "forces"]
+        assert left == [12] * 8  # of the rattled ones alone
 
 
 def test_components_of_a_surface_atom_that_can_move_one_way_alone() -> None:

@@ -275,7 +275,7 @@ def labelled_parts(
             a = rows[:, :-1] / noise
             component = axes if kind == "forces" else np.zeros(len(rows), dtype=np.int64)
             species = frame.atoms.numbers[component // 3] * int(kind == "forces")
-            told = telling(rows).cpu().numpy()
+            told = telling(rows[:, :-1]).cpu().numpy()  # as the statistics have it, whatever the amplitude
             turned, residual = smoother.turned(a, level), y / noise - a @ smoother.mean[level]
             excess = (rows[:, -1] / noise) ** 2
             yield LabelledRows(frame, level, kind, a, turned, residual, excess, unit * noise, species, component, told)
