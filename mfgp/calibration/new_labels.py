@@ -10,7 +10,7 @@ calibration was fitted to,
 
 is taken as Student's t of n degrees of freedom, one-sided: too few, not too many. p is what intervals hold whose width comes
 from c errors, 1 / c is for the errors that these themselves have, and p (1 - p), the variance of a label that lies inside or
-outside, stands for one more structure, so that two or three that are alike do not look certain. n, sum h and sum h^2 are all
+outside, stands for one more structure, so that one or two that are alike do not look certain. n, sum h and sum h^2 are all
 that is kept, and they go on from update to update, until a fit or `calibrate` makes another calibration.
 """
 
