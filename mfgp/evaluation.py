@@ -301,7 +301,7 @@ def evaluate(
     for i, (frame, prediction) in enumerate(
         zip(chosen, predict_many(predictor, [f.atoms for f in chosen], report=report), strict=True)
     ):
-        for kind, compared in _compare(frame, prediction, label_std(model, frame, prediction)).items():
+        for kind, compared in compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)
             if kind == "forces":
                 species[kind].append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
@@ -322,7 +322,7 @@ def evaluate(
     )
 
 
-def _compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, Comparison]:
+def compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, Comparison]:
     """What a frame has labels for beside its prediction: energy per atom [1], force components [n], stress [6]."""
     out = {}
     n = len(frame.atoms)

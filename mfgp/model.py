@@ -47,6 +47,7 @@ from mfgp.gp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sit
 from mfgp.gp.statistics import Key, Statistics, merge
 from mfgp.gp.training import TrainingResult
 from mfgp.notes.fit_notes import fit_notes, warn_of_labels
+from mfgp.notes.prequential import tested
 from mfgp.notes.surprises import warn_of_surprises
 from mfgp.predict.batched import checked_structures, predict_many
 from mfgp.predict.combinations import EnergyCombination, energy_combination
@@ -288,11 +289,11 @@ class MultiFidelityGP:
     ) -> MultiFidelityGP:
         """Add labelled frames at fixed hyperparameters (but those of magnetic moments) and inducing points; in place.
 
-        The posterior is that of a fit to all the data with the same hyperparameters and inducing points: fit again where a
-        new structure is far from all others, for noise and inducing points are not made for it. Frames of calculations that
-        the model has, and held-out ones, are skipped with a warning; labels that look like another unit or reference, and
-        isolated atoms of elements that the fit had none of, too. DataError, and no change, for unseen elements or levels.
-        Calculators and predictors made before keep the old state; the calibration is that of the last `fit` or `calibrate`.
+        The posterior is that of a fit to all the data with the same hyperparameters and inducing points, the calibration
+        that of the last `fit` or `calibrate`: fit again, or calibrate on all frames, where a warning tells that it is too
+        narrow (`notes`: how labels did). Frames of calculations that the model has, and held-out ones, are skipped with a
+        warning; labels that look like another unit or reference, and isolated atoms of elements that the fit had none of,
+        are told. DataError, and no change, for unseen elements or levels. Calculators made before keep the old state.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():
@@ -302,6 +303,7 @@ class MultiFidelityGP:
         if not chosen:
             return self
         warn_of_surprises(self, chosen)
+        calibration = tested(self, chosen)
         sigma = self.config.training.noise_energy
         with bars(progress) as report:
             added = fitting.accumulate(chosen, self.features, self.columns, self.baselines, sigma, report)
@@ -311,9 +313,8 @@ class MultiFidelityGP:
         data = {level: {k: n + summary[level][k] for k, n in counts.items()} for level, counts in self.data.items()}
         sites = fit_sites(moments) if any(f.magmoms is not None for f in chosen) else self.sites
         weights, covariances = self._solution(statistics)  # the last step that can fail
-        self.statistics, self.seen, self.data = statistics, seen, data
-        self.weights, self.covariances = weights, covariances
-        self.site_statistics, self.sites = moments, sites
+        self.statistics, self.seen, self.data, self.calibration = statistics, seen, data, calibration
+        self.weights, self.covariances, self.site_statistics, self.sites = weights, covariances, moments, sites
         self.costs = self.costs.added(CostModel.learn(chosen))
         self.own_sigmas = torch.where(self.own_sigmas > 0, self.own_sigmas, own_sigmas(chosen))
         self.calculated |= calculations(chosen)

@@ -17,10 +17,9 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.calibration import Calibration, Scale
 from mfgp.calibration.factors import PRIOR_STD, fit_calibration, fit_factors
 from mfgp.calibration.leave_one_out import LeftOut
-from mfgp.calibration.scores import Scores
+from mfgp.calibration.scores import Scores, coverage_of_few
 from mfgp.data.training_frames import spread
 from mfgp.evaluation import evaluate, label_std
-from mfgp.notes.fit_notes import coverage_of_few
 from mfgp.predict.residual import residual_variance
 
 

@@ -38,13 +38,14 @@ LAYERS = [
     ),
     *_in(
         "calibration",
-        "scores leave_one_out leave_relatives_out cell_widths novelty composition_scatter calibration factors moments "
-        "left_out_warnings calibrating",
+        "scores leave_one_out leave_relatives_out cell_widths novelty composition_scatter new_labels "
+        "calibration factors moments left_out_warnings calibrating",
     ),
-    *_in("notes", "surprises training_residuals contradictions stress_order fit_notes"),
+    *_in("", "evaluation"),
+    *_in("notes", "surprises training_residuals contradictions stress_order prequential fit_notes"),
     *_in(
         "",
-        "calculator model model_upgrades model_file compression tuning rates estimate evaluation learning_curve report",
+        "calculator model model_upgrades model_file compression tuning rates estimate learning_curve report",
     ),
     *_in("doctor", "report composition lengths labels moments levels paths checks fit suspects rounds"),
     *_in("selection", "directional targets gains candidates greedy plan"),

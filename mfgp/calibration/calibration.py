@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mfgp.calibration import composition_scatter
 from mfgp.calibration.composition_scatter import CompositionScatter
+from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
 
 
@@ -69,7 +70,7 @@ class Calibration:
     """Scales of energies and virials by level, of forces by level and atomic number; novelty (of forces and virials,
     and of energies) and scatter by composition of energies and of forces, by level; factors of the variances of magnetic
     moments by level and atomic number, for those that have one; how far the training cells of each level repeat
-    (cell_widths.py).
+    (cell_widths.py); how it did on labels that were learned later (new_labels.py).
     """
 
     energy: tuple[Scale, ...]
@@ -82,6 +83,7 @@ class Calibration:
     force_scatter: tuple[CompositionScatter, ...] = ()
     moments: tuple[dict[int, float], ...] = ()
     widths: tuple[float, ...] = ()  # Å
+    tested: tuple[NewLabels, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -120,6 +122,13 @@ class Calibration:
         """The part of the labels' noise in those variances, [1+3N+6], or the first `size` of them."""
         out = _label_variances(numbers, noise, size)
         return _of("noise", self._scales(level, numbers, len(out)), out) * out
+
+    def structures(self) -> dict[tuple[str, str], int]:
+        """How many left-out structures the scales of each level and kind come from, for those that are fitted."""
+        out: dict[tuple[str, str], int] = {}
+        for f in self.fitted:
+            out[f.level, f.kind] = max(out.get((f.level, f.kind), 0), f.structures)
+        return out
 
     def local_factors(self, level: int) -> tuple[float, float]:
         """a and r of local energies: those of total energies; without novelty, scatter and noise."""
@@ -163,11 +172,12 @@ class Calibration:
             "force_scatter": [composition_scatter.to_json(s) for s in self.force_scatter],
             "moments": [{chemical_symbols[z]: c for z, c in level.items()} for level in self.moments],
             "widths": list(self.widths),
+            "tested": [asdict(t) for t in self.tested],
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments, novelty of virials and widths."""
+        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths and new labels."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -182,6 +192,7 @@ class Calibration:
             tuple(composition_scatter.from_json(s) for s in data["force_scatter"]),
             tuple({atomic_numbers[z]: c for z, c in level.items()} for level in data.get("moments", [])),
             tuple(data.get("widths", [])),
+            tuple(NewLabels(**t) for t in data.get("tested", [])),
         )
 
 

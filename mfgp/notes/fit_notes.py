@@ -6,10 +6,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ase.data import chemical_symbols
-from scipy.special import stdtr
 
 from mfgp.calibration.cell_widths import narrow_cells
+from mfgp.calibration.scores import coverage_of_few
 from mfgp.notes.contradictions import contradiction_notes
+from mfgp.notes.prequential import prequential_notes
 from mfgp.notes.stress_order import other_orders
 from mfgp.notes.training_residuals import transfer_notes
 
@@ -44,6 +45,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
     out += _calibrated_on_few(model)
     out += _isolated_at_some_levels(model)
     out += narrow_cells(model)
+    out += prequential_notes(model)
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
     for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
         if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
@@ -70,11 +72,6 @@ def _missing_labels(model: MultiFidelityGP) -> list[str]:
             "composition, are not touched by that."
         )
     return out
-
-
-def coverage_of_few(structures: int) -> float:
-    """P(|t_n| < 1.96): of new energies, what the 95 % interval holds whose width was fitted to n errors (Student's t)."""
-    return float(2.0 * stdtr(structures, 1.959964) - 1.0)
 
 
 def _calibrated_on_few(model: MultiFidelityGP) -> list[str]:
