@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 
+from mfgp.calibration.cell_widths import warn_of_larger_cells
 from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class MultiFidelityCalculator(Calculator):
     that was learned (tenfold from 1 to 1000 eV) and the smaller the noise of forces (docs/theory.md). Compare both on
     structures of yours.
 
-    The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`).
+    The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`), and of the
+    first structure whose cell is larger than those trained on (`mfgp.calibration.cell_widths`), once for a model and level.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
@@ -175,6 +177,8 @@ class MultiFidelityCalculator(Calculator):
                 names = ", ".join(b.name for b in self.model.baselines)
                 without = f"no stress: a baseline ({names}) gives none for this structure"
             raise PropertyNotImplementedError(without)
+        if self.uncertainty != "none":
+            warn_of_larger_cells(self.model, self.predictor.level, [self.atoms], stacklevel=6)
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
 

@@ -26,6 +26,16 @@ BATCH_ATOMS = 450  # expanded at a time
 THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
 
 
+def predictions(
+    predictor: Predictor, atoms: Atoms | Sequence[Atoms], uncertainty: str
+) -> Prediction | list[Prediction]:
+    """What `MultiFidelityGP.predict` returns."""
+    if isinstance(atoms, Atoms):
+        return predictor(atoms, uncertainty)
+    checked_structures(predictor, atoms, "predict takes ase.Atoms or a list of them")
+    return list(predict_many(predictor, atoms, uncertainty))
+
+
 def predict_many(
     predictor: Predictor, structures: Sequence[Atoms], uncertainty: str = "full", report: Report = silent
 ) -> Iterator[Prediction]:
