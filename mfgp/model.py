@@ -238,16 +238,17 @@ class MultiFidelityGP:
         *,
         uncertainty: str = "full",
         calibrated: bool = True,
+        progress: bool = True,
     ) -> Prediction | list[Prediction]:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
         uncertainty: `full`, `by_level` (the same, and split over the levels in `std_by_level`), `energies` (total and local
         energies only, much cheaper), `local` (of local energies alone) or `none`. Units eV, eV/Å, eV/Å^3.
         calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
-        Warns once of cells larger than those trained on. Raises DataError for an element or a level that it has not seen.
+        progress: a bar after 2 s. Warns once of cells larger than those trained on. DataError for an unseen element, level.
         """
         predictor = self.predictor(fidelity, calibrated=calibrated, by_level=uncertainty == "by_level")
-        found = predictions(predictor, atoms, uncertainty)
+        found = predictions(predictor, atoms, uncertainty, progress)
         if uncertainty != "none":
             warn_of_larger_cells(self, predictor.level, [atoms] if isinstance(atoms, Atoms) else atoms, stacklevel=2)
         return found
