@@ -8,21 +8,25 @@ otherwise when asked for. Units eV, Å; stress in ASE's sign and Voigt order.
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 from ase.outputs import Properties
 
+from mfgp.calibration.cell_widths import warn_of_larger_cells
 from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 
+SLOW = 2.0  # seconds of a step
 SKIN = 0.2  # Å; a larger one means fewer searches and more pairs beyond the cutoff
 
 
@@ -54,7 +58,8 @@ def stress_note(model: MultiFidelityGP, fidelity: str) -> str | None:
 class MultiFidelityCalculator(Calculator):
     """`model.calculator(fidelity=...)`.
 
-    uncertainty: what is computed with every call: `full` (all standard deviations, exact), `sampled` (those of forces and
+    uncertainty: what is computed with every call: `full` (all standard deviations, exact; 15 - 70 times the mean, which a
+    warning says once where it takes long), `sampled` (those of forces and
     stress from `draws` draws of the weights with a `seed`, each as costly as the mean; without what the inducing points do
     not carry, so several times too small where the model is not calibrated, and off by some 30 % where it is), `energies`
     (total and local energies; about twice the mean, for molecular dynamics), `local` (of local energies alone, cheaper
@@ -73,7 +78,8 @@ class MultiFidelityCalculator(Calculator):
     that was learned (tenfold from 1 to 1000 eV) and the smaller the noise of forces (docs/theory.md). Compare both on
     structures of yours.
 
-    The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`).
+    The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`), and of the
+    first structure whose cell is larger than those trained on (`mfgp.calibration.cell_widths`), once for a model and level.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
@@ -114,6 +120,7 @@ class MultiFidelityCalculator(Calculator):
         self.predictor = model.predictor(**self._options)
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
+        self._slow_calls = 0
         self._stress_note = stress_note(model, self.fidelity)  # None when there is nothing to say, or it has been said
 
     def refresh(self) -> None:
@@ -168,7 +175,10 @@ class MultiFidelityCalculator(Calculator):
     ) -> None:
         """Fill `results`. Raises DataError for elements that the model has not seen and for unusable geometry."""
         super().calculate(atoms, properties, system_changes)
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # not what others compute
+        start = clock()
         p = self.predictor(self.atoms, self.uncertainty)
+        self._warn_of_slow_steps(clock() - start)
         results = {
             "energy": p.energy,
             "free_energy": p.energy,
@@ -188,8 +198,23 @@ class MultiFidelityCalculator(Calculator):
                 names = ", ".join(b.name for b in self.model.baselines)
                 without = f"no stress: a baseline ({names}) gives none for this structure"
             raise PropertyNotImplementedError(without)
+        if self.uncertainty != "none":
+            warn_of_larger_cells(self.model, self.predictor.level, [self.atoms], stacklevel=6)
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
+
+    def _warn_of_slow_steps(self, seconds: float) -> None:
+        """Once, at the second slow step: the first may compile loops, or be all that is wanted."""
+        if self.uncertainty != "full" or seconds <= SLOW:
+            return
+        self._slow_calls += 1
+        if self._slow_calls == 2:
+            warnings.warn(
+                f"a step took {seconds:.1f} s, nearly all of it for the standard deviations of forces and stress: in "
+                "dynamics and relaxations pass uncertainty='energies' (those of total and local energies), 'sampled' or "
+                "'none' to the calculator. This is said once.",
+                stacklevel=7,
+            )
 
     def _magnetic_moments(self, p: Prediction, properties: list[str]) -> dict[str, Any]:
         """What there is of them; they cost about as much as an energy without its gradient."""

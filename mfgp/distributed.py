@@ -96,7 +96,7 @@ class DistributedPass:
         done = 0
         for future in as_completed(futures):
             done += len(parts[futures.index(future)])
-            report("labels", done, len(frames), f"{workers} workers")
+            report("structures with labels", done, len(frames), f"{workers} workers")
         return root.result().to(features.device)
 
 

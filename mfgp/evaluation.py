@@ -36,6 +36,7 @@ from mfgp.predict.batched import predict_many
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
     from mfgp.predict.prediction import Prediction
+    from mfgp.predict.predictor import Predictor
 
 Array = NDArray[np.float64]
 ZERO = 1e-6  # eV/Å, eV/Å^3: what rounding leaves of a prediction that symmetry makes zero, positions in a file too
@@ -286,14 +287,7 @@ def evaluate(
     an element that the model has not seen, no labelled frame, or what is no frame.
     """
     predictor = model.predictor(fidelity, calibrated=calibrated)
-    given = frames.of(fidelity) if isinstance(frames, FrameSet) else list(frames)
-    if strange := [f for f in given if not isinstance(f, Frame)]:
-        raise DataError(f"evaluate takes frames, as read_frames returns them, not a {type(strange[0]).__name__}.")
-    chosen = [f for f in given if f.labelled]
-    if not chosen:
-        raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
-    for frame in chosen:
-        predictor.check_elements(frame.atoms, frame.source)
+    chosen = _labelled(frames, fidelity, predictor)
     parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": [], "magmoms": []}
     species: dict[str, list[NDArray[np.int64]]] = {
         kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
@@ -320,6 +314,19 @@ def evaluate(
         magmoms=joined["magmoms"] if parts["magmoms"] else None,
         magmom_species=np.concatenate(species["magmoms"]),
     )
+
+
+def _labelled(frames: FrameSet | Sequence[Frame], fidelity: str, predictor: Predictor) -> list[Frame]:
+    """Those with labels, of a FrameSet those of the level. DataError as `evaluate`."""
+    given = frames.of(fidelity) if isinstance(frames, FrameSet) else list(frames)
+    if strange := [f for f in given if not isinstance(f, Frame)]:
+        raise DataError(f"evaluate takes frames, as read_frames returns them, not a {type(strange[0]).__name__}.")
+    chosen = [f for f in given if f.labelled]
+    if not chosen:
+        raise DataError(f"no labelled frame of level {fidelity!r} to evaluate.")
+    for frame in chosen:
+        predictor.check_elements(frame.atoms, frame.source)
+    return chosen
 
 
 def compare(frame: Frame, prediction: Prediction, std: LabelStd) -> dict[str, Comparison]:

@@ -30,6 +30,7 @@ from mfgp.baselines.checks import Check, baseline_checks
 from mfgp.baselines.columns import Baseline, make_baselines
 from mfgp.calibration.calibrating import calibrated
 from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.cell_widths import warn_of_larger_cells
 from mfgp.calibration.leave_one_out import LeftOut, leave_one_out
 from mfgp.config import FitConfig
 from mfgp.data.costs import CostModel
@@ -49,7 +50,7 @@ from mfgp.gp.training import TrainingResult
 from mfgp.notes.fit_notes import fit_notes, warn_of_labels
 from mfgp.notes.prequential import tested
 from mfgp.notes.surprises import warn_of_surprises
-from mfgp.predict.batched import checked_structures, predict_many
+from mfgp.predict.batched import predictions
 from mfgp.predict.combinations import EnergyCombination, energy_combination
 from mfgp.predict.prediction import Prediction
 from mfgp.predict.predictor import Predictor
@@ -86,6 +87,7 @@ class MultiFidelityGP:
         self.training: TrainingResult | None = None
         self.calibration: Calibration | None = None
         self.calculated: frozenset[str] = frozenset()  # training_frames.calculations
+        self.larger_told = set[int]()  # levels, by cell_widths.warn_of_larger_cells
         self.baseline_checks = dict[str, Check]()  # of calculators that a caller gave
         self.costs = CostModel()  # of labels, as far as the training frames say
         self.own_sigmas = torch.zeros(len(levels), 3, dtype=torch.float64)  # training_frames.own_sigmas
@@ -119,9 +121,7 @@ class MultiFidelityGP:
         """
         config = config or FitConfig()
         if not isinstance(config, FitConfig):
-            raise ConfigError(
-                f"config is a {type(config).__name__}; give FitConfig(**settings), or mfgp.config.load_config(path)."
-            )
+            raise ConfigError(f"config is a {type(config).__name__}; give FitConfig(**settings), or load_config(path).")
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
         with bars(progress) as report:
@@ -173,8 +173,7 @@ class MultiFidelityGP:
     def leave_one_out(self, frames: FrameSet, report: Report = silent) -> Iterator[LeftOut]:
         """What the model would say of each structure of `frames`, had that structure not been in the training data.
 
-        In closed form, at fixed hyperparameters and inducing points; see leave_one_out. Raises DataError for frames that the
-        model was not trained on.
+        In closed form, at fixed hyperparameters and inducing points; see leave_one_out. Raises DataError as check_seen does.
         """
         self.check_seen(frames)
         return leave_one_out(self, frames, report)
@@ -227,10 +226,9 @@ class MultiFidelityGP:
 
         draws: of the weights, for uncertainty="sampled"; by_level: prepare what uncertainty="by_level" needs.
         skin (Å): for steps of one structure's dynamics, pairs are searched anew only when an atom has moved by more than
-        half of it. dtype: `float32` sums over pairs in float32 for means
-        (products with inducing points stay float64: their weights cancel); "full" and "by_level" are float64 in any case.
-        compression (eV): means other than those of "full" and "by_level" are summed over fewer terms than there are inducing
-        points, which changes no local energy of an inducing environment by more (`mfgp.predict.reduction`; zeta 1 and 2).
+        half of it. dtype: `float32` sums over pairs in float32 for means (products with inducing points stay float64: their
+        weights cancel); "full" and "by_level" are float64 in any case. compression (eV): other means are summed over fewer
+        terms than inducing points, which changes no local energy of one by more (`mfgp.predict.reduction`; zeta 1 and 2).
         """
         return Predictor(self, self.level(fidelity), calibrated, draws, seed, by_level, skin, dtype, compression)
 
@@ -241,19 +239,20 @@ class MultiFidelityGP:
         *,
         uncertainty: str = "full",
         calibrated: bool = True,
+        progress: bool = True,
     ) -> Prediction | list[Prediction]:
         """Energy, forces, stress and their standard deviations at a level (the highest by default).
 
         uncertainty: `full`, `by_level` (the same, and split over the levels in `std_by_level`), `energies` (total and local
         energies only, much cheaper), `local` (of local energies alone) or `none`. Units eV, eV/Å, eV/Å^3.
         calibrated: scale the stds to left-out errors where the model is calibrated; False gives the posterior's own.
-        Raises DataError for an element or a level that the model has not seen.
+        progress: a bar after 2 s. Warns once of cells larger than those trained on. DataError for an unseen element, level.
         """
         predictor = self.predictor(fidelity, calibrated=calibrated, by_level=uncertainty == "by_level")
-        if isinstance(atoms, Atoms):
-            return predictor(atoms, uncertainty)
-        checked_structures(predictor, atoms, "predict takes ase.Atoms or a list of them")
-        return list(predict_many(predictor, atoms, uncertainty))
+        found = predictions(predictor, atoms, uncertainty, progress)
+        if uncertainty != "none":
+            warn_of_larger_cells(self, predictor.level, [atoms] if isinstance(atoms, Atoms) else atoms, stacklevel=2)
+        return found
 
     def energy_combination(
         self,
@@ -270,9 +269,10 @@ class MultiFidelityGP:
         energy_stds, that of a new calculation of each structure is included; False for the energies behind it, as in
         averages over a trajectory. calibrated as in `predict`. Raises DataError as `predict`, and for wrong coefficients.
         """
-        return energy_combination(
-            self.predictor(fidelity, calibrated=calibrated), structures, coefficients, label_noise
-        )
+        predictor = self.predictor(fidelity, calibrated=calibrated)
+        found = energy_combination(predictor, structures, coefficients, label_noise)
+        warn_of_larger_cells(self, predictor.level, structures, stacklevel=2)
+        return found
 
     def distribution(self, atoms: Atoms, fidelity: str | None = None) -> MultivariateNormal:
         """Joint posterior of energy, forces (atom-major) and virial of a structure, with its full covariance."""

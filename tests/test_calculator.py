@@ -22,6 +22,7 @@ from conftest import alloy
 from numpy.testing import assert_allclose
 
 from mfgp import DataError, MultiFidelityGP, read_frames
+from mfgp import calculator as module
 from mfgp.calculator import UncertaintyWarning
 from mfgp.data.labels import OWN_CALCULATOR
 
@@ -211,3 +212,25 @@ def test_options_that_do_not_exist_are_errors(model: MultiFidelityGP) -> None:
         model.calculator().set(uncertainty="none", fidelity="low")
     with pytest.raises(ValueError, match="must be positive"):
         model.calculator(uncertainty_threshold=-1.0)
+
+
+def test_slow_steps_with_all_standard_deviations_are_told_once(
+    model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(n: int) -> None:
+        for seed in range(n):
+            atoms.rattle(0.01, seed=seed)
+            atoms.get_forces()
+
+    atoms = alloy(90)
+    atoms.calc = model.calculator()
+    steps(3)  # pytest: a warning is an error
+    monkeypatch.setattr(module, "SLOW", 0.0)
+    atoms.calc = model.calculator(uncertainty="energies")
+    steps(3)
+    atoms.calc = model.calculator()
+    steps(1)
+    with pytest.warns(UserWarning, match=r"nearly all of it .* pass uncertainty='energies'") as told:
+        steps(1)
+    assert [w.filename for w in told] == [__file__]
+    steps(3)

@@ -103,3 +103,36 @@ def test_predict_tells_how_many_structures_repeat_later(narrow: MultiFidelityGP,
     assert "note: 1 of 2 structures repeat later than the training cells of low" in told([alloy(50), alloy(51, 2)])
     assert "repeat" not in told([alloy(50), alloy(52)])
     assert "repeat" not in told([alloy(50), alloy(51, 2)], "--no-uncertainty")
+
+
+def test_predictions_in_python_tell_once_of_larger_cells(narrow: MultiFidelityGP) -> None:
+    narrow.larger_told.clear()
+    larger = alloy(51, 2)
+    narrow.predict([alloy(50), alloy(52)])  # pytest: a warning is an error
+    narrow.predict(larger, uncertainty="none")
+    with pytest.warns(UserWarning, match="repeats later than the training cells of low") as told:
+        narrow.predict([alloy(50), larger, larger])
+    assert [w.filename for w in told] == [__file__]
+    narrow.predict(larger)
+    narrow.larger_told.clear()
+    with pytest.warns(UserWarning, match="repeats later"):
+        narrow.energy_combination([larger, alloy(50)], [1.0, -8.0])
+    narrow.larger_told.clear()
+
+
+@pytest.mark.parametrize("uncertainty", ["full", "energies"])
+def test_dynamics_tell_once_that_a_perfect_crystal_has_become_a_larger_cell(
+    narrow: MultiFidelityGP, uncertainty: str
+) -> None:
+    narrow.larger_told.clear()
+    atoms = bulk("Cu", a=3.8, cubic=True) * (2, 2, 2)
+    atoms.calc = narrow.calculator(uncertainty=uncertainty)
+    atoms.get_forces()  # repeats after 2.7 Å
+    atoms.rattle(0.01, seed=1)
+    with pytest.warns(UserWarning, match="repeats later") as told:
+        atoms.get_forces()
+    assert [w.filename for w in told] == [__file__]
+    for seed in (2, 3):
+        atoms.rattle(0.01, seed=seed)
+        atoms.get_forces()
+    narrow.larger_told.clear()

@@ -171,6 +171,7 @@ def test_far_apart_energies_add_up(model: MultiFidelityGP, level: str) -> None:
     assert found.with_coefficients([1, 1, 0]).std ** 2 == pytest.approx(float(covariance[0, 0]), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:a structure repeats later")
 def test_equals_a_dense_gaussian_process(two_levels: FrameSet) -> None:
     """zeta = 1 and M >= D, where the sparse model is exact; two levels, energies, forces and virials."""
     small = {"r_cut": 4.0, "n_max": 2, "l_max": 1, "sigma": 0.5}

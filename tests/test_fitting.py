@@ -19,12 +19,14 @@ from conftest import DESCRIPTOR, alloy, label
 from numpy.testing import assert_allclose
 
 from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.fit import features as features_module
 from mfgp.fit.features import Features
 from mfgp.fit.fitting import reference_energies
 from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
 from mfgp.gp.observations import labelled_rows
 from mfgp.gp.statistics import Statistics
 from mfgp.gp.training import initialise, maximise_evidence, noise_floor
+from mfgp.learning_curve import joint, learning_curve
 
 QUICK = {"optimise": False}
 
@@ -285,3 +287,34 @@ def test_stresses_that_contradict_the_forces_are_not_followed(change: Callable[[
     noise = model.hyperparameters()["noise"]["low"]
     assert noise["virial"] > 0.2  # eV per sqrt(atom)
     assert noise["forces"] < 0.1  # eV/Å
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_no_fit_of_a_learning_curve_makes_what_others_find_made(
+    calibrate: bool, two_levels: FrameSet, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their seconds are compared: the first took those of the rows that calibration needs."""
+    settings = config.model_copy(update={"training": config.training.model_copy(update={"calibrate": calibrate})})
+    training, held_out = two_levels.training(), two_levels.held_out()
+    made: list[str] = []
+    for module, name in ((features_module, "functionals"), (features_module, "functional_rows")):
+        monkeypatch.setattr(module, name, _counted(getattr(module, name), made))
+    stages: list[str] = []
+    points = learning_curve(
+        training,
+        held_out,
+        settings,
+        [5],
+        {"joint": joint},
+        report=lambda stage, *rest: stages.append(stage + str(len(made))),
+    )
+    assert [p.variant for p in points] == ["joint"]
+    assert [s for s in stages if s.startswith("rows")][-1] == f"rows{len(made)}"
+
+
+def _counted(function: Callable[..., Any], made: list[str]) -> Callable[..., Any]:
+    def counting(*arguments: Any, **options: Any) -> Any:
+        made.append(function.__name__)
+        return function(*arguments, **options)
+
+    return counting

@@ -61,6 +61,15 @@ def test_a_plan_is_a_selection_cut_at_the_hours(model: MultiFidelityGP, pool: li
     assert std_at(found.joint, 0.0) == found.joint.std_before
 
 
+def test_each_selection_of_a_plan_has_bars_of_its_own(model: MultiFidelityGP, pool: list[Atoms]) -> None:
+    stages: list[str] = []
+    plan(model, pool, "high", COSTS, 0.12, report=lambda stage, *rest: stages.append(stage))
+    what = ("structures of the target", "structures of the pool", "budget spent, %")
+    assert list(dict.fromkeys(stages)) == [
+        f"{of}: {w}" for of in ("all levels", "low alone", "high alone") for w in what
+    ]
+
+
 def test_choosing_among_levels_is_no_worse_than_the_best_of_them_here(
     model: MultiFidelityGP, pool: list[Atoms]
 ) -> None:

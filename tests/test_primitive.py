@@ -10,12 +10,14 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, make_supercell
 from numpy.testing import assert_allclose
+from scipy.spatial import cKDTree
 from systems import ethanol, phosphate, triclinic
 
 from descriptors import SOAP, Neighborhoods
 from mfgp import FitConfig, read_frames
+from mfgp.fit import primitive as module
 from mfgp.fit.features import Features
-from mfgp.fit.primitive import TOLERANCE, primitive
+from mfgp.fit.primitive import TOLERANCE, primitive, shortest_translation
 
 
 def _sheared(atoms: Atoms) -> Atoms:
@@ -40,6 +42,7 @@ def _salt() -> Atoms:
         (_sheared(bulk("Cu") * (3, 1, 2)), 1, 6),
         (_salt() * (1, 2, 2), 4, 4),
         (make_supercell(_salt(), [[1, 1, 0], [-1, 1, 0], [0, 1, 2]]), 4, 4),
+        (make_supercell(_salt(), [[1, 0, 0], [5, 2, 0], [-6, 7, 1]]), 4, 2),  # long and flat
         (_salt(), 4, 1),
     ],
 )
@@ -53,6 +56,35 @@ def test_the_smallest_cell(supercell: Atoms, n_atoms: int, n: int) -> None:
     assert (supercell.numbers == found.cell.numbers[found.copy_of]).all()
     fitting = supercell.cell.array @ np.linalg.inv(found.cell.cell.array)
     assert_allclose(fitting, np.round(fitting), atol=1e-6)
+
+
+def _copper(missing: int | None = None, moved: int | None = None) -> Atoms:
+    atoms = bulk("Cu", cubic=True) * (8, 8, 8)
+    if moved is not None:
+        atoms.positions[moved, 1] += 0.01
+    if missing is not None:
+        del atoms[missing]
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("atoms", "n"), [(_copper(), 2048), (_copper(missing=0), 1), (_copper(missing=700), 1), (_copper(moved=700), 1)]
+)
+def test_large_crystals_take_neither_the_memory_nor_the_time_of_all_pairs(
+    atoms: Atoms, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = list[int]()
+
+    class Counting(cKDTree):  # type: ignore[misc]
+        def query(self, x: Any, **options: Any) -> Any:
+            looked_up.append(len(x))
+            return super().query(x, **options)
+
+    monkeypatch.setattr(module, "cKDTree", Counting)
+    assert primitive(atoms).n == n
+    assert sum(looked_up) < 20 * len(atoms)
+    assert shortest_translation(atoms, 10.0) == (pytest.approx(3.61 / 2**0.5) if n > 1 else np.inf)
+    assert sum(looked_up) < 40 * len(atoms)
 
 
 def _displaced(by: float) -> Atoms:

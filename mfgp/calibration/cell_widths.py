@@ -9,6 +9,7 @@ three of its structures have: so few are enough to show what larger cells do.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,16 +24,22 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 ENOUGH = 3  # structures
+LARGER_CELLS = "docs/theory.md#larger-cells"
 STRAIN = 1.1  # of a cell that is no larger one
 
 
 def width(atoms: Atoms, reach: float) -> float:
     """Å after which a structure repeats; `reach` where it does not within that."""
+    own = _cell_width(atoms, reach)
+    return min(own, shortest_translation(atoms, own)) if atoms.pbc.all() else own
+
+
+def _cell_width(atoms: Atoms, reach: float) -> float:
+    """Å after which its cell does."""
     if not atoms.pbc.any():
         return reach
     reduced, _ = minkowski_reduce(atoms.cell, pbc=atoms.pbc)
-    own = min(reach, float(np.linalg.norm(np.asarray(reduced)[atoms.pbc], axis=1).min()))
-    return min(own, shortest_translation(atoms, own)) if atoms.pbc.all() else own
+    return min(reach, float(np.linalg.norm(np.asarray(reduced)[atoms.pbc], axis=1).min()))
 
 
 def widths(frames: FrameSet, levels: Sequence[str], reach: float) -> tuple[float, ...]:
@@ -54,7 +61,7 @@ def narrow_cells(model: MultiFidelityGP) -> list[str]:
     return [
         f"note: training cells of {', '.join(narrow)} repeat after so many Å or less, so that neighbours of an atom are "
         "images of each other. In larger cells, where these move apart, errors can be several times the standard "
-        f"deviations: label three that repeat after {reach:g} Å (twice r_cut) or more, docs/theory.md#larger-cells."
+        f"deviations: label three that repeat after {reach:g} Å (twice r_cut) or more, {LARGER_CELLS}."
     ]
 
 
@@ -62,5 +69,19 @@ def wider(model: MultiFidelityGP, level: int, structures: Iterable[Atoms]) -> in
     """How many structures repeat later than the cells that the standard deviations of a level rest on, or not at all."""
     if model.calibration is None or not model.calibration.widths:
         return 0
-    known, reach = model.calibration.widths[level], 2 * model.soap.config.r_cut
-    return sum(width(atoms, reach) > STRAIN * known for atoms in structures)
+    known, reach = STRAIN * model.calibration.widths[level], 2 * model.soap.config.r_cut
+    if known >= reach:
+        return 0
+    return sum(_cell_width(atoms, reach) > known and width(atoms, reach) > known for atoms in structures)
+
+
+def warn_of_larger_cells(model: MultiFidelityGP, level: int, structures: Iterable[Atoms], stacklevel: int) -> None:
+    """Warn of the first structure that `wider` counts, once for a model and a level; stacklevel as in the caller."""
+    if level not in model.larger_told and any(wider(model, level, [atoms]) for atoms in structures):
+        model.larger_told.add(level)
+        name = model.levels[level]
+        warnings.warn(
+            f"a structure repeats later than the training cells of {name}, or not at all: errors can be several times the "
+            f"standard deviations there ({LARGER_CELLS}). This is said once for a model and a level.",
+            stacklevel=stacklevel + 1,
+        )

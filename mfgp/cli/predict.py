@@ -41,7 +41,7 @@ def predict(
     with friendly() as notices:
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
-        from mfgp.calibration.cell_widths import wider
+        from mfgp.calibration.cell_widths import LARGER_CELLS, wider
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
         from mfgp.predict.batched import predict_many
@@ -71,7 +71,7 @@ def predict(
             console.say(
                 notices,
                 f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
-                "at all: their errors can be several times the standard deviations (docs/theory.md#larger-cells).",
+                f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
             )
         if by_level:
             console.stdout().print(shares_table(predictions))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mfgp.data.costs import CostModel
     from mfgp.model import MultiFidelityGP
+    from mfgp.selection.greedy import Selection
 
 Pool = Annotated[
     Path,
@@ -155,12 +156,7 @@ def select(
                 seed=seed,
                 report=report,
             )
-        if chosen.same:
-            text = (
-                f"{chosen.same} structures of the pool were passed over as others of it in another description (order of "
-                "atoms, orientation, cell, rounding): one of each is offered at a level"
-            )
-            console.say(notices, text)
+        _say_same(chosen, notices)
         console.stdout().print(selection_table(chosen, asked.pool, asked.unit))
         console.say(console.stdout(), summary_line(chosen, asked.unit))
         if not chosen.choices:
@@ -172,6 +168,16 @@ def select(
         console.say(notices, f"wrote {len(chosen.choices)} structures to {output}")
         if json_path is not None:
             write_json(selection_json(chosen, asked.unit), json_path)
+
+
+def _say_same(chosen: Selection, notices: Console) -> None:
+    """How many structures of the pool were passed over, and why."""
+    if chosen.same:
+        text = (
+            f"{chosen.same} structures of the pool were passed over as others of it in another description (order of "
+            "atoms, orientation, cell, rounding): one of each is offered at a level"
+        )
+        console.say(notices, text)
 
 
 def plan(

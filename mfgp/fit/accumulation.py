@@ -49,7 +49,7 @@ def accumulate(
                 extra = columns.rows_of(frame.atoms, labels).to(phi.device)
                 blocks.add(level, frame_rows(frame, phi, columns, extra, level, default_sigma, centre))
         done += sum(len(group) for group in batch)
-        report("labels", done, len(frames), batch[-1][-1].fidelity)
+        report("structures with labels", done, len(frames), batch[-1][-1].fidelity)
     return blocks.finish()
 
 

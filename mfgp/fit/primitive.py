@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor, from_numpy
 
 TOLERANCE = 1e-7  # Å along the longest axis of the cell, between an atom that was moved and the one it falls on
+NEIGHBOURS = 20  # by which atoms are told apart: a shell of a close packing and part of the next
 Array = NDArray[np.float64]
 
 
@@ -45,44 +49,78 @@ def primitive(atoms: Atoms) -> Primitive:
     whole = Primitive(atoms, np.arange(len(atoms)), 1)
     if len(atoms) == 1 or not atoms.pbc.all():
         return whole
-    images, vectors = _translations(atoms)
-    n = len(images)
-    basis = _basis(vectors, atoms.cell.array, n) if n > 1 else None
-    if basis is None:
+    basis, images = _shortest_translations(atoms, 3)
+    edges = coo_array((np.ones(images.size), (np.tile(whole.copy_of, len(images)), images.ravel())), [len(atoms)] * 2)
+    n_orbits, orbit = connected_components(edges, directed=False)
+    n = len(atoms) // n_orbits
+    if n == 1 or len(basis) < 3 or abs(n * abs(np.linalg.det(basis)) / atoms.cell.volume - 1.0) > 1e-6:
         return whole
-    kept, copy_of = np.unique(images.min(axis=0), return_inverse=True)
+    first = np.unique(orbit, return_index=True)[1]
+    kept, copy_of = np.unique(first[orbit], return_inverse=True)
     return Primitive(Atoms(atoms.numbers[kept], atoms.positions[kept], cell=basis, pbc=True), copy_of, n)
 
 
 def shortest_translation(atoms: Atoms, longest: float) -> float:
     """Of those up to `longest` (Å) that map a structure, periodic in three directions, onto itself; infinite without one."""
-    _, vectors = _translations(atoms, longest)
-    lengths = np.linalg.norm(_images(vectors, atoms.cell.array), axis=2)
-    return float(lengths[(lengths > TOLERANCE) & (lengths <= longest)].min(initial=np.inf))
+    vectors, _ = _shortest_translations(atoms, 1, longest)
+    return float(np.linalg.norm(vectors[0])) if len(vectors) else np.inf
 
 
-def _translations(atoms: Atoms, longest: float = np.inf) -> tuple[NDArray[np.int64], Array]:
-    """Those that map the structure onto itself: the atom that each atom falls on [n, N]; fractional vectors [n, 3].
+def _shortest_translations(atoms: Atoms, count: int, longest: float = np.inf) -> tuple[Array, NDArray[np.int64]]:
+    """The shortest `count` independent ones up to `longest` (Å): vectors [count, 3] in Å, the atom each falls on [count, N].
 
-    longest: Å, of those that are looked for; N^2 places are tried without a limit.
+    Each maps the first atom of the rarest kind onto another of its kind; these are tried from the shortest on. The first
+    atom that one of them moves to a place without such an atom is what the others have to move well, too: without that an
+    atom which is displaced in a crystal would let all others be tried with all vectors.
     """
-    numbers, cell = atoms.numbers, atoms.cell.array
-    s = _wrapped(atoms.get_scaled_positions(wrap=False))
-    tree, tolerance = cKDTree(s, boxsize=1.0), TOLERANCE / np.linalg.norm(cell, 2)
+    sites = _Sites(atoms)
+    rarest = sites.rarest()
+    steps = sites.s[rarest] - sites.s[rarest[0]]  # [step, 3]
+    places = _images(steps, sites.cell).reshape(-1, 3)  # [(step, 27), 3] Å
+    lengths, possible = np.linalg.norm(places, axis=1), np.ones(len(steps), dtype=bool)
+    vectors, images = np.zeros((0, 3)), np.zeros((0, len(atoms)), dtype=np.int64)
+    for k in np.argsort(lengths, kind="stable"):
+        if len(vectors) == count or lengths[k] > longest:
+            break
+        longer, step = np.vstack([vectors, places[k]]), k // 27
+        if not possible[step] or np.linalg.matrix_rank(longer, tol=1e-3) == len(vectors):
+            continue
+        image = sites.moved(sites.everyone, steps[step])
+        wrong = image == len(atoms)
+        if wrong.any():
+            possible &= sites.moved(wrong.argmax(), steps) < len(atoms)
+        else:
+            vectors, images = longer, np.vstack([images, image])
+    return vectors, images
 
-    def falls_on(moved: Array) -> NDArray[np.int64]:
-        """The atom at each place [k, 3], or the number of atoms where there is none."""
-        return tree.query(_wrapped(moved), distance_upper_bound=tolerance)[1]
 
-    elements, counts = np.unique(numbers, return_counts=True)
-    rarest = np.flatnonzero(numbers == elements[counts.argmin()])
-    vectors, known = s[rarest] - s[rarest[0]], np.append(numbers, -1)
-    vectors = vectors[np.linalg.norm(_images(vectors, cell), axis=2).min(axis=1) <= longest]
-    last = len(atoms) - 1 if rarest[0] == 0 else 0  # another atom, which few of the vectors move onto an atom
-    vectors = vectors[known[falls_on(s[last] + vectors)] == numbers[last]]
-    images = falls_on((s + vectors[:, None]).reshape(-1, 3)).reshape(len(vectors), -1)
-    whole = (known[images] == numbers).all(axis=1)
-    return images[whole], vectors[whole]
+class _Sites:
+    """Fractional coordinates s [N, 3] of a structure in the shortest cell of its lattice, and their tree."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.numbers, self.everyone = atoms.numbers, np.arange(len(atoms))
+        self.cell = np.asarray(minkowski_reduce(atoms.cell.array)[0])  # _images has the shortest vectors of such a cell
+        self.s = _wrapped(atoms.positions @ np.linalg.inv(self.cell))
+        self.tree, self.tolerance = cKDTree(self.s, boxsize=1.0), TOLERANCE / float(np.linalg.norm(self.cell, 2))
+
+    def moved(self, atom: NDArray[np.int64] | np.intp, steps: Array) -> NDArray[np.int64]:
+        """The atom of its element that each atom, or one by each of the steps, falls on, N where there is none; [k]."""
+        found = self.tree.query(_wrapped(self.s[atom] + steps), distance_upper_bound=self.tolerance)[1]
+        same = np.append(self.numbers, -1)[found] == self.numbers[atom]
+        return np.where(same, found, len(self.s))
+
+    def rarest(self) -> NDArray[np.int64]:
+        """The fewest atoms of one element whose distances to NEIGHBOURS nearest ones have one sum (fractional), in order.
+
+        Atoms that fall on each other to `tolerance` differ by twice that in each distance: where sums leave a wider gap
+        there are no such atoms on both sides of it.
+        """
+        k = min(NEIGHBOURS, len(self.s))
+        sums = self.tree.query(self.s, k=k)[0].reshape(len(self.s), -1).sum(axis=1)
+        order = np.lexsort((sums, self.numbers))
+        apart = (np.diff(sums[order]) > 2 * k * self.tolerance) | (np.diff(self.numbers[order]) != 0)
+        kinds = [np.sort(kind) for kind in np.split(order, np.flatnonzero(apart) + 1)]
+        return min(kinds, key=lambda kind: (len(kind), kind[0]))
 
 
 def _images(vectors: Array, cell: Array) -> Array:
@@ -96,18 +134,3 @@ def _wrapped(s: Array) -> Array:
     out = s - np.floor(s)
     out[out >= 1.0] = 0.0
     return out
-
-
-def _basis(vectors: Array, cell: Array, n: int) -> Array | None:
-    """The shortest basis [3, 3] in Å of the lattice of translations; None where the shortest vectors are none."""
-    every = _images(vectors, cell).reshape(-1, 3)
-    length = np.linalg.norm(every, axis=1)
-    volume = abs(np.linalg.det(cell)) / n
-    chosen: list[Array] = []
-    for v in every[np.argsort(length, kind="stable")]:
-        if np.linalg.matrix_rank(np.array([*chosen, v]), tol=1e-3) > len(chosen):
-            chosen.append(v)
-        if len(chosen) == 3:
-            basis = np.array(chosen)
-            return basis if abs(abs(np.linalg.det(basis)) / volume - 1.0) < 1e-6 else None
-    return None

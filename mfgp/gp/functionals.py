@@ -60,7 +60,7 @@ def _in_parts(
     basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, parts: Sequence[Tensor], report: Report
 ) -> Functionals:
     n, done = len(nb.numbers), 0
-    report("atoms", done, n, "")
+    report("atoms of a structure", done, n, "")
     phi = functional_rows(basis, forms, soap, nb)
     q = phi.new_empty(n, soap.n_features)
     strain = phi.new_empty(n, 6, soap.n_features)
@@ -72,7 +72,7 @@ def _in_parts(
     for atoms in parts:
         forces += force_variances(jacobian_of_atoms(soap, nb, atoms), nb.numbers, basis.species, basis.zeta)
         done += len(atoms)
-        report("atoms", done, n, "")
+        report("atoms of a structure", done, n, "")
     return Functionals(phi, torch.cat([whole[:1], forces, whole[1:]]), local_features(basis, q, nb.numbers))
 
 

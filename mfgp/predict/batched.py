@@ -13,7 +13,7 @@ import torch
 from ase import Atoms
 
 from descriptors.soap import jacobian_bytes
-from mfgp.base.progress import Report, silent
+from mfgp.base.progress import Report, late_bars, silent
 from mfgp.base.threads import ordered_map
 from mfgp.data.reading import MIN_DISTANCE
 from mfgp.errors import DataError
@@ -23,7 +23,26 @@ from mfgp.predict.prediction import Prediction
 from mfgp.predict.predictor import Predictor
 
 BATCH_ATOMS = 450  # expanded at a time
+QUICK_ATOMS = 64  # that are predicted before a bar would be drawn
 THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
+
+
+def predictions(
+    predictor: Predictor, atoms: Atoms | Sequence[Atoms], uncertainty: str, progress: bool = True
+) -> Prediction | list[Prediction]:
+    """What `MultiFidelityGP.predict` returns, with a bar of what takes long (progress.late_bars)."""
+    structures: Sequence[Atoms] = [atoms] if isinstance(atoms, Atoms) else atoms
+    if structures is atoms:
+        checked_structures(predictor, structures, "predict takes ase.Atoms or a list of them")
+    out: list[Prediction] = []
+    with late_bars(progress and sum(map(len, structures)) > QUICK_ATOMS) as report:
+        report("prediction", 0, len(structures), predictor.fidelity)
+        if structures is not atoms:
+            return predictor(structures[0], uncertainty, report)
+        for prediction in predict_many(predictor, structures, uncertainty, report):
+            out.append(prediction)
+            report("prediction", len(out), len(structures), predictor.fidelity)
+    return out
 
 
 def predict_many(

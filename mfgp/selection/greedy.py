@@ -133,7 +133,9 @@ def select(
         search.close(same.take(choices[-1].index, best[1]), best[1])
         left -= choices[-1].hours
         done = (len(choices), limit) if not budget_hours else (round(100 * (1 - left / budget_hours)), 100)
-        report("selection", *done, f"std {choices[-1].std_after:.4g}")
+        report(
+            "calculations chosen" if not budget_hours else "budget spent, %", *done, f"std {choices[-1].std_after:.4g}"
+        )
     if free:
         choices = [replace(choice, hours=np.nan) for choice in choices]
     return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()), cheapest)
@@ -245,7 +247,7 @@ class Search:
             parts.append(Candidates.of(predictor, pool, some, hours, self.levels, state))
             if sum(len(p.index) for p in parts) > 2 * KEEP:
                 parts = [self._best_of(Candidates.joined(parts))]
-            report("pool", some[-1][0].stop, len(pool), "")
+            report("structures of the pool", some[-1][0].stop, len(pool), "")
         self.candidates = self._best_of(Candidates.joined(parts))
 
     def _rates(self, candidates: Candidates) -> Tensor:

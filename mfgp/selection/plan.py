@@ -76,7 +76,7 @@ def plan(
     """Forecast for a pool and a budget; arguments and errors as `mfgp.selection.greedy.select`."""
     names = tuple(levels or model.levels)
 
-    def chosen(some: Sequence[str]) -> Selection:
+    def chosen(some: Sequence[str], what: str) -> Selection:
         return select(
             model,
             pool,
@@ -88,11 +88,12 @@ def plan(
             weights=weights,
             taken=taken,
             seed=seed,
-            report=report,
+            report=lambda stage, *rest: report(f"{what}: {stage}", *rest),
         )
 
-    joint = chosen(names)
-    return Plan(budget_hours, joint, {name: chosen([name]) if len(names) > 1 else joint for name in names})
+    joint = chosen(names, "all levels" if len(names) > 1 else names[0])
+    alone = {name: chosen([name], f"{name} alone") if len(names) > 1 else joint for name in names}
+    return Plan(budget_hours, joint, alone)
 
 
 def within(selection: Selection, hours: float) -> list[Any]:

@@ -78,7 +78,7 @@ def build_target(
             if name in weights:
                 found[name].append(rows)
                 rest[name] += constant
-        report("target", places.stop, len(chosen), "")
+        report("structures of the target", places.stop, len(chosen), "")
     parts, scaled, at = {}, [], 0
     for name, weight in weights.items():
         rows = torch.cat(found[name])
