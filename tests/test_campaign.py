@@ -277,6 +277,31 @@ def test_a_refit_learns_hyperparameters_from_all_labels(folder: Path, two_levels
     assert "low.extxyz is an input" in CliRunner().invoke(app, command).output.replace("\n", "")
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_update_of_a_campaign_that_has_its_data_calibrates_on_all(
+    folder: Path, two_levels: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_fit(folder, two_levels, config, stop={"steps": 1})
+    fit = yaml.safe_load((folder / "fit.yaml").read_text())
+    fit["training"]["calibrate"] = True
+    (folder / "fit.yaml").write_text(yaml.safe_dump(fit))
+    start(folder)
+    calibrated_on = []
+    calibrate = MultiFidelityGP.calibrate
+    monkeypatch.setattr(
+        MultiFidelityGP,
+        "calibrate",
+        lambda self, frames, *a: (calibrated_on.append(len(frames)), calibrate(self, frames, *a)),
+    )
+    run(folder)
+    assert rows(folder, "SELECT kind, why FROM models")[1] == ("update", "2 low labels learned; calibrated on all")
+    assert calibrated_on == [19]
+    first, last = (MultiFidelityGP.load(folder / "run" / "models" / f"model_000{i}.mfgp") for i in (0, 1))
+    assert last.calibration is not None
+    assert last.calibration != first.calibration
+    assert not last.calibration.tested  # it is of all labels
+
+
 def test_only_one_process_works_on_a_campaign(folder: Path) -> None:
     start(folder)
     with Campaign.open(folder / "run", {"low": traced}), pytest.raises(DataError, match="works on this campaign"):

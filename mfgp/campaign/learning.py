@@ -89,6 +89,9 @@ class Models:
                     ) from error
                 why += f"; the refit failed ({error}), so an update at the old hyperparameters"
         model.update(frames_of(list(rows), model.levels))
+        if self.config.fit is not None and model.calibration is not None:  # all that the model knows is here
+            model.calibrate(frames_of(self.store.labels("accepted = 1"), model.levels), report)
+            why += "; calibrated on all"
         return model, "update", why
 
     def fit_config(self) -> FitConfig:
