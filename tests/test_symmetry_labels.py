@@ -120,6 +120,7 @@ def test_a_force_that_symmetry_forbids_is_suspect(mixed: MultiFidelityGP) -> Non
     assert len(scores) == 4 * 20 + 1  # the zeros of perfect crystals have none
 
 
+@pytest.mark.filterwarnings("ignore:a structure repeats later")
 def test_perfect_crystals_alone_leave_the_forces_to_the_prior() -> None:
     frames = read_frames({"dft": [copper(500 + i, 0.0) for i in range(12)]})
     with pytest.warns(UserWarning, match=r"forces of 0 left-out structures \(of 12\) are too few"):
