@@ -108,9 +108,9 @@ def test_predict_tells_how_many_structures_repeat_later(narrow: MultiFidelityGP,
 def test_predictions_in_python_tell_once_of_larger_cells(narrow: MultiFidelityGP) -> None:
     narrow.larger_told.clear()
     larger = alloy(51, 2)
-    narrow.predict([alloy(50), alloy(52)])  # pytest: a warning is an error
+    narrow.predict([alloy(50), alloy(52), Atoms("Cu")])  # pytest: a warning is an error
     narrow.predict(larger, uncertainty="none")
-    with pytest.warns(UserWarning, match="repeats later than the training cells of low") as told:
+    with pytest.warns(UserWarning, match=r"repeats later than the training cells of low \(after 3\.\d Å\)") as told:
         narrow.predict([alloy(50), larger, larger])
     assert [w.filename for w in told] == [__file__]
     narrow.predict(larger)
