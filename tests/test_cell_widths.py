@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.calibration.cell_widths import wider, width, widths
 from mfgp.cli import app
-from mfgp.fit import primitive
 
 
 def test_width_is_the_shortest_vector_of_the_lattice_of_translations() -> None:
@@ -33,20 +32,6 @@ def test_width_is_the_shortest_vector_of_the_lattice_of_translations() -> None:
     assert width(slab(False), 15.0) == pytest.approx(4.05 / math.sqrt(2))  # in its plane
     wire = Atoms("CuCu", positions=[[0, 0, 0], [0.3, 0, 2.6]], cell=[0, 0, 5.0], pbc=(False, False, True))
     assert width(wire, 15.0) == pytest.approx(5.0)
-
-
-def test_large_crystals_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only translations within reach are tried: 2048 atoms, 2048^2 places otherwise."""
-    tried: list[int] = []
-    wrapped = primitive._wrapped
-
-    def counted(s: np.ndarray) -> np.ndarray:
-        tried.append(len(s))
-        return wrapped(s)
-
-    monkeypatch.setattr(primitive, "_wrapped", counted)
-    assert width(bulk("Cu", cubic=True) * (8, 8, 8), 5.0) == pytest.approx(3.61 / math.sqrt(2))
-    assert max(tried) < 2048 * 60
 
 
 def test_three_structures_are_enough() -> None:
