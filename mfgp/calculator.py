@@ -58,12 +58,11 @@ def stress_note(model: MultiFidelityGP, fidelity: str) -> str | None:
 class MultiFidelityCalculator(Calculator):
     """`model.calculator(fidelity=...)`.
 
-    uncertainty: what is computed with every call: `full` (all standard deviations, exact; 15 - 70 times the mean, which a
-    warning says once where it takes long), `sampled` (those of forces and
-    stress from `draws` draws of the weights with a `seed`, each as costly as the mean; without what the inducing points do
-    not carry, so several times too small where the model is not calibrated, and off by some 30 % where it is), `energies`
-    (total and local energies; about twice the mean, for molecular dynamics), `local` (of local energies alone, cheaper
-    still) or `none`.
+    uncertainty: what is computed with every call: `full` (all standard deviations, exact; 13 - 70 times the time of
+    `energies`, which a warning says once where it takes long), `sampled` (those of forces and stress from `draws` draws of
+    the weights with a `seed`, each as costly as the mean; without what the inducing points do not carry, so several times
+    too small where the model is not calibrated, and off by some 30 % where it is), `energies` (total and local energies;
+    about twice the mean, for molecular dynamics), `local` (of local energies alone, cheaper still) or `none`.
     uncertainty_threshold: warn with `UncertaintyWarning` when the largest standard deviation in `results` (label noise
     included where the model is calibrated) passes it: of a force component (eV/Å) with `full` and `sampled`, of a local
     energy (eV) with `energies` and `local`.

@@ -436,7 +436,8 @@ def test_a_fit_tells_of_levels_without_forces_and_of_a_weak_repulsion(folder: Pa
     ase.io.write(tmp_path / "high.extxyz", frames)
     (tmp_path / "low.extxyz").write_text((folder / "low.extxyz").read_text())
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["baselines"] = [{"name": "zbl", "coefficient": {"mean": 0.1, "std": 0.01}}]
+    weak = {"name": "zbl", "coefficient": {"mean": 0.1, "std": 0.01}, "settings": {"r_outer": 2.4}}
+    settings["baselines"] = [weak]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     notices = ok("fit", tmp_path / "config.yaml", "-o", tmp_path / "m.mfgp", "--set", "training.optimise=false").stderr
     assert "note: no forces among the labels of high: standard deviations" in notices
@@ -444,6 +445,7 @@ def test_a_fit_tells_of_levels_without_forces_and_of_a_weak_repulsion(folder: Pa
     told = MultiFidelityGP.load(tmp_path / "m.mfgp").notes()
     assert len(told) >= 3
     assert all(notices.count(note) == 1 for note in told)
+    assert "baselines    zbl (r_outer 2.4)" in ok("info", tmp_path / "m.mfgp").stdout
 
 
 def test_a_baseline_has_no_weak_repulsion_where_it_is_not_used(folder: Path, tmp_path: Path):

@@ -117,6 +117,23 @@ def test_charged_planes_attract_each_other_as_the_plates_of_a_capacitor() -> Non
     assert far - near == pytest.approx(4.0 * 2 * np.pi * K / 5.0 * charge**2 / a**2, rel=1e-6)
 
 
+def test_layers_far_apart_feel_charged_plates_however_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaps beyond the vacuum between images are closed: as without that, and no more reciprocal vectors at 10^9 Å."""
+    slab = _systems()["slab"]  # two vectors of 5.6 Å
+    slab += Atoms("ClNa", [[1.0, 40.0, 2.0], [3.0, 90.0, 1.0]])
+    closed = CoulombCalculator()
+    energy, forces = closed.get_potential_energy(slab), closed.get_forces(slab)
+    monkeypatch.setattr(coulomb, "_VACUUM", 100.0)
+    whole = CoulombCalculator()
+    assert energy == pytest.approx(whole.get_potential_energy(slab), abs=1e-5)  # eV
+    assert_allclose(forces, whole.get_forces(slab), atol=1e-5)  # eV/Å
+    assert np.abs(forces[-2:]).max() > 0.1  # something to get wrong
+    monkeypatch.undo()
+    slab.positions[-1, 1] += 1e9
+    assert_allclose(closed.get_forces(slab), forces, atol=1e-5)
+    assert closed.get_potential_energy(slab) - energy == pytest.approx(-1e9 * forces[-1, 1], rel=1e-6)
+
+
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, atoms in _systems().items():
         results = []
@@ -144,6 +161,10 @@ def test_charges_are_formal_and_structures_neutral() -> None:
         make_calculator("coulomb", {"Ox": -2})
     with pytest.raises(ConfigError, match="smearing and permittivity are positive"):
         make_calculator("coulomb", {"smearing": 0.0})
+    with pytest.raises(ConfigError, match=r"charges are numbers \(of e\), not Fe: nan"):
+        make_calculator("coulomb", {"Fe": float("nan")})
+    with pytest.raises(ConfigError, match="positive numbers, not inf"):
+        make_calculator("coulomb", {"smearing": float("inf")})
     with pytest.raises(DataError, match="one periodic direction is not covered"):
         Baseline("coulomb", own).labels(Atoms("NaCl", [[0, 0, 0], [0, 0, 2.5]], cell=[5, 5, 5], pbc=[1, 0, 0]))
 

@@ -296,11 +296,17 @@ def header_lines(header: Mapping[str, Any]) -> list[str]:
         f"elements     {elements}",
         f"descriptor   SOAP, r_cut {d['r_cut']:g} Å, {shape}, {weighting}{contraction}",
         f"kernel       zeta {model['zeta']}, {header['n_inducing']} inducing points, rho {rho}",
-        f"baselines    {', '.join(header['baselines']) or 'none'}",
+        f"baselines    {', '.join(map(_with_settings, config['baselines'])) or 'none'}",
         f"learned      {learned}",
         f"versions     mfgp {header['mfgp_version']}, torch {header['torch_version']}, file schema {header['schema']}",
         f"data hash    {header['data_hash']}",
     ]
+
+
+def _with_settings(baseline: Mapping[str, Any]) -> str:
+    """Its name, and in brackets what its configuration sets."""
+    settings = ", ".join(f"{name} {value}" for name, value in baseline["settings"].items())
+    return f"{baseline['name']} ({settings})" if settings else str(baseline["name"])
 
 
 def correlation_table(correlations: Iterable[Correlation]) -> Table:

@@ -5,13 +5,14 @@
     S(K) = sum_i q_i exp(i K.r_i),      g = exp(-s^2 K^2 / 2) / K^2
     F_i = (k / eps) 4 pi / V q_i sum_K g K Im[exp(i K.r_i) S*]
     stress = (k / eps) 2 pi / V^2 sum_K g |S|^2 [ (2 / K^2 + s^2) K K^T - 1 ]
-    slabs, normal n: E + (k / eps) 2 pi / V (n . sum_i q_i r_i)^2, with vacuum between the images
+    slabs, normal n: E + (k / eps) 2 pi / V (n . sum_i q_i r_i)^2, with vacuum between the images; layers as far apart as
+    these, Q the charge below, A the area: (k / eps) 2 pi Q^2 / A for each further Å, as between the plates of a capacitor
 
-Ewald, Ann. Phys. 369, 253 (1921); the slab term: Yeh, Berkowitz, J. Chem. Phys. 111, 3155 (1999). The Gaussians repel
-themselves, too (i = j): so a smooth density has no energy, and compositions differ by less (LMFP without its lithium by half
-of what they do otherwise). What Gaussians lack of points is short-ranged, and the Gaussian process sees it. The permittivity
-eps stands for the electrons that follow; the coefficient of the baseline corrects it. A model file keeps settings, not
-charges: a change of FORMAL_CHARGES would change models.
+Ewald, Ann. Phys. 369, 253 (1921); the slab term: Yeh, Berkowitz, J. Chem. Phys. 111, 3155 (1999). Each Gaussian has a
+standard deviation of s / sqrt(2). They repel themselves, too (i = j): so a smooth density has no energy, and compositions
+differ by less (LMFP without its lithium by half of what they do otherwise). What Gaussians lack of points is short-ranged,
+and the Gaussian process sees it. The permittivity eps stands for the electrons that follow; the coefficient of the baseline
+corrects it. A model file keeps settings, not charges: a change of FORMAL_CHARGES would change models.
 """
 
 from __future__ import annotations
@@ -115,22 +116,31 @@ def _weights(K: Array, s: float) -> tuple[Array, Array]:
 
 
 def slab_sum(charges: Array, positions: Array, plane: Array, s: float) -> tuple[float, Array]:
-    """Energy and forces of a slab. plane [2, 3] Å: its two cell vectors; else as `cluster_sum`."""
+    """Energy and forces of a slab. plane [2, 3] Å: its two cell vectors; else as `cluster_sum`.
+
+    Gaps between layers are closed to the vacuum between images: an atom far away would need as many more reciprocal vectors.
+    """
     normal = np.cross(plane[0], plane[1])
-    normal /= np.linalg.norm(normal)
-    height = np.ptp(positions @ normal) + max(_VACUUM, 2.0 * np.linalg.norm(plane, axis=1).max())
-    cell = np.vstack([plane, height * normal])
-    energy, forces, _ = ewald_sum(charges, positions, cell, s)
-    dipole, factor = float(charges @ positions @ normal), 2.0 * np.pi / np.linalg.det(cell)
-    return energy + factor * dipole**2, forces - 2.0 * factor * dipole * np.outer(charges, normal)
+    area = np.linalg.norm(normal)
+    normal /= area
+    vacuum, along = max(_VACUUM, 2.0 * np.linalg.norm(plane, axis=1).max()), positions @ normal
+    order = np.argsort(along)
+    surplus = np.maximum(np.diff(along[order]) - vacuum, 0.0)  # [N - 1] Å
+    near = positions.copy()
+    near[order[1:]] -= surplus.cumsum()[:, None] * normal
+    apart = 2.0 * np.pi / area * float(charges[order].cumsum()[:-1] ** 2 @ surplus)
+    cell = np.vstack([plane, (np.ptp(near @ normal) + vacuum) * normal])
+    energy, forces, _ = ewald_sum(charges, near, cell, s)
+    dipole, factor = float(charges @ near @ normal), 2.0 * np.pi / np.linalg.det(cell)
+    return energy + factor * dipole**2 + apart, forces - 2.0 * factor * dipole * np.outer(charges, normal)
 
 
 class CoulombCalculator(Calculator):
     """ASE calculator of Gaussian ion charges; molecules, slabs and crystals, not wires.
 
     charges: e, by chemical symbol, over those of FORMAL_CHARGES (`ion_charges` makes structures neutral). smearing: s, Å.
-    permittivity: eps, about that of the electrons alone. Raises ValueError for what is no element or not positive, and
-    for one periodic direction.
+    permittivity: eps, about that of the electrons alone. Raises ValueError for what is no element, not positive or not
+    finite, and for one periodic direction.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
@@ -147,8 +157,10 @@ class CoulombCalculator(Calculator):
             raise ValueError(
                 f"{', '.join(map(repr, unknown))} is no element; settings are smearing, permittivity and charges by element"
             )
-        if not (smearing > 0 and permittivity > 0):
-            raise ValueError(f"smearing and permittivity are positive, not {smearing} and {permittivity}")
+        if not (0 < smearing < np.inf and 0 < permittivity < np.inf):
+            raise ValueError(f"smearing and permittivity are positive numbers, not {smearing} and {permittivity}")
+        if wrong := [f"{symbol}: {charge}" for symbol, charge in merged.items() if not np.isfinite(float(charge))]:
+            raise ValueError(f"charges are numbers (of e), not {', '.join(wrong)}")
         super().__init__(**kwargs)
         self.charges = {atomic_numbers[symbol]: float(charge) for symbol, charge in merged.items()}
         self.smearing, self.permittivity = float(smearing), float(permittivity)

@@ -61,27 +61,32 @@ def narrow_cells(model: MultiFidelityGP) -> list[str]:
     return [
         f"note: training cells of {', '.join(narrow)} repeat after so many Å or less, so that neighbours of an atom are "
         "images of each other. In larger cells, where these move apart, errors can be several times the standard "
-        f"deviations: label three that repeat after {reach:g} Å (twice r_cut) or more, {LARGER_CELLS}."
+        f"deviations: label three structures that repeat after {reach:g} Å (twice r_cut) or more, {LARGER_CELLS}."
     ]
 
 
 def wider(model: MultiFidelityGP, level: int, structures: Iterable[Atoms]) -> int:
-    """How many structures repeat later than the cells that the standard deviations of a level rest on, or not at all."""
+    """How many structures repeat later than the cells that the standard deviations of a level rest on, or not at all.
+
+    Single atoms are none of them, as in `widths`.
+    """
     if model.calibration is None or not model.calibration.widths:
         return 0
     known, reach = STRAIN * model.calibration.widths[level], 2 * model.soap.config.r_cut
     if known >= reach:
         return 0
-    return sum(_cell_width(atoms, reach) > known and width(atoms, reach) > known for atoms in structures)
+    several = (atoms for atoms in structures if len(atoms) > 1)
+    return sum(_cell_width(atoms, reach) > known and width(atoms, reach) > known for atoms in several)
 
 
 def warn_of_larger_cells(model: MultiFidelityGP, level: int, structures: Iterable[Atoms], stacklevel: int) -> None:
     """Warn of the first structure that `wider` counts, once for a model and a level; stacklevel as in the caller."""
     if level not in model.larger_told and any(wider(model, level, [atoms]) for atoms in structures):
         model.larger_told.add(level)
-        name = model.levels[level]
+        assert model.calibration is not None  # `wider` has found something
         warnings.warn(
-            f"a structure repeats later than the training cells of {name}, or not at all: errors can be several times the "
-            f"standard deviations there ({LARGER_CELLS}). This is said once for a model and a level.",
+            f"a structure repeats later than the training cells of {model.levels[level]} (after "
+            f"{model.calibration.widths[level]:.1f} Å), or not at all: errors can be several times the standard deviations "
+            f"there. Labels of three such structures mend that ({LARGER_CELLS}). This is said once for a model and a level.",
             stacklevel=stacklevel + 1,
         )

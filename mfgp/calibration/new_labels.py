@@ -1,10 +1,10 @@
 """How many new labels lay in their 95 % intervals before a model learned them, and whether that can be chance.
 
 A calibration is made from errors of left-out structures of the fit. What an update learns later is predicted first, by the
-model that does not know it: its errors are those of a test, at no cost (prequential; Dawid, J. R. Stat. Soc. A 147, 278
-(1984)). The components of one structure are far from independent, so that a structure counts as one: with h_s the share of
-its labels of one kind that lie in their intervals (0 or 1 for an energy), of n new structures, and c structures that the
-calibration was fitted to,
+model that does not know it: its errors are those of a test that needs no more labels (prequential; Dawid, J. R. Stat. Soc. A
+147, 278 (1984)). The components of one structure are far from independent, so that a structure counts as one: with h_s the
+share of its labels of one kind that lie in their intervals (0 or 1 for an energy), of n new structures, and c structures
+that the calibration was fitted to,
 
     p = P(|t_c| < 1.96),    v = [sum_s (h_s - mean h)^2 + p (1 - p)] / n,    t = (mean h - p) / sqrt(v (1 / n + 1 / c))
 
