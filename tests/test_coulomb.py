@@ -159,11 +159,13 @@ def test_charges_are_formal_and_structures_neutral() -> None:
     assert _energy(full[:1]) == 0.0
     with pytest.raises(ConfigError, match="'Ox' is no element; settings are smearing, permittivity and charges"):
         make_calculator("coulomb", {"Ox": -2})
-    with pytest.raises(ConfigError, match="smearing and permittivity are positive"):
+    with pytest.raises(ConfigError, match=r"smearing is 0\.3 Å at least"):
         make_calculator("coulomb", {"smearing": 0.0})
     with pytest.raises(ConfigError, match=r"charges are numbers \(of e\), not Fe: nan"):
         make_calculator("coulomb", {"Fe": float("nan")})
-    with pytest.raises(ConfigError, match="positive numbers, not inf"):
+    with pytest.raises(ConfigError, match="not Fe: True"):
+        make_calculator("coulomb", {"Fe": True})
+    with pytest.raises(ConfigError, match="permittivity positive, not inf"):
         make_calculator("coulomb", {"smearing": float("inf")})
     with pytest.raises(DataError, match="one periodic direction is not covered"):
         Baseline("coulomb", own).labels(Atoms("NaCl", [[0, 0, 0], [0, 0, 2.5]], cell=[5, 5, 5], pbc=[1, 0, 0]))

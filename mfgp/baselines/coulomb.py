@@ -33,6 +33,7 @@ Array = NDArray[np.float64]
 _COULOMB = units.Hartree * units.Bohr  # e^2 / 4 pi eps0, eV Å
 _DAMPED = 6.0  # largest s K: exp(-18) = 1.5e-8 of the first terms
 _VACUUM = 20.0  # Å between the images of a slab, at least
+_LEAST_SMEARING = 0.3  # Å; the number of K grows as 1 / s^3
 _BLOCK = 1 << 21  # numbers held at once
 FORMAL_CHARGES: dict[str, float] = {
     **dict.fromkeys(("H", "Li", "Na", "K", "Rb", "Cs"), 1.0),
@@ -139,8 +140,8 @@ class CoulombCalculator(Calculator):
     """ASE calculator of Gaussian ion charges; molecules, slabs and crystals, not wires.
 
     charges: e, by chemical symbol, over those of FORMAL_CHARGES (`ion_charges` makes structures neutral). smearing: s, Å.
-    permittivity: eps, about that of the electrons alone. Raises ValueError for what is no element, not positive or not
-    finite, and for one periodic direction.
+    permittivity: eps, about that of the electrons alone. Raises ValueError for what is no element, no number or too small,
+    and for one periodic direction.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
@@ -157,9 +158,11 @@ class CoulombCalculator(Calculator):
             raise ValueError(
                 f"{', '.join(map(repr, unknown))} is no element; settings are smearing, permittivity and charges by element"
             )
-        if not (0 < smearing < np.inf and 0 < permittivity < np.inf):
-            raise ValueError(f"smearing and permittivity are positive numbers, not {smearing} and {permittivity}")
-        if wrong := [f"{symbol}: {charge}" for symbol, charge in merged.items() if not np.isfinite(float(charge))]:
+        if not (_LEAST_SMEARING <= smearing < np.inf and 0 < permittivity < np.inf):
+            raise ValueError(
+                f"smearing is {_LEAST_SMEARING} Å at least and permittivity positive, not {smearing} and {permittivity}"
+            )
+        if wrong := [f"{s}: {q}" for s, q in merged.items() if isinstance(q, bool) or not np.isfinite(float(q))]:
             raise ValueError(f"charges are numbers (of e), not {', '.join(wrong)}")
         super().__init__(**kwargs)
         self.charges = {atomic_numbers[symbol]: float(charge) for symbol, charge in merged.items()}

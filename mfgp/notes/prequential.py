@@ -84,7 +84,8 @@ def _too_narrow(calibration: Calibration, levels: Sequence[str]) -> Iterator[str
             yield (
                 f"fidelity {level!r}: before updates learned them, only {_listed(few)} lay in their 95 % intervals. The "
                 "calibration is of the earlier data, which these are not like: standard deviations can be too small, of "
-                "structures like the earlier ones, too. Fit again with all data, or `calibrate` on them"
+                "structures like the earlier ones, too. Fit again with all data, or `calibrate` on them (a campaign with "
+                "`fit` does so by itself)"
             )
 
 
