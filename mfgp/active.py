@@ -57,10 +57,10 @@ class OnTheFly:
     std of a force component (eV/Å) with uncertainty `full` or `sampled`, of a local energy (eV) with `energies` or `local`,
     as the calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where
     there are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
-    labels.extxyz of one run (each label is on disk before it is learned). refit_every: labels after which all, with the
-    `frames` that the model was fitted to, is fitted again, inducing points too; `otf.model` is another then. max_calls:
-    calculations in all. patience: steps to wait after a call that did not help. spin: element -> accepted |moments|, within
-    spin_tolerance (Bohr magnetons); other states are not learned.
+    labels.extxyz of one run (each label is on disk before it is learned). frames: that the model was fitted to; with them it
+    is calibrated on all after each label. refit_every: labels after which all is fitted again, inducing points too;
+    `otf.model` is another then. max_calls: calculations in all. patience: steps to wait after a call that did not help.
+    spin: element -> accepted |moments|, within spin_tolerance (Bohr magnetons); other states are not learned.
     """
 
     def __init__(
@@ -110,6 +110,8 @@ class OnTheFly:
                 )
         if refit_every is not None and frames is None:
             raise ConfigError("refit_every needs frames: the data that the model was fitted to.")
+        if frames is not None:
+            model.check_seen(frames.training())
         self.frames, self.refit_every = frames, refit_every
         self.max_calls, self.patience = max_calls, patience
         self.max_force, self.spin, self.spin_tolerance = max_force, dict(spin or {}), spin_tolerance
@@ -195,22 +197,24 @@ class OnTheFly:
             frames = frames_from({level: [label]}, self.model.levels)
             row |= error_of(self.model.predictor(level)(atoms), frames.frames[0])
             self.model.update(frames)
-            if self.refit_every is not None and len(self.labels) % self.refit_every == 0:
-                self._refit()
+            if self.frames is not None:
+                self._learn_with(self.frames)
             self.calculator.refresh()
             self.calculator.calculate(atoms)
             row["std_after"] = self.std()
         self.calls.append(row)
         self._write("calls.jsonl", row, sync=True)
 
-    def _refit(self) -> None:
-        """Fit the first data and all labels again."""
-        assert self.frames is not None
+    def _learn_with(self, first: FrameSet) -> None:
+        """Fit the first data and all labels again when it is time, else calibrate on them."""
         labels = frames_from(self.labels, self.model.levels)
-        data = FrameSet(self.model.levels, (*self.frames.training().frames, *labels.frames))
-        known = {baseline.name: baseline for baseline in self.model.baselines}
-        self.model = MultiFidelityGP.fit(data, self.model.config, baselines=known, progress=False)
-        self.calculator.model = self.model
+        data = FrameSet(self.model.levels, (*first.training().frames, *labels.frames))
+        if self.refit_every is not None and len(self.labels) % self.refit_every == 0:
+            known = {baseline.name: baseline for baseline in self.model.baselines}
+            self.model = MultiFidelityGP.fit(data, self.model.config, baselines=known, progress=False)
+            self.calculator.model = self.model
+        elif self.model.calibration is not None:
+            self.model.calibrate(data)
 
     def _keep(self, label: Atoms) -> None:
         """On disk before it is learned."""

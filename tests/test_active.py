@@ -17,7 +17,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from conftest import alloy, label
 
-from mfgp import ConfigError, FrameSet, MultiFidelityGP, read_frames
+from mfgp import ConfigError, DataError, FrameSet, MultiFidelityGP, read_frames
 from mfgp.active import OnTheFly
 from mfgp.frames import to_atoms
 
@@ -176,3 +176,25 @@ def test_a_refit_takes_inducing_points_from_the_labels(own: MultiFidelityGP, two
     assert np.abs(atoms.get_forces() - first).max() > 1e-3  # eV/Å
     with pytest.raises(ConfigError, match="refit_every needs frames"):
         OnTheFly(own, {"low": EMT()}, 0.1, refit_every=2)
+
+
+@pytest.mark.filterwarnings("ignore:too few structures to calibrate", "ignore:forces of")
+def test_with_the_first_data_a_label_is_followed_by_a_calibration_on_all(
+    own: MultiFidelityGP, two_levels: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.calibrate(two_levels.training())
+    before, calibrated_on = own.calibration, []
+    calibrate = MultiFidelityGP.calibrate
+    monkeypatch.setattr(
+        MultiFidelityGP, "calibrate", lambda m, frames: (calibrated_on.append(len(frames)), calibrate(m, frames))
+    )
+    otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", frames=two_levels, max_calls=1)
+    start(otf, rattle=0.2)[0].get_forces()
+    with pytest.warns(UserWarning, match="labels do not make the model surer"):
+        otf()
+    assert calibrated_on == [len(two_levels.training().frames) + 1]
+    assert otf.model is own
+    assert own.calibration != before
+    other = read_frames({t: [label(alloy(977), t)] for t in ("low", "high")})
+    with pytest.raises(DataError, match="frames are not in the training data"):
+        OnTheFly(own, {"low": EMT()}, 0.1, frames=other)
