@@ -265,9 +265,9 @@ class MultiFidelityGP:
     ) -> EnergyCombination:
         """sum_i c_i E_i of total energies (eV) and its standard deviation: differences, reaction energies, averages.
 
-        Errors of like structures go together, so that energy_stds do not add up in squares. label_noise: as in calibrated
-        energy_stds, that of a new calculation of each structure is included; False for the energies behind it, as in
-        averages over a trajectory. calibrated as in `predict`. Raises DataError as `predict`, and for wrong coefficients.
+        Errors of like structures go together: energy_stds do not add up in squares. label_noise: that of a new calculation
+        of each structure is in it; False for the energies behind noisy labels (averages over a trajectory), not for like
+        structures of noise-free ones, where it is misfit. calibrated, and DataError, as `predict`; also for coefficients.
         """
         predictor = self.predictor(fidelity, calibrated=calibrated)
         found = energy_combination(predictor, structures, coefficients, label_noise)

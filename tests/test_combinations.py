@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 from conftest import DESCRIPTOR, alloy, label
@@ -21,6 +23,8 @@ from mfgp.calibration.novelty import EnergyNovelty
 from mfgp.calibration.scores import coverage
 from mfgp.errors import DataError
 from mfgp.predict import combinations as module
+from mfgp.predict import energy_steps
+from mfgp.predict.energy_steps import NONE, followed, paths, power_step, steps
 
 DRAWS = 60
 ALIKE = 1e-5  # eV: a standard deviation that is rounding
@@ -143,9 +147,56 @@ def test_alike_structures_are_known_better_against_each_other(fitted: MultiFidel
     order = [2, 1, 3, 0]
     other = fitted.energy_combination([structures[i] for i in order], [0, 1000, 0, -1000], label_noise=False)
     assert other.std == pytest.approx(1000 * found.std, rel=1e-4)
-    assert_allclose(other.covariance, found.covariance[np.ix_(order, order)], rtol=0, atol=1e-10)
+    assert_allclose(other.covariance, found.covariance[np.ix_(order, order)], rtol=1e-11, atol=1e-10)
     again = other.with_coefficients([0, -1, 0, 1])
     assert (again.value, again.std) == (pytest.approx(found.value, abs=1e-8), pytest.approx(found.std, rel=1e-4))
+
+
+def moved(atoms: Atoms, x: float) -> Atoms:
+    """The first atom along x, by x Å."""
+    out = atoms.copy()
+    out.positions[0, 0] += x
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:a structure repeats later")
+@pytest.mark.parametrize("zeta", [1, 3, 4])
+def test_difference_of_small_displacements(zeta: int) -> None:
+    """The standard deviation of a force times the displacement, however small; labels without noise."""
+    config = FitConfig(descriptor=DESCRIPTOR, model={"zeta": zeta, "n_inducing": 60}, training={"max_iterations": 10})
+    model = MultiFidelityGP.fit(
+        read_frames({"low": [label(alloy(i), "low") for i in range(8)]}), config, progress=False
+    )
+    first, second = alloy(60, repeat=2), alloy(61, repeat=2)
+    second.numbers = first.numbers
+    force = [float(model.predict(a, calibrated=False).forces_std[0, 0]) for a in (first, second)]
+    for x in (1e-2, 1e-3, 1e-4, 1e-5):  # Å
+        structures = [first, second, moved(first, x), moved(second, x)]
+        found = model.energy_combination(structures, [1, 0, -1, 0], calibrated=False)
+        assert found.std / x == pytest.approx(force[0], rel=max(20 * x, 1e-3))
+        assert found.with_coefficients([0, 1, 0, -1]).std / x == pytest.approx(force[1], rel=max(20 * x, 1e-3))
+    both = found.with_coefficients([1, 1, -1, -1]).std / x
+    assert abs(force[0] - force[1]) < both < force[0] + force[1]
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_steps_of_powers(n: int) -> None:
+    """Against rational numbers: rounding is relative to the step."""
+    x, step = 0.83, -1.3e-9
+    whole, change = power_step(*torch.tensor([x, step], dtype=torch.float64), n)
+    exact = (Fraction(x) + Fraction(step)) ** n - Fraction(x) ** n
+    assert float(whole) == pytest.approx(x**n, rel=1e-15)
+    assert float(change) == pytest.approx(float(exact), rel=1e-14)
+
+
+def test_paths_are_short() -> None:
+    """Structures follow the nearest, or what that follows where it is nearly as near; other atoms never."""
+    places = [0.0, 1e-4, 1.5e-4, 1.01e-4, 5e-3, 5.0001e-3, 0.0]
+    same = [Atoms("Cu")] * 6 + [Atoms("Au")]
+    phi = torch.tensor([[1.0, x] for x in places], dtype=torch.float64)
+    follows = followed(same, phi)
+    assert follows == [NONE, 0, 0, 1, NONE, 4, NONE]
+    assert_allclose(paths(follows, phi) @ steps(phi, follows), phi, rtol=0, atol=1e-15)
 
 
 def apart(seed: int) -> tuple[Atoms, Atoms, Atoms]:
@@ -221,6 +272,7 @@ def test_blocks(fitted: MultiFidelityGP, structures: list[Atoms], monkeypatch: p
     whole = fitted.energy_combination(many, np.ones(9), label_noise=False)
     monkeypatch.setattr(module, "BLOCK_ATOMS", 9)
     monkeypatch.setattr(module, "BATCH_ATOMS", 5)
+    monkeypatch.setattr(energy_steps, "BATCH_ATOMS", 5)
     assert_allclose(
         fitted.energy_combination(many, np.ones(9), label_noise=False).covariance, whole.covariance, rtol=0, atol=1e-10
     )

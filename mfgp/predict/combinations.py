@@ -12,7 +12,8 @@ covariance C of the weights, and for each central species z the part that the in
 
 p_i = g_i a, q_i = g_i r and b_i are calibration's factors of structure i, novelty and composition included, and v_i the
 variance of its label's noise; 1, 1 and 0 without a calibration. Factors that differ leave correlations as they are, and K is
-positive semi-definite as its parts are. Its diagonal holds the variances of `predict`.
+positive semi-definite as its parts are. Its diagonal holds the variances of `predict`. Both parts are made of steps between
+like structures (energy_steps), which share a and r: g alone is left of the factors.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mfgp.errors import DataError
-from mfgp.gp.inducing import InducingBasis
-from mfgp.gp.kernels import power
 from mfgp.gp.observations import whiten_all
 from mfgp.gp.rows import energy_rows
 from mfgp.predict.batched import BATCH_ATOMS, batches, checked_structures
+from mfgp.predict.energy_steps import Environments, Steps, followed, paths, steps
 from mfgp.predict.predictor import Predictor
 from mfgp.predict.residual import nystrom_residual
 
@@ -46,12 +46,16 @@ class EnergyCombination:
 
     covariance: of the errors of the energies; its diagonal is energy_std^2. label_noise: that of a new calculation of each
     structure is in it. calibrated: scaled to left-out errors; otherwise the posterior's own, which has no label noise.
+    covariance = paths steps paths^T + diag(noise); `std` is made of these, which lose nothing where energies are alike.
     """
 
     fidelity: str
     coefficients: Array  # [n]
     energies: Array  # [n] eV
     covariance: Array  # [n, n] eV^2
+    paths: Array  # [n, n] sqrt(g) U
+    steps: Array  # [n, n] D, eV^2
+    noise: Array  # [n] eV^2
     label_noise: bool
     calibrated: bool
 
@@ -63,7 +67,8 @@ class EnergyCombination:
     @property
     def std(self) -> float:
         """Standard deviation of `value`, eV."""
-        return math.sqrt(max(float(self.coefficients @ self.covariance @ self.coefficients), 0.0))  # below 0: rounding
+        c = self.coefficients @ self.paths
+        return math.sqrt(max(float(c @ self.steps @ c + self.coefficients**2 @ self.noise), 0.0))  # below 0: rounding
 
     def with_coefficients(self, coefficients: ArrayLike) -> EnergyCombination:
         """Another combination of the same energies, at no cost. Raises DataError as `energy_combination`."""
@@ -75,7 +80,7 @@ def energy_combination(
 ) -> EnergyCombination:
     """See MultiFidelityGP.energy_combination.
 
-    Memory: K, the rows [n, M'] and the kernel of two blocks of BLOCK_ATOMS atoms (or of two structures, where larger).
+    Memory: K, its parts, rows [n, M'] and the kernel of two blocks of BLOCK_ATOMS atoms (or two structures, where larger).
     """
     checked_structures(predictor, structures, "energy_combination takes a list of ase.Atoms")
     if not len(structures):
@@ -86,18 +91,24 @@ def energy_combination(
     with torch.inference_mode():
         phi = energy_features(predictor, structures)
         offsets = [predictor.offsets(atoms) for atoms in structures]
-        rows = torch.cat([phi, torch.stack([o.rows[0] for o in offsets])], dim=1)  # [n, M']
         energies = (phi @ predictor.weights[: phi.shape[1]]).cpu().numpy() + [o.functionals[0] for o in offsets]
-        weights = rows @ predictor.covariance @ rows.T
-        weights.diagonal().clamp_(min=0.0)
-        residual = residual_covariance(predictor, structures, phi)
-        p, q, noise = calibration_factors(predictor, structures, weights.diagonal())
-        k = torch.outer(p.sqrt(), p.sqrt()) * weights + torch.outer(q.sqrt(), q.sqrt()) * residual
-        if label_noise:
-            k.diagonal().add_(noise)
-        covariance = (0.5 * (k + k.T)).cpu().numpy()
+        follows = followed(structures, phi)
+        columns = steps(torch.stack([o.rows[0] for o in offsets]), follows)
+        phi, residual = residual_steps(predictor, structures, follows)
+        rows = torch.cat([phi, columns], dim=1)  # [n, M'] of the steps
+        weights, u = rows @ predictor.covariance @ rows.T, paths(follows, phi)
+        variances = (u @ weights @ u.T).diagonal().clamp(min=0.0)
+        g, a, r, noise = calibration_factors(predictor, structures, variances)
+        d = torch.outer(a.sqrt(), a.sqrt()) * weights + torch.outer(r.sqrt(), r.sqrt()) * residual
+        step_covariance = (0.5 * (d + d.T)).cpu().numpy()
+        shares = (g.sqrt()[:, None] * u).cpu().numpy()
+        noises = (noise if label_noise else torch.zeros_like(noise)).cpu().numpy()
+    k = shares @ step_covariance @ shares.T + np.diag(noises)
+    covariance = 0.5 * (k + k.T)
+    np.fill_diagonal(covariance, covariance.diagonal().clip(min=0.0))
+    calibrated = predictor.calibration is not None
     return EnergyCombination(
-        predictor.fidelity, c, energies, covariance, label_noise, predictor.calibration is not None
+        predictor.fidelity, c, energies, covariance, shares, step_covariance, noises, label_noise, calibrated
     )
 
 
@@ -127,71 +138,39 @@ def energy_features(predictor: Predictor, structures: Sequence[Atoms]) -> Tensor
 
 def calibration_factors(
     predictor: Predictor, structures: Sequence[Atoms], weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """p, q and the variances of the labels' noise (eV^2), [n] each; weights [n] eV^2: a_i^T C a_i."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """g, a, r and the variances of the labels' noise (eV^2), [n] each; weights [n] eV^2: a_i^T C a_i."""
     calibration, level = predictor.calibration, predictor.level
     if calibration is None:
-        return torch.ones_like(weights), torch.ones_like(weights), torch.zeros_like(weights)
+        one = torch.ones_like(weights)
+        return one, one, one, torch.zeros_like(weights)
     out = []
     for atoms, variance in zip(structures, weights.tolist(), strict=True):
         scale = calibration.energy_scale(level, atoms.numbers)
         g = calibration.energy_novelty_factor(level, variance, len(atoms))
         noise = calibration.noise_variances(level, atoms.numbers, predictor.label_noise, size=1)
-        out.append((g * scale.weights, g * scale.residual, float(noise[0])))
-    p, q, v = weights.new_tensor(out).T
-    return p, q, v
+        out.append((g, scale.weights, scale.residual, float(noise[0])))
+    g, a, r, v = weights.new_tensor(out).T
+    return g, a, r, v
 
 
-@dataclass(frozen=True)
-class Environments:
-    """Of a block of n structures, by species of the basis."""
-
-    n: int
-    q: tuple[Tensor, ...]  # [atom, D] of each species
-    structure: tuple[Tensor, ...]  # [atom] in the block, of the same
-
-
-def environments(predictor: Predictor, structures: Sequence[Atoms]) -> Environments:
-    """Descriptors of a block, expanded a batch at a time."""
-    model, found = predictor.model, []
-    for places in batches(structures, BATCH_ATOMS):
-        nb = model.soap.neighborhoods([structures[i] for i in places], device=predictor.weights.device)
-        found.append((model.soap.values(nb), nb.numbers, nb.structure + places.start))
-    q, numbers, structure = (torch.cat(parts) for parts in zip(*found, strict=True))
-    members = [torch.nonzero(numbers == z).squeeze(1) for z in model.basis.species]
-    return Environments(len(structures), tuple(q[m] for m in members), tuple(structure[m] for m in members))
-
-
-def kernel_sums(a: Environments, b: Environments, index: int, zeta: int) -> Tensor:
-    """prior_z,ij of one species, [a.n, b.n] at unit amplitude."""
-    k = power(a.q[index] @ b.q[index].T, zeta)  # [atom of a, atom of b]
-    half = k.new_zeros(a.n, k.shape[1]).index_add_(0, a.structure[index], k)
-    return k.new_zeros(a.n, b.n).index_add_(1, b.structure[index], half)
-
-
-def residual_covariance(predictor: Predictor, structures: Sequence[Atoms], phi: Tensor) -> Tensor:
-    """sum_z S[z] (prior_z - Phi_z Phi_z^T), [n, n] eV^2; its diagonal at least zero. phi [n, M]."""
-    basis, out = predictor.model.basis, phi.new_zeros(len(phi), len(phi))
+def residual_steps(predictor: Predictor, structures: Sequence[Atoms], follows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Phi of the steps [n, M], and sum_z S[z] (prior_z - Phi_z Phi_z^T) [n, n] eV^2; its diagonal at least zero."""
+    basis, n, variances = predictor.model.basis, len(structures), predictor.variances
+    phi, prior = variances.new_empty(n, basis.size), variances.new_zeros(n, n)  # prior: its lower triangle
     blocks = [slice(places.start, places.stop) for places in batches(structures, BLOCK_ATOMS)]
     for i, own in enumerate(blocks):
-        first = environments(predictor, structures[own])
-        for other in blocks[i:]:
-            second = first if other is own else environments(predictor, structures[other])
-            part = _residual_block(basis, predictor.variances, (first, phi[own]), (second, phi[other]))
-            out[own, other] = part
-            out[other, own] = part.T
-    return out
-
-
-def _residual_block(
-    basis: InducingBasis, variances: Tensor, a: tuple[Environments, Tensor], b: tuple[Environments, Tensor]
-) -> Tensor:
-    """That of two blocks, each with the features of its energies."""
-    out = a[1].new_zeros(a[0].n, b[0].n)
-    for index, columns in basis.blocks():
-        prior, explained = kernel_sums(a[0], b[0], index, basis.zeta), a[1][:, columns] @ b[1][:, columns].T
-        part = prior - explained
-        if a[0] is b[0]:
-            part.diagonal().copy_(nystrom_residual(prior.diagonal(), explained.diagonal()))
-        out += variances[index] * part
-    return out
+        taken = Steps.of(predictor, structures, own, follows)
+        for index, columns in basis.blocks():
+            phi[own, columns] = taken.kernel(basis.points[index], index, basis.zeta)
+        for other in blocks[: i + 1]:
+            second = taken.to if other is own else Environments.of(predictor, structures[other])
+            for index, _ in basis.blocks():
+                prior[own, other] += variances[index] * taken.prior(second, index, basis.zeta)
+    phi = whiten_all(basis, phi)
+    prior = steps(prior.T, follows).T.tril()  # of a step and a structure before it -> of two steps
+    prior = prior + prior.tril(-1).T
+    explained = (phi * variances[basis.species_index()]) @ phi.T
+    residual = prior - explained
+    residual.diagonal().copy_(nystrom_residual(prior.diagonal(), explained.diagonal()))
+    return phi, residual
