@@ -45,7 +45,7 @@ from mfgp.predict.prediction import Prediction
 from mfgp.selection.greedy import select
 from mfgp.tuning import cross_validated_score
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:a structure repeats later")]
 
 LJ = {"lj": LennardJones(sigma=2.3, epsilon=0.02, rc=5.0, smooth=True)}
 CONFIG = FitConfig(

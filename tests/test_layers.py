@@ -34,7 +34,7 @@ LAYERS = [
     *_in(
         "predict",
         "weights_variances level_shares residual reduction means local_variances energy_variances prediction offsets "
-        "predictor batched combinations",
+        "predictor batched energy_steps combinations",
     ),
     *_in(
         "calibration",
