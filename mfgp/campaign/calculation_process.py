@@ -139,10 +139,12 @@ def serve(answer: int) -> None:
         calculate(job)
         for file in (sys.stdout, sys.stderr):
             file.flush()
+        if not (directory / OUTPUT).stat().st_size:
+            (
+                directory / OUTPUT
+            ).unlink()  # before the answer, after which the campaign removes the directory if it is empty
         with suppress(OSError):
             os.write(answer, b".")  # nobody may be listening any more
-        if not (directory / OUTPUT).stat().st_size:
-            (directory / OUTPUT).unlink()
 
 
 if __name__ == "__main__":
