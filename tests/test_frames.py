@@ -298,7 +298,7 @@ BAD_FRAMES = {
     "infinite energy": (lambda: dimer(REF_energy=np.inf), ["infinite energy", "remove"]),
     "text energy": (lambda: dimer(REF_energy="-1.0 eV"), ["energy is '-1.0 eV'", "not numbers", "key"]),
     "no value": (lambda: dimer(REF_energy=True), ["energy is 'True'", "not numbers"]),
-    "vector energy": (lambda: dimer(REF_energy=[1.0, 2.0]), ["energy has shape (2,)", "one number"]),
+    "vector energy": (lambda: dimer(REF_energy=[1.0, 2.0]), ["energy has shape (2,)", "one number (a decimal comma"]),
     "infinite force": (
         lambda: altered(lambda a: a.arrays["REF_forces"].__setitem__((1, 2), -np.inf)),
         ["infinite force on atoms [1]", "force_mask=0"],

@@ -33,7 +33,8 @@ def scalar(label: str, raw: Any, problems: list[str]) -> float | None:
     if array is None:
         return None
     if array.size != 1:
-        problems.append(f"{label} has shape {array.shape}, expected one number; correct the file or the key")
+        comma = " (a decimal comma is read as two numbers: write a point)" if array.shape == (2,) else ""
+        problems.append(f"{label} has shape {array.shape}, expected one number{comma}; correct the file or the key")
         return None
     value = float(array.reshape(()))
     if not np.isfinite(value):

@@ -44,15 +44,14 @@ BLOCK_ATOMS = 3000  # whose kernel with as many others is held at a time
 class EnergyCombination:
     """sum_i c_i E_i of the total energies of n structures at one level.
 
-    covariance: of the errors of the energies; its diagonal is energy_std^2. label_noise: that of a new calculation of each
-    structure is in it. calibrated: scaled to left-out errors; otherwise the posterior's own, which has no label noise.
-    covariance = paths steps paths^T + diag(noise); `std` is made of these, which lose nothing where energies are alike.
+    label_noise: that of a new calculation of each structure is in it. calibrated: scaled to left-out errors; otherwise the
+    posterior's own, which has no label noise. paths, steps and noise: what the covariance is made of (energy_steps), and
+    `std`, so that it loses nothing where energies are alike.
     """
 
     fidelity: str
     coefficients: Array  # [n]
     energies: Array  # [n] eV
-    covariance: Array  # [n, n] eV^2
     paths: Array  # [n, n] sqrt(g) U
     steps: Array  # [n, n] D, eV^2
     noise: Array  # [n] eV^2
@@ -69,6 +68,14 @@ class EnergyCombination:
         """Standard deviation of `value`, eV."""
         c = self.coefficients @ self.paths
         return math.sqrt(max(float(c @ self.steps @ c + self.coefficients**2 @ self.noise), 0.0))  # below 0: rounding
+
+    @property
+    def covariance(self) -> Array:
+        """Of the errors of the energies, [n, n] eV^2: paths steps paths^T + diag(noise). Its diagonal is energy_std^2."""
+        k = self.paths @ self.steps @ self.paths.T + np.diag(self.noise)
+        k = 0.5 * (k + k.T)
+        np.fill_diagonal(k, k.diagonal().clip(min=0.0))  # below 0: rounding
+        return k
 
     def with_coefficients(self, coefficients: ArrayLike) -> EnergyCombination:
         """Another combination of the same energies, at no cost. Raises DataError as `energy_combination`."""
@@ -103,13 +110,8 @@ def energy_combination(
         step_covariance = (0.5 * (d + d.T)).cpu().numpy()
         shares = (g.sqrt()[:, None] * u).cpu().numpy()
         noises = (noise if label_noise else torch.zeros_like(noise)).cpu().numpy()
-    k = shares @ step_covariance @ shares.T + np.diag(noises)
-    covariance = 0.5 * (k + k.T)
-    np.fill_diagonal(covariance, covariance.diagonal().clip(min=0.0))
     calibrated = predictor.calibration is not None
-    return EnergyCombination(
-        predictor.fidelity, c, energies, covariance, shares, step_covariance, noises, label_noise, calibrated
-    )
+    return EnergyCombination(predictor.fidelity, c, energies, shares, step_covariance, noises, label_noise, calibrated)
 
 
 def checked_coefficients(coefficients: ArrayLike, n: int) -> Array:
