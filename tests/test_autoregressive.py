@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 from mfgp.errors import NumericalError
-from mfgp.gp.autoregressive import block_scales, evidence, joint_precision, mixing_matrix, posterior, prior_variances
+from mfgp.gp.autoregressive import block_scales, joint_precision, mixing_matrix, posterior, prior_variances
+from mfgp.gp.evidence import evidence
 from mfgp.gp.statistics import Key, Statistics
 
 M, COLUMNS, T = 7, 2, 3

@@ -27,7 +27,7 @@ LAYERS = [
     *_in(
         "gp",
         "kernels inducing statistics centring pair_term vacuum_term row_sums rows observations functionals site_moments "
-        "autoregressive hyperparameters objectives training",
+        "autoregressive evidence hyperparameters objectives training",
     ),
     *_in("fit", "primitive features accumulation fitting learned"),
     *_in("", "distributed"),

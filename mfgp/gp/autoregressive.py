@@ -18,17 +18,13 @@ which is the DTC (projected process) evidence of Quinonero-Candela & Rasmussen, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfgp.errors import NumericalError
 from mfgp.gp.statistics import Key, Moments, Statistics
-
-LOG_2PI = math.log(2.0 * math.pi)
 
 
 def mixing_matrix(rho: Tensor) -> Tensor:
@@ -104,59 +100,6 @@ def factorise(precision: Tensor) -> Tensor:
             "float64 next to the amplitudes. Raise training.noise_energy or training.noise_force."
         )
     return factor
-
-
-class _Evidence(torch.autograd.Function):
-    """log p(y) as a function of d and sigma^-2, with its gradient in closed form.
-
-    With E = P^-1 + theta theta^T and H_tu[m] = sum_{kind,v,n} sigma^-2 E_uv[m, n] G[m, n] d_tv[n],
-
-        dL/d d[t,u][m]   = -H_tu[m] + sum_kind sigma^-2 b[m] theta_u[m]
-        dL/d sigma^-2    = -1/2 sum_{u,v} d_u^T (E_uv o G) d_v + sum_u d_u . (b o theta_u) - c/2 + n sigma^2 / 2
-
-    so one factorisation and one inverse are all that it costs.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, d: Tensor, inverse_noise: Tensor, statistics: Statistics, keys: list[Key]) -> Tensor:
-        p, h = joint_precision(statistics, d, dict(zip(keys, inverse_noise, strict=True)))
-        factor = factorise(p)
-        theta = torch.cholesky_solve(h[:, None], factor).squeeze(1)
-        value = 2.0 * factor.diagonal().log().sum() - h @ theta
-        for key, precision in zip(keys, inverse_noise, strict=True):
-            m = statistics.moments[key]
-            value = value + precision * m.square + m.count * (LOG_2PI - precision.log())
-        ctx.save_for_backward(d, inverse_noise, factor, theta)
-        ctx.statistics, ctx.keys = statistics, keys
-        return -0.5 * value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        d, inverse_noise, factor, theta = ctx.saved_tensors
-        n_levels, size = len(d), d.shape[2]
-        e = torch.cholesky_inverse(factor).addr_(theta, theta).view(n_levels, size, n_levels, size)
-        theta = theta.view(n_levels, size)
-        grad_d, grad_precision = torch.zeros_like(d), torch.zeros_like(inverse_noise)
-        for i, key in enumerate(ctx.keys):
-            t, m = key[0], ctx.statistics.moments[key]
-            slope = theta[: t + 1] * m.projection  # [u, M']: d . slope is h . theta
-            quadratic = torch.stack(
-                [sum((e[u, :, v] * m.gram) @ d[t, v] for v in range(t + 1)) for u in range(t + 1)]
-            )  # [u, M']: sum_v (E_uv o G) d_v
-            grad_d[t, : t + 1] += inverse_noise[i] * (slope - quadratic)
-            active = d[t, : t + 1]
-            grad_precision[i] = (active * (slope - 0.5 * quadratic)).sum() - 0.5 * m.square
-            grad_precision[i] += 0.5 * m.count / inverse_noise[i]
-        return grads[0] * grad_d, grads[0] * grad_precision, None, None
-
-
-def evidence(statistics: Statistics, d: Tensor, inverse_noise: dict[Key, Tensor]) -> Tensor:
-    """log p(y) (nats), differentiable in d [T, T, M'] and in the inverse noises sigma^-2.
-
-    Raises NumericalError when P cannot be factorised.
-    """
-    keys = statistics.observed()
-    return _Evidence.apply(d, torch.stack([inverse_noise[key] for key in keys]), statistics, keys)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from gpytorch.priors import NormalPrior
 from torch import Tensor
 from torch.distributions import Normal
 
-from mfgp.gp.autoregressive import block_scales, evidence, prior_variances
+from mfgp.gp.autoregressive import block_scales, prior_variances
+from mfgp.gp.evidence import evidence
 from mfgp.gp.kernels import EnvironmentKernel
 from mfgp.gp.statistics import Key, Statistics
 

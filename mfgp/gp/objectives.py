@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mfgp.gp.autoregressive import evidence
+from mfgp.gp.evidence import evidence
 from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
 from mfgp.gp.statistics import Key, Statistics, merge
 

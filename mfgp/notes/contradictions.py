@@ -26,7 +26,7 @@ from ase.units import Bohr
 from torch import Tensor
 
 from mfgp.base.units import ENERGY_UNITS, FORCE_UNITS
-from mfgp.gp.autoregressive import LOG_2PI
+from mfgp.gp.evidence import LOG_2PI
 from mfgp.gp.hyperparameters import explaining_scale
 from mfgp.gp.statistics import Moments
 from mfgp.notes.training_residuals import Residual, training_residuals
