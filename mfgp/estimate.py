@@ -8,14 +8,14 @@ them), T levels, R labelled rows:
     inducing points    sum_s n_s M_s (D + M_s / 2) multiply-adds, and seconds per pivot beside them    (n_s candidates)
     rows               seconds per pair and inducing point of its centre's species; each geometry once
     statistics         seconds per R M'^2 of whitening and Gram matrices
-    evidence           evaluations, (T M')^3 each
-    posterior          two more of them
+    evidence           evaluations, (3 T - 2) M'^3 each
+    posterior          twice (T M')^3
     calibration        seconds per structure that is left out
 
 All seconds are measured on this machine at this moment, with the code of the fit (rates.py). What is not known beforehand is
-how many evaluations the optimiser will take: EVALUATIONS of those allowed, as found on fits of silicon, acetylacetone and
-LMFP (`python benchmarks/estimates.py` compares). Memory is the largest of the stages of the fit, beyond what the interpreter
-takes (about 0.3 GB). Calculators of baselines come on top, in time and memory.
+how many evaluations the optimiser will take: EVALUATIONS and REFINED of those allowed, as found on fits of silicon,
+acetylacetone and LMFP (`python benchmarks/estimates.py` compares). Memory is the largest of the stages of the fit, beyond
+what the interpreter takes (about 0.3 GB). Calculators of baselines come on top, in time and memory.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, 
 from mfgp.fit.fitting import isolated_elements
 from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame, FrameSet
+from mfgp.gp.evidence import level_products
 from mfgp.gp.functionals import BYTES
 from mfgp.gp.objectives import FOLDS
 from mfgp.gp.pair_term import pair_term
@@ -50,8 +51,8 @@ from mfgp.rates import Rates, measure, pairs_per_centre
 
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
-EVALUATIONS = 0.5  # of the evidence, for each iteration that is allowed
-COPIES = 7  # of the joint precision that are held at a time
+EVALUATIONS, REFINED = 0.5, 0.8  # of the evidence, for each iteration that is allowed: of the first run, of the last
+COPIES = 4  # of the joint precision that are held at a time
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
 
 
@@ -227,14 +228,14 @@ def _evaluations(config: FitConfig, m: int) -> tuple[tuple[int, float], ...]:
         return evidence, (m, EVALUATIONS * training.max_iterations * factorisations)
     if first == m:
         return (evidence,)
-    return evidence, (m, 1.2 * min(REFINE_ITERATIONS, training.max_iterations))
+    return evidence, (m, REFINED * min(REFINE_ITERATIONS, training.max_iterations))
 
 
 def seconds(c: Counts, r: Rates) -> dict[str, float]:
     """Seconds of each part (module docstring)."""
     m, size = c.inducing, c.size
     pivots = float((c.candidates * m * (c.n_features + 0.5 * m)).sum())
-    learning = sum(n * (c.n_levels * (points + c.n_columns)) ** 3 for points, n in c.evaluations)
+    learning = sum(n * level_products(c.n_levels) * (points + c.n_columns) ** 3 for points, n in c.evaluations)
     return {
         "descriptors": float(c.atoms.sum()) * r.per_atom,
         "inducing points": pivots / r.gemm + float(m.sum()) * r.per_pivot,

@@ -24,6 +24,7 @@ from mfgp.fit.features import Features
 from mfgp.fit.fitting import make_prior
 from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame
+from mfgp.gp.evidence import level_products
 from mfgp.gp.hyperparameters import Evidence, LevelNoise
 from mfgp.gp.inducing import InducingBasis, select_inducing
 from mfgp.gp.kernels import n_functionals
@@ -32,7 +33,7 @@ from mfgp.gp.statistics import Key, Moments, Statistics
 
 GEMM_SIZE = 512
 PIVOTS = 100  # that are chosen from the sample
-LARGEST_EVALUATION = 2000  # joint size T M' of the evaluation of the evidence that is timed
+LARGEST_EVALUATION = 1000  # inducing points of the evaluation of the evidence that is timed
 SAMPLE_ATOMS = BATCH_ATOMS // 4  # of the structures whose rows are timed
 ENOUGH = 0.1  # seconds of timed runs after which no further one is made
 
@@ -46,7 +47,7 @@ class Rates:
     per_pivot: float  # of the choice of inducing points, beside its matrix products
     per_row_product: float  # of rows: for each (centre, atom) pair and inducing point of the centre's species
     per_block_product: float  # of whitening and Gram matrices: for each row and M'^2
-    per_evaluation: float  # of the evidence with its gradient: for each (T M')^3
+    per_evaluation: float  # of the evidence with its gradient: for each (3 T - 2) M'^3
     per_left_out: float  # of a structure that calibration leaves out
 
 
@@ -168,9 +169,9 @@ def _block(features: Features, size: int, device: torch.device) -> float:
 def _evaluation(
     keys: list[Key], n_levels: int, size: int, config: FitConfig, features: Features, device: torch.device
 ) -> float:
-    """Of (T M')^3, with all inducing points or as many as LARGEST_EVALUATION allows: fewer are slower for their number."""
+    """Of (3 T - 2) M'^3, with all inducing points or LARGEST_EVALUATION: fewer are slower for their number."""
     n_columns = size - features.basis.size
-    m = max(1, min(size, LARGEST_EVALUATION // n_levels))
+    m = max(1, min(size, LARGEST_EVALUATION))
     index = torch.zeros(m, dtype=torch.long, device=device)
     statistics = Statistics(m + n_columns)
     for key in keys:
@@ -184,7 +185,7 @@ def _evaluation(
     def work() -> None:
         (-objective(statistics, index, std)).backward()
 
-    return best(work, device, repeats=2) / (n_levels * statistics.size) ** 3
+    return best(work, device, repeats=2) / (level_products(n_levels) * statistics.size**3)
 
 
 def _left_out(frame: Frame, features: Features, size: int, n_levels: int, gemm: float, device: torch.device) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.base.progress import Report, silent
@@ -31,7 +32,14 @@ from mfgp.gp.observations import Columns, frame_rows
 from mfgp.gp.pair_term import pair_term
 from mfgp.gp.site_moments import SiteStatistics
 from mfgp.gp.statistics import Key, Statistics, merge
-from mfgp.gp.training import REFINE_ITERATIONS, TrainingResult, initialise, keep_definite, maximise_evidence
+from mfgp.gp.training import (
+    REFINE_ITERATIONS,
+    TrainingResult,
+    initialise,
+    keep_definite,
+    maximise_evidence,
+    newton_units,
+)
 from mfgp.gp.vacuum_term import vacuum_term
 
 DataPass = Callable[[FrameSet, Features, Columns, list[Baseline], float, Report], Statistics]  # `accumulate`
@@ -206,24 +214,13 @@ def learn(
     virials that contradict the forces (a wrong sign, Pulay stress) would else be followed, and the forces called noise.
     """
     initialise(prior, noise, data.statistics, basis.size)
-    training, size = config.training, basis.size
-    if not training.optimise:
+    if not config.training.optimise:
         return None
-    prefix = size if training.n_optimise is None else min(training.n_optimise, size)
-    only_evidence, iterations = TrainingData(data.statistics), training.max_iterations
-    stages: list[tuple[int, TrainingData, int]] = []
-    if prefix < size:
-        first = torch.nonzero(basis.rank < prefix).squeeze(1)
-        extra = torch.arange(size, data.statistics.size, device=first.device)
-        stages.append((prefix, only_evidence.subset(torch.cat([first, extra])), iterations))
-        if training.objective == "evidence":
-            iterations = min(REFINE_ITERATIONS, iterations)
-    elif training.objective != "evidence":
-        stages.append((size, only_evidence, iterations))
-    result, starts = None, [noise.noise.detach().clone()]
+    starts = [noise.noise.detach().clone()]
     if any(kind == "virial" for _, kind in data.statistics.observed()):
         starts.append(starts[0] * starts[0].new_tensor([1.0, 1.0, DISTRUSTED]))
-    for m, part, most in [*stages, (size, data, iterations)]:
+    result, units = None, None
+    for m, part, iterations in _stages(data, basis, config):
         index = basis.species_index()[basis.rank < m]
         ends: list[tuple[TrainingResult, dict[str, Any], Tensor]] = []
         amplitudes = copy.deepcopy(prior.state_dict())
@@ -231,7 +228,7 @@ def learn(
             prior.load_state_dict(amplitudes)
             noise.set_noise(start)
             try:
-                result = _maximise(prior, noise, part, index, column_std, most, report)
+                result = _maximise(prior, noise, part, index, column_std, iterations, report, units)
             except NumericalError:
                 if start is starts[-1] and not ends:
                     raise
@@ -241,8 +238,27 @@ def learn(
         prior.load_state_dict(amplitudes)
         noise.set_noise(best)
         starts = [best]
+        if part is not data:
+            units = newton_units(part.objective(noise, prior), part.statistics, index, column_std)
     keep_definite(prior, noise, data.statistics, basis.species_index(), column_std)
     return result
+
+
+def _stages(data: TrainingData, basis: InducingBasis, config: FitConfig) -> list[tuple[int, TrainingData, int]]:
+    """Number of inducing points, data and most iterations of each run of the optimiser; `data` themselves in the last."""
+    training, size = config.training, basis.size
+    prefix = size if training.n_optimise is None else min(training.n_optimise, size)
+    only_evidence, iterations = TrainingData(data.statistics), training.max_iterations
+    stages = []
+    if prefix < size:
+        first = torch.nonzero(basis.rank < prefix).squeeze(1)
+        extra = torch.arange(size, data.statistics.size, device=first.device)
+        stages.append((prefix, only_evidence.subset(torch.cat([first, extra])), iterations))
+        if training.objective == "evidence":
+            iterations = min(REFINE_ITERATIONS, iterations)
+    elif training.objective != "evidence":
+        stages.append((size, only_evidence, iterations))
+    return [*stages, (size, data, iterations)]
 
 
 def _maximise(
@@ -253,6 +269,7 @@ def _maximise(
     column_std: Tensor,
     iterations: int,
     report: Report,
+    units: NDArray[np.float64] | None,
 ) -> TrainingResult:
     """Maximise the objective of `data` over the inducing points of `species_index` [m], with a progress bar."""
     objective = data.objective(noise, prior)
@@ -261,6 +278,6 @@ def _maximise(
     def on_step(count: int, value: float) -> None:
         report(name, min(count, iterations - 1), iterations, f"{value:.1f} nats")  # it may take more of them
 
-    result = maximise_evidence(objective, data.statistics, species_index, column_std, iterations, on_step)
+    result = maximise_evidence(objective, data.statistics, species_index, column_std, iterations, on_step, units)
     report(name, iterations, iterations, f"{result.evidence:.1f} nats")
     return result

@@ -1,8 +1,8 @@
 """Rows and prior variances of all functionals of one structure, in a memory that grows no faster than its atoms.
 
-A Jacobian of all centres gives everything at once, where it fits into BYTES. In a larger structure the rows come as in a fit
-(rows.py), energy and virial from dq/d(strain) of all centres, and the forces' prior variances from Jacobians of a few atoms
-at a time, neighbours together: what sees them is most of what such a part needs.
+Rows come as in a fit (rows.py), but for the virial's, which dq/d(strain) of all centres gives. Prior variances need the
+Jacobian: of all centres, where it fits into BYTES; in a larger structure those of energy and virial come from dq/d(strain),
+and the forces' from Jacobians of a few atoms at a time, neighbours together: what sees them is most of what a part needs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from descriptors.soap import blocks_within, jacobian_bytes
 from mfgp.base.progress import Report, silent
 from mfgp.gp.inducing import InducingBasis
 from mfgp.gp.kernels import collective_variances, force_variances, functional_variances
-from mfgp.gp.observations import functional_rows, local_features, rows_of_jacobian
-from mfgp.gp.rows import InducingForms
+from mfgp.gp.observations import local_features, virial_rows, whiten_all
+from mfgp.gp.rows import InducingForms, raw_rows
 
 BYTES = 1e9  # of Jacobians held at a time
 HALO = 4.0  # a part, with the centres that see its atoms, needs about so many times what its atoms alone would
@@ -50,7 +50,7 @@ def functionals(
         return _in_parts(basis, forms, soap, nb, list(_parts(soap, atoms, nb, BYTES / HALO)), report)
     jac = jacobian(soap, nb)
     return Functionals(
-        phi=rows_of_jacobian(basis, jac, nb.numbers),
+        phi=_rows(basis, forms, soap, nb, jac.features, jac.d_strain),
         prior=functional_variances(jac, nb.numbers, basis.species, basis.zeta),
         local=local_features(basis, jac.features, nb.numbers),
     )
@@ -61,11 +61,11 @@ def _in_parts(
 ) -> Functionals:
     n, done = len(nb.numbers), 0
     report("atoms of a structure", done, n, "")
-    phi = functional_rows(basis, forms, soap, nb)
-    q = phi.new_empty(n, soap.n_features)
-    strain = phi.new_empty(n, 6, soap.n_features)
+    q = nb.vectors.new_empty(n, soap.n_features)
+    strain = q.new_empty(n, 6, soap.n_features)
     for centres in soap.centre_blocks(nb, BYTES):
         q[centres], strain[centres] = strain_jacobian(soap, nb, centres)
+    phi = _rows(basis, forms, soap, nb, q, strain)
     whole = collective_variances(q, strain, nb.numbers, basis.species, basis.zeta)
     del strain
     forces = phi.new_zeros(3 * n, len(basis.species))
@@ -74,6 +74,15 @@ def _in_parts(
         done += len(atoms)
         report("atoms of a structure", done, n, "")
     return Functionals(phi, torch.cat([whole[:1], forces, whole[1:]]), local_features(basis, q, nb.numbers))
+
+
+def _rows(
+    basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, features: Tensor, d_strain: Tensor
+) -> Tensor:
+    """Phi of one structure, [1+3N+6, M]; features [N, D] and d_strain [N, 6, D] of all of its centres."""
+    raw = raw_rows(basis, forms, soap, nb, virial=False).of_structure(0, 0, len(nb.numbers))
+    raw[-6:] = virial_rows(basis, features, d_strain, nb.numbers)
+    return whiten_all(basis, raw)
 
 
 def _parts(soap: SOAP, atoms: Atoms, nb: Neighborhoods, max_bytes: float) -> Iterator[Tensor]:

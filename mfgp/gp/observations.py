@@ -89,9 +89,21 @@ def whitened_blocks(basis: InducingBasis, parts: list[Tensor]) -> list[Tensor]:
     return [*out, torch.cat([part[:, basis.size :] for part in parts])]
 
 
+def virial_rows(basis: InducingBasis, features: Tensor, d_strain: Tensor, numbers: Tensor) -> Tensor:
+    """Unwhitened rows k(virial, Z), [6, M], of all centres: features [N, D], d_strain [N, 6, D]."""
+    out = features.new_zeros(6, basis.size)
+    for index, columns in basis.blocks():
+        centres, z = torch.nonzero(numbers == basis.species[index]).squeeze(1), basis.points[index]
+        slope = kernel_slope(features[centres] @ z.T, basis.zeta)
+        strain = (d_strain[centres].flatten(0, 1) @ z.T).view(len(centres), 6, len(z))
+        out[:, columns] = -torch.einsum("cvm,cm->vm", strain, slope)
+    return out
+
+
 def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor) -> None:
     """Add the centres of `jac` to the unwhitened rows k(functional, Z)."""
     n = len(numbers)
+    out[1 + 3 * n :] += virial_rows(basis, jac.features, jac.d_strain, numbers[jac.centres])
     species_of_centre = numbers[jac.centres]
     position = torch.empty(n, dtype=torch.long, device=numbers.device)  # of an atom among the centres of `jac`
     position[jac.centres] = torch.arange(len(jac.centres), device=numbers.device)
@@ -104,8 +116,6 @@ def _add_rows(out: Tensor, basis: InducingBasis, jac: Jacobian, numbers: Tensor)
         slope = out.new_empty(len(species_of_centre), len(z))
         slope[centres] = kernel_slope(dot, basis.zeta)
         out[0, columns] += (dot**basis.zeta).sum(0)
-        strain = (jac.d_strain[centres].flatten(0, 1) @ z.T).view(len(centres), 6, -1)
-        out[1 + 3 * n :, columns] -= torch.einsum("cvm,cm->vm", strain, slope[centres])
         pairs = torch.nonzero(numbers[jac.centre] == basis.species[index]).squeeze(1)
         forces = out.new_zeros(n, 3, len(z))
         for part in pairs.split(max(1, WORKSPACE[out.device.type] // (3 * len(z)))):

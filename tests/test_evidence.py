@@ -1,0 +1,149 @@
+"""The evidence by recursion over the levels: against the joint precision of all levels, and where levels say the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import Tensor
+
+from mfgp.gp.autoregressive import block_scales, factorise, joint_precision
+from mfgp.gp.evidence import LOG_2PI, Chain, evidence
+from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.gp.statistics import Key, Statistics
+from mfgp.gp.training import initialise, maximise_evidence, newton_units
+
+M, COLUMNS = 12, 3
+SPECIES_INDEX = torch.tensor([0] * 5 + [1] * 7)
+KINDS = (("energy", 6), ("forces", 40), ("virial", 9))
+
+
+def draw(n_levels: int, seed: int = 0, silent: tuple[int, ...] = ()) -> tuple[Statistics, dict[Key, Tensor]]:
+    """Rows and labels of all levels but the `silent` ones."""
+    generator, statistics = torch.Generator().manual_seed(seed), Statistics(M + COLUMNS)
+    for t in set(range(n_levels)) - set(silent):
+        for kind, n in KINDS:
+            a = torch.randn(n, M + COLUMNS, dtype=torch.float64, generator=generator)
+            statistics.add(t, {kind: (a, torch.randn(n, dtype=torch.float64, generator=generator))})
+    noise = torch.rand(3 * n_levels, dtype=torch.float64, generator=generator) + 0.1
+    return statistics, dict(zip(statistics.observed(), noise**-2, strict=False))
+
+
+def scales(n_levels: int, rho: float = 0.8, discrepancy: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """rho [T-1, S], s [T], column_std [T, column]."""
+    return (
+        torch.tensor([[rho, -0.5 * rho]], dtype=torch.float64).repeat(n_levels - 1, 1),
+        torch.tensor([1.5] + [discrepancy] * (n_levels - 1), dtype=torch.float64),
+        torch.rand(n_levels, COLUMNS, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5,
+    )
+
+
+def of_joint_precision(statistics: Statistics, d: Tensor, inverse_noise: dict[Key, Tensor]) -> float:
+    """log p(y) through one precision of all levels."""
+    p, h = joint_precision(statistics, d, inverse_noise)
+    factor = factorise(p)
+    value = 2.0 * factor.diagonal().log().sum() - h @ torch.cholesky_solve(h[:, None], factor).squeeze(1)
+    for key, q in inverse_noise.items():
+        m = statistics.moments[key]
+        value = value + q * m.square + m.count * (LOG_2PI - q.log())
+    return -0.5 * float(value)
+
+
+@pytest.mark.parametrize("silent", [(), (0,), (1,)])
+@pytest.mark.parametrize("n_levels", [1, 2, 3, 5])
+def test_it_is_that_of_the_joint_precision(n_levels: int, silent: tuple[int, ...]) -> None:
+    if max(silent, default=0) >= n_levels or (silent == (0,) and n_levels == 1):
+        pytest.skip("no such level")
+    statistics, inverse_noise = draw(n_levels, silent=silent)
+    d = block_scales(*scales(n_levels)[:2], SPECIES_INDEX, scales(n_levels)[2])
+    expected = of_joint_precision(statistics, d, inverse_noise)
+    assert_allclose(float(evidence(statistics, d, inverse_noise)), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 3, 4])
+def test_gradient_by_everything_it_depends_on(n_levels: int) -> None:
+    statistics, inverse_noise = draw(n_levels)
+    keys = statistics.observed()
+
+    def value(rho: Tensor, scale: Tensor, column_std: Tensor, precision: Tensor) -> Tensor:
+        d = block_scales(rho, scale, SPECIES_INDEX, column_std)
+        return evidence(statistics, d, dict(zip(keys, precision, strict=True)))
+
+    inputs = [*scales(n_levels), torch.stack([inverse_noise[key] for key in keys])]
+    assert torch.autograd.gradcheck(value, [x.requires_grad_() for x in inputs], atol=1e-6)
+
+
+def test_columns_that_a_level_does_not_have() -> None:
+    """A baseline from the second level on, one that no level may scale, one that does not change from level to level."""
+    statistics, inverse_noise = draw(3)
+    rho, scale, column_std = scales(3)
+    column_std[0, 0], column_std[:, 1], column_std[1:, 2] = 0.0, 0.0, 0.0
+    d = block_scales(rho, scale, SPECIES_INDEX, column_std)
+    expected = of_joint_precision(statistics, d, inverse_noise)
+    assert_allclose(float(evidence(statistics, d, inverse_noise)), expected, rtol=1e-8, atol=0)
+    chain = Chain.of(d)
+    assert chain.std[0, M].item() == chain.std[1, M + 1].item() == 0.0
+    assert bool(torch.isfinite(chain.diagonal).all())
+
+
+@pytest.mark.parametrize("discrepancy", [1e-2, 1e-4, 1e-7, 0.0])
+def test_a_level_that_only_repeats_the_one_below(discrepancy: float) -> None:
+    """Nothing of delta_t is left in f_t: 1 / r_t is bounded, and value and gradient stay what they are."""
+    statistics, inverse_noise = draw(2)
+    rho, scale, column_std = scales(2, discrepancy=discrepancy)
+    d = block_scales(rho, scale.requires_grad_(), SPECIES_INDEX, column_std)
+    value = evidence(statistics, d, inverse_noise)
+    value.backward()
+    expected = of_joint_precision(statistics, d.detach(), inverse_noise)
+    assert_allclose(value.item(), expected, rtol=0, atol=1e-5)  # nats
+    assert bool(torch.isfinite(scale.grad).all())
+
+
+def test_levels_that_share_nothing() -> None:
+    statistics, inverse_noise = draw(2)
+    _, scale, column_std = scales(2)
+    column_std[0] = 0.0
+    d = block_scales(torch.zeros(1, 2, dtype=torch.float64), scale, SPECIES_INDEX, column_std)
+    alone = 0.0
+    for t in range(2):
+        own = {key: m for key, m in statistics.moments.items() if key[0] == t}
+        one = Statistics(statistics.size, {(0, kind): m for (_, kind), m in own.items()})
+        alone += float(evidence(one, d[t : t + 1, t : t + 1], {(0, key[1]): inverse_noise[key] for key in own}))
+    assert_allclose(float(evidence(statistics, d, inverse_noise)), alone, rtol=1e-12, atol=0)
+
+
+def drawn_from_the_prior(seed: int) -> tuple[Statistics, Tensor]:
+    """2 levels of 1500 and 300 forces and some energies, weights from the prior, noises of 0.05 and 0.1."""
+    rng, statistics = np.random.default_rng(seed), Statistics(40 + 1)
+    weights = rng.normal(size=(2, 41)) * [[2.0], [0.5]]
+    weights[1] += 0.7 * weights[0]
+    for t, n in enumerate((1500, 300)):
+        for kind, rows, noise in (("energy", n // 10, 0.01 * (t + 1)), ("forces", n, 0.05 * (t + 1))):
+            a = rng.normal(size=(rows, 41)) / 41**0.5
+            y = a @ weights[t] + noise * rng.normal(size=rows)
+            statistics.add(t, {kind: (torch.from_numpy(a), torch.from_numpy(y))})
+    return statistics, torch.zeros(40, dtype=torch.long)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_units_of_the_curvature_take_fewer_evaluations(seed: int) -> None:
+    """From hyperparameters that are somewhat off, as those of a prefix of the inducing points are."""
+    statistics, species = drawn_from_the_prior(seed)
+    column_std = torch.ones(2, 1, dtype=torch.float64)
+
+    def start() -> Evidence:
+        prior, noise = AutoregressiveGP(2, (29,), 2, "scalar"), LevelNoise(2, (0.01, 0.1, 0.1), 1.0)
+        initialise(prior, noise, statistics, 40)
+        noise.set_noise(torch.tensor([[0.008, 0.08, 0.1], [0.03, 0.2, 0.1]], dtype=torch.float64))
+        return Evidence(noise, prior)
+
+    alike = start()
+    plain = maximise_evidence(alike, statistics, species, column_std, 60)
+    other = start()
+    before = [p.detach().clone() for p in other.parameters()]
+    units = newton_units(other, statistics, species, column_std)
+    assert all(torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True))  # looked at, not moved
+    scaled = maximise_evidence(other, statistics, species, column_std, 60, units=units)
+    assert scaled.evidence > plain.evidence - 0.05  # nats
+    assert scaled.evaluations < 0.7 * plain.evaluations
