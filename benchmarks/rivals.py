@@ -21,6 +21,7 @@ from mfgp.data.training_frames import CALIBRATION_STRUCTURES, spread
 from mfgp.evaluation import Comparison, evaluate
 from mfgp.fit.features import Features
 from mfgp.frames import Frame
+from mfgp.gp.observations import SHEAR, components
 
 MEMBERS = 8
 ENERGY, STRESS = 0, -1
@@ -36,7 +37,7 @@ class Labels:
     species: np.ndarray
     sizes: np.ndarray  # [n] atoms of each structure with an energy
     stress: Comparison | None = None
-    per_virial: np.ndarray | None = None  # [n] Å^-3 sqrt(atoms) / volume of each component of a stress
+    per_virial: np.ndarray | None = None  # [n] Å^-3 of each component of a stress, as the function of that name has it
 
     def kinds(self) -> dict[str, Comparison]:
         """The properties that have labels."""
@@ -68,9 +69,11 @@ def labels(model: MultiFidelityGP, frames: FrameSet, level: str, calibrated: boo
 
 
 def per_virial(frames: Sequence[Frame]) -> np.ndarray:
-    """sqrt(atoms) / volume of each of the six stress components of the structures that have them."""
+    """Stress components of the structures that have them, of left-out virials of 1 eV per sqrt(atom): sqrt(N) / volume, of
+    shear 1/sqrt(2) of it.
+    """
     found = [len(f.atoms) ** 0.5 / f.atoms.get_volume() for f in frames if f.stress is not None]
-    return np.repeat(found, 6)
+    return np.outer(found, 1.0 / components(SHEAR).numpy()).ravel()
 
 
 def sampled(model: MultiFidelityGP, frames: Sequence[Frame], level: str, draws: int) -> Labels:

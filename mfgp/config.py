@@ -134,7 +134,8 @@ class TrainingConfig(Section):
 
     objective: evidence (projected process), vfe (its variational bound) or cv (log density of folds given the others).
     n_optimise: inducing points used while they are learned (None: all). optimise: False keeps the initial noises (raised
-    to what float64 can carry): noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom).
+    to what float64 can carry): noise_energy eV per sqrt(atom), noise_force eV/Å, noise_virial eV per sqrt(atom), of
+    virials on the diagonal (1/sqrt(2) of it off the diagonal).
     calibrate: scale standard deviations to errors of left-out structures after the fit.
     max_energy_ratio: largest noise_energy / noise_force (Å) that may be learned; smaller values favour energies.
     """

@@ -6,7 +6,7 @@ level and kind, or the label's own sigma), per observation of N atoms in V:
 
     energy per atom    Var = (energy_std / N)^2 + noise_energy^2 / N            (noise_energy: eV per sqrt(atom))
     force component    Var = forces_std^2       + noise_force^2
-    stress component   Var = stress_std^2       + noise_virial^2 N / V^2        (noise_virial: eV per sqrt(atom))
+    stress component   Var = stress_std^2       + noise_virial^2 N / V^2        (eV per sqrt(atom); half of it for shear)
 
 Forces and stresses that symmetry makes zero count as labels in the errors, as elsewhere in the field, and not in what is
 said of the standard deviations: they are inside any interval, and a quarter of the components where crystals are perfect.
@@ -30,7 +30,7 @@ from mfgp.calibration.scores import Scores, scores
 from mfgp.data.labels import FIDELITY_TAGS
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
-from mfgp.gp.observations import ISOLATED_NOISE
+from mfgp.gp.observations import ISOLATED_NOISE, components
 from mfgp.predict.batched import predict_many
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ def label_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> L
     stress = None
     if prediction.stress_std is not None:
         volume = frame.atoms.get_volume()
-        stress = np.hypot(prediction.stress_std, noise["virial"] * math.sqrt(n) / volume)
+        of_stress = noise["virial"] * math.sqrt(n) / volume / components(model.columns.shear).numpy()
+        stress = np.hypot(prediction.stress_std, of_stress)
     return LabelStd(
         energy=math.hypot(prediction.energy_std, total),
         forces=np.hypot(prediction.forces_std, force),

@@ -109,6 +109,7 @@ def _header(model: MultiFidelityGP) -> Header:
         "centred": True,
         "vacuum": [] if model.columns.vacuum is None else list(model.columns.vacuum.species),
         "vacuum_shapes": 0 if model.columns.vacuum is None else model.columns.vacuum.shapes,
+        "shear": model.columns.shear,
         "retained": None if model.soap.contraction is None else list(model.soap.contraction.retained),
         "data": model.data,
         "data_hash": model.data_hash(),
@@ -198,7 +199,8 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     baseline_names, first = tuple(header["baselines"]), first_levels(config.baselines, levels)
     pair = pair_term(config.pair, species)
     vacuum = vacuum_term(tuple(header["vacuum"]), config.descriptor, header["vacuum_shapes"])
-    columns = Columns(species, tensors["reference"], baseline_names, first, tensors.get("coefficients"), pair, vacuum)
+    coefficients, shear = tensors.get("coefficients"), header["shear"]
+    columns = Columns(species, tensors["reference"], baseline_names, first, coefficients, pair, vacuum, shear)
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])

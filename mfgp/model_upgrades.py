@@ -9,12 +9,12 @@ from typing import Any
 
 from mfgp.errors import ModelFileError
 
-SCHEMA = 12
+SCHEMA = 13
 REQUIRED = frozenset(  # of a header of the present schema
     (
         *("mfgp_version", "torch_version", "levels", "species", "config", "baselines", "retained", "n_inducing"),
-        *("jitter", "centred", "vacuum", "vacuum_shapes", "data", "data_hash", "seen", "calculated", "statistics"),
-        *("training", "hyperparameters", "calibration", "costs", "own_sigmas", "baseline_checks"),
+        *("jitter", "centred", "vacuum", "vacuum_shapes", "shear", "data", "data_hash", "seen", "calculated"),
+        *("statistics", "training", "hyperparameters", "calibration", "costs", "own_sigmas", "baseline_checks"),
     )
 )
 
@@ -127,6 +127,11 @@ def _without_shapes(header: Header) -> Header:
     return {"vacuum_shapes": 0, **header}
 
 
+def _alike(header: Header) -> Header:
+    """Schema 12 gave all six components of a virial the same noise; its statistics are of such rows, and stay so."""
+    return {"shear": 1.0, **header}
+
+
 # header of schema n -> of schema n + 1
 UPGRADES: dict[int, Callable[[Header], Header]] = {
     1: _without_calibration,
@@ -140,4 +145,5 @@ UPGRADES: dict[int, Callable[[Header], Header]] = {
     9: _without_vacuum,
     10: _uncentred,
     11: _without_shapes,
+    12: _alike,
 }

@@ -16,7 +16,7 @@ from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.scores import Scores
 from mfgp.evaluation import evaluate, frames_to_score, label_std
 from mfgp.frames import to_atoms
-from mfgp.gp.observations import labelled_rows
+from mfgp.gp.observations import SHEAR, labelled_rows
 
 CONTRACT = {"fidelity", "n_structures", "n_atoms", "energy", "forces", "stress"}
 SCORES = {f.name for f in fields(Scores)}
@@ -85,7 +85,8 @@ def test_label_std_is_that_of_a_draw(model: MultiFidelityGP, held_out: list[Fram
     mean, covariance = joint.mean.numpy(), joint.covariance_matrix.numpy()  # singular: forces add up to zero
     draws = rng.multivariate_normal(mean, covariance, 20000, method="eigh")
     energy_noise, force_noise, virial_noise = model.noise.noise[1].tolist()
-    noise = np.concatenate([[energy_noise * n**0.5], np.full(3 * n, force_noise), np.full(6, virial_noise * n**0.5)])
+    of_virial = virial_noise * (n / np.array([1, 1, 1, 2, 2, 2])) ** 0.5
+    noise = np.concatenate([[energy_noise * n**0.5], np.full(3 * n, force_noise), of_virial])
     spread = (draws + noise * rng.standard_normal(draws.shape)).std(axis=0)
     std = label_std(model, frame, model.predict(frame.atoms, "high"))
     assert std.stress is not None
@@ -98,7 +99,7 @@ def test_labels_with_their_own_sigma_have_that_noise(model: MultiFidelityGP, hel
     p = model.predict(frame.atoms, "high")
     std = label_std(model, frame, p)
     n = len(frame.atoms)
-    rows = labelled_rows(replace(frame, stress=None), torch.eye(3 * n + 7), torch.zeros(3 * n + 7))
+    rows = labelled_rows(replace(frame, stress=None), torch.eye(3 * n + 7), torch.zeros(3 * n + 7), SHEAR)
     scale = rows["given"][0].diagonal()  # of rows whose noise is 1
     assert_allclose(std.energy**2 - p.energy_std**2, float(scale[0]) ** -2, rtol=0, atol=1e-6)
     assert_allclose(std.forces**2 - p.forces_std**2, float(scale[1]) ** -2, rtol=0, atol=1e-6)

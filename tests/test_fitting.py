@@ -23,7 +23,7 @@ from mfgp.fit import features as features_module
 from mfgp.fit.features import Features
 from mfgp.fit.fitting import reference_energies
 from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
-from mfgp.gp.observations import labelled_rows
+from mfgp.gp.observations import SHEAR, components, labelled_rows
 from mfgp.gp.statistics import Statistics
 from mfgp.gp.training import initialise, maximise_evidence, noise_floor
 from mfgp.learning_curve import joint, learning_curve
@@ -39,17 +39,19 @@ def test_rows_are_scaled_by_root_n_and_given_sigmas(two_levels: FrameSet) -> Non
     """A frame's own energy_sigma is that of its total energy, as gap_fit has it."""
     frame = two_levels.frames[0]
     design = torch.arange(19 * 3, dtype=torch.float64).reshape(19, 3)
-    rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64))
+    rows = labelled_rows(frame, design, torch.ones(19, dtype=torch.float64), SHEAR)
     assert set(rows) == {"energy", "forces", "virial"}
     assert_allclose(rows["energy"][0].numpy(), design[:1].numpy() / 2, rtol=0, atol=1e-12)  # 4 atoms
     assert frame.energy is not None
     assert frame.stress is not None
     assert_allclose(rows["energy"][1].numpy(), [(frame.energy - 1) / 2], rtol=0, atol=1e-12)
-    virial = -frame.atoms.get_volume() * frame.stress
-    assert_allclose(rows["virial"][1].numpy(), (virial - 1) / 2, rtol=0, atol=1e-12)
+    virial, factor = -frame.atoms.get_volume() * frame.stress, components(SHEAR).numpy()
+    assert_allclose(rows["virial"][0].numpy(), design[-6:].numpy() / 2 * factor[:, None], rtol=0, atol=1e-12)
+    assert_allclose(rows["virial"][1].numpy(), (virial - 1) / 2 * factor, rtol=0, atol=1e-12)
     atoms = label(frame.atoms, "low")
     atoms.info |= {"energy_sigma": 0.01, "force_sigma": 0.2}
-    given = labelled_rows(read_frames({"low": [atoms]}).frames[0], design, torch.zeros(19, dtype=torch.float64))
+    own = read_frames({"low": [atoms]}).frames[0]
+    given = labelled_rows(own, design, torch.zeros(19, dtype=torch.float64), SHEAR)
     assert set(given) == {"given", "virial"}
     assert_allclose(given["given"][0][0].numpy(), design[0].numpy() / 0.01, rtol=0, atol=1e-9)
     assert_allclose(given["given"][0][1].numpy(), design[1].numpy() / 0.2, rtol=0, atol=1e-9)

@@ -166,7 +166,8 @@ def dense_posterior(
         y.append((values - mean)[labelled])
         sigma = model.noise.noise[structures[i][1]].tolist()
         root = len(f.atoms) ** 0.5
-        sigmas = [sigma[0] * root, *[sigma[1]] * (3 * len(f.atoms)), *[sigma[2] * root] * 6]
+        of_virial = [sigma[2] * root] * 3 + [sigma[2] * root / 2**0.5] * 3
+        sigmas = [sigma[0] * root, *[sigma[1]] * (3 * len(f.atoms)), *of_virial]
         noise.append(np.array(sigmas)[labelled] ** 2)
     m = sum(len(v) for v in y)
     k = full[:m, :m] + np.diag(np.concatenate(noise))

@@ -61,7 +61,8 @@ def draws(n: int, seed: int) -> Iterator[Draw]:
         level, n, volume = frames.levels.index(frame.fidelity), len(frame.atoms), frame.atoms.get_volume()
         extra = columns.rows(frame.atoms.numbers, [], volume)
         f = torch.cat([features.rows(frame.atoms), extra], dim=1) @ weights[level] + columns.mean(extra, level)
-        sigma = np.r_[SIGMAS[0] * n**0.5, np.full(3 * n, SIGMAS[1]), np.full(6, SIGMAS[2] * n**0.5)]
+        of_virial = SIGMAS[2] * (n / np.array([1, 1, 1, 2, 2, 2])) ** 0.5  # without a direction
+        sigma = np.r_[SIGMAS[0] * n**0.5, np.full(3 * n, SIGMAS[1]), of_virial]
         y = f.numpy() + sigma * rng.standard_normal(len(sigma))
         return replace(frame, energy=float(y[0]), forces=y[1:-6].reshape(-1, 3), stress=-y[-6:] / volume)
 

@@ -49,7 +49,7 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     calibration = with_moments(found, moments, model.levels) if found.fitted else None
     if calibration is not None:
         reach = 2 * model.soap.config.r_cut
-        calibration = replace(calibration, widths=widths(frames, model.levels, reach))
+        calibration = replace(calibration, widths=widths(frames, model.levels, reach), shear=model.columns.shear)
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
 

@@ -30,6 +30,7 @@ from mfgp.calibration import composition_scatter
 from mfgp.calibration.composition_scatter import CompositionScatter
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
+from mfgp.gp.observations import SHEAR, components
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Calibration:
     moments: tuple[dict[int, float], ...] = ()
     widths: tuple[float, ...] = ()  # Å
     tested: tuple[NewLabels, ...] = ()
+    shear: float = SHEAR  # of the model's labelled rows of shear (observations.Columns)
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -94,7 +96,8 @@ class Calibration:
         out[0] = self.energy_novelty_factor(level, float(weights[0]), len(numbers))
         if self.novelty:
             variances = weights.cpu().numpy()
-            forces, virial = self.novelty[level].factors(variances[1:-6], numbers, pairs, variances[-6:])
+            rows = variances[-6:] * components(self.shear).numpy() ** 2
+            forces, virial = self.novelty[level].factors(variances[1:-6], numbers, pairs, rows)
             out[1:-6] = torch.from_numpy(forces.repeat(3)).to(out)
             out[-6:] = virial
         return out
@@ -109,10 +112,10 @@ class Calibration:
         """Variances of the difference to a new calculation, [1+3N+6] or the energy's alone [1].
 
         weights, residual: parts of the model's own variances, eV^2, (eV/Å)^2, eV^2; residual None: not known. numbers [N].
-        noise [3]: of energies and virials in eV per sqrt(atom), of forces in eV/Å.
+        noise [3]: of energies and virials in eV per sqrt(atom), of forces in eV/Å; of shear 1/sqrt(2) of that of virials.
         """
         scales = self._scales(level, numbers, len(weights))
-        labels = _label_variances(numbers, noise, len(weights)).to(weights)
+        labels = _label_variances(numbers, noise, self.shear, len(weights)).to(weights)
         if residual is None:
             return _of("sampled_weights", scales, weights) * weights + _of("sampled_noise", scales, weights) * labels
         model = _of("weights", scales, weights) * weights + _of("residual", scales, weights) * residual
@@ -120,7 +123,7 @@ class Calibration:
 
     def noise_variances(self, level: int, numbers: NDArray[np.int64], noise: Tensor, size: int | None = None) -> Tensor:
         """The part of the labels' noise in those variances, [1+3N+6], or the first `size` of them."""
-        out = _label_variances(numbers, noise, size)
+        out = _label_variances(numbers, noise, self.shear, size)
         return _of("noise", self._scales(level, numbers, len(out)), out) * out
 
     def structures(self) -> dict[tuple[str, str], int]:
@@ -173,11 +176,12 @@ class Calibration:
             "moments": [{chemical_symbols[z]: c for z, c in level.items()} for level in self.moments],
             "widths": list(self.widths),
             "tested": [asdict(t) for t in self.tested],
+            "shear": self.shear,
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths and new labels."""
+        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths, new labels and shear."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -193,15 +197,16 @@ class Calibration:
             tuple({atomic_numbers[z]: c for z, c in level.items()} for level in data.get("moments", [])),
             tuple(data.get("widths", [])),
             tuple(NewLabels(**t) for t in data.get("tested", [])),
+            data.get("shear", 1.0),
         )
 
 
-def _label_variances(numbers: NDArray[np.int64], noise: Tensor, size: int | None) -> Tensor:
+def _label_variances(numbers: NDArray[np.int64], noise: Tensor, shear: float, size: int | None) -> Tensor:
     """Of the labels' noise as the fit has it, [1+3N+6], or the first `size` of them."""
     n = len(numbers)
     out = noise.new_full((1 + 3 * n + 6,), float(noise[0]) ** 2 * n)
     out[1:-6] = noise[1] ** 2
-    out[-6:] = noise[2] ** 2 * n
+    out[-6:] = noise[2] ** 2 * n / components(shear).to(noise) ** 2
     return out[:size]
 
 

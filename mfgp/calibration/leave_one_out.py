@@ -53,7 +53,8 @@ ALONE = 1e-5  # what is left of 1 - H where one structure alone says what the pr
 class LeftOut:
     """Labels of one kind of one frame, and what the model without its structure says of them, each [row].
 
-    kind: energy (eV per sqrt(atom)), forces (eV/Å) or virial (eV per sqrt(atom)), with a sigma of their own or without.
+    kind: energy (eV per sqrt(atom)), forces (eV/Å) or virial (eV per sqrt(atom), shear times sqrt(2) as in labelled_rows),
+    with a sigma of their own or without.
     error: predicted - label; weight_variance, residual_variance, noise_variance: of the posterior weights, of what the
     inducing points do not carry, and of the label, in the unit squared; species: atomic number of the atom that a force
     acts on, component: three times its place among the atoms plus 0, 1, 2 for x, y, z; both 0 of other kinds. Forces and
@@ -268,7 +269,8 @@ def labelled_parts(
     design = torch.cat([functionals.phi, extra, residual_std[:, None]], dim=1)  # one more column: scaled like the rows
     design = centred(design, model.features.centre)
     axes = np.flatnonzero(np.repeat(frame.force_mask, 3))  # 3 atom + axis of the labelled forces
-    for found, (every, targets) in labelled_rows(frame, design, model.columns.mean(extra, level)).items():
+    mean, shear = model.columns.mean(extra, level), model.columns.shear
+    for found, (every, targets) in labelled_rows(frame, design, mean, shear).items():
         for kind, here, unit in of_kinds(frame, found, len(targets)):
             rows, y = every[here], targets[here]
             noise = smoother.noise.get((level, found), 1.0)  # own sigmas that the fit had none of count as they are

@@ -16,7 +16,8 @@ N atoms has
 
     g = max(sum_a u_a / N, u')^(1/2),        u' = (v' / N^2) / m',   1/10 <= u' <= 10
 
-at levels with left-out virials, with v' the mean of the weights' part over its own components and m' that of left-out ones.
+at levels with left-out virials, with v' the mean of the weights' part over its own components (shear times sqrt(2), so that
+it does not depend on how the cell lies) and m' that of left-out ones.
 A mean over atoms is the same for a cell and for its supercell, and does not fall with N where errors are independent from
 atom to atom; u' tells of strained crystals, whose forces are zero or small by symmetry, and of levels without forces. An
 exponent fitted to left-out virials is no better on others (docs/theory.md#novelty). The energy of N atoms with the weights'
@@ -61,7 +62,7 @@ class Novelty:
 
     def factors(self, variances: Array, numbers: NDArray[np.int64], pairs: Pairs, virial: Array) -> tuple[Array, float]:
         """g of the forces [N] and of the virial, from the weights' part of the variances of all forces [3N], (eV/Å)^2, and
-        of the virial [6], eV^2.
+        of the virial [6], eV^2, shear as in labelled rows.
         """
         if self.exponent == self.virial_exponent == 0.0:
             return np.ones(len(numbers)), 1.0

@@ -42,6 +42,7 @@ from mfgp.calibration.leave_one_out import LabelledRows, Smoother, hat_inverse, 
 from mfgp.calibration.scores import MIN_LABELS, bulk
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.functionals import Functionals
+from mfgp.gp.observations import components
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
@@ -64,7 +65,8 @@ class LabelScore:
 
     kind: energy (eV, total), forces (on `atom`, eV/Å), stress (eV/Å^3) or moment (of `atom`, Bohr magnetons). deviation:
     predicted without the label - label, [1], [3] or, of a stress, [6] with zeros where symmetry leaves nothing. std: what is
-    expected of it if the label is as good as the others (of one component of a force or stress); calibrated where the model
+    expected of it if the label is as good as the others (of one component of a force, of one on the diagonal of a stress);
+    calibrated where the model
     is, but for moments. score: length of the deviation in standard deviations of the bulk of its like.
     """
 
@@ -168,7 +170,7 @@ def _scores(
         told = part.telling | (part.residual.abs().cpu().numpy() >= 1.0)  # the others are zero by symmetry
         score = _left_out(smoother, part, None, told, scale, "stress" not in unseen) if told.any() else None
         if score is not None:
-            yield 0, _as_stress(score, told)
+            yield 0, _as_stress(score, told, model.columns.shear)
     if part.kind == "forces":
         for k, atom in enumerate(np.flatnonzero(part.frame.force_mask).tolist()):
             species = int(part.frame.atoms.numbers[atom])
@@ -201,10 +203,10 @@ def _left_out(
     return LabelScore(part.frame, part.kind, atom, (unit * error).cpu().numpy(), std, score)
 
 
-def _as_stress(score: LabelScore, told: NDArray[np.bool_]) -> LabelScore:
-    """The score of the components `told` [6] of a virial (eV) as that of a stress."""
+def _as_stress(score: LabelScore, told: NDArray[np.bool_], shear: float) -> LabelScore:
+    """The score of the components `told` [6] of a virial (eV), with rows of shear times `shear`, as that of a stress."""
     volume, deviation = score.frame.atoms.get_volume(), np.zeros(6)
-    deviation[told] = -score.deviation / volume
+    deviation[told] = -score.deviation / volume / components(shear).numpy()[told]
     return replace(score, kind="stress", deviation=deviation, std=score.std / volume)
 
 

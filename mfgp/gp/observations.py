@@ -7,6 +7,13 @@
 
 so a functional of level t is Phi W_t v plus its composition columns (the number of atoms of each element, for energies)
 and its baseline columns. Rows are ordered: energy, forces (atom-major, x y z), virial (xx yy zz yz xz xy).
+
+Noise of a virial V that knows no direction has the density exp(-sum_ij E_ij^2 / 2 sigma^2) of its error E, and
+
+    sum_ij E_ij^2 = E_xx^2 + E_yy^2 + E_zz^2 + (sqrt(2) E_yz)^2 + (sqrt(2) E_xz)^2 + (sqrt(2) E_xy)^2
+
+So labelled rows of shear are times sqrt(2), and all six have the same noise (Kelvin-Mandel components; Mehrabadi & Cowin,
+Q. J. Mech. Appl. Math. 43, 15 (1990)): a model of cells that are turned, with their labels, is the same.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from mfgp.gp.vacuum_term import VacuumTerm
 # `given`: rows divided by a standard deviation that came with the data; `isolated`: those of isolated atoms, likewise
 KINDS = ("energy", "forces", "virial", "given", "isolated")
 VANISHING = 1e-5  # length of a row, 1/Å or eV/Å: below, symmetry makes the functional zero whatever the weights
+SHEAR = math.sqrt(2.0)  # of the labelled rows of yz, xz and xy
 ISOLATED_NOISE = 0.01  # of the initial energy noise: what the energy of an isolated atom is trusted to
 WORKSPACE = {
     "cpu": 2**20,
@@ -148,6 +156,7 @@ class Columns:
     coefficients: Tensor | None = None  # [level, baseline] prior mean of each coefficient at each level
     pair: PairTerm | None = None
     vacuum: VacuumTerm | None = None
+    shear: float = SHEAR  # factor of labelled rows of shear; 1 in models of earlier versions
 
     @property
     def terms(self) -> list[PairTerm | VacuumTerm]:
@@ -224,13 +233,18 @@ def telling(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=1) > VANISHING
 
 
-def labelled_rows(frame: Frame, design: Tensor, mean: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def components(shear: float) -> Tensor:
+    """Factors of xx, yy, zz, yz, xz, xy, [6], where that of shear is `shear`."""
+    return torch.tensor([1.0] * 3 + [shear] * 3, dtype=torch.float64)
+
+
+def labelled_rows(frame: Frame, design: Tensor, mean: Tensor, shear: float) -> dict[str, tuple[Tensor, Tensor]]:
     """The rows that a frame has labels for, by kind: {kind: (A [row, M + column], y [row])}.
 
     design [1+3N+6, M + column] and mean [1+3N+6] (prior mean, subtracted from the labels). Energies and virials are divided
-    by sqrt(N), so that their noises are in eV per sqrt(atom). A frame with its own `energy_sigma` (eV, of the total) or
-    `force_sigma` (eV/Å) gives rows of kind `given`, divided by it, whose noise is 1. Isolated atoms have `isolated_rows`.
-    Rows may share the memory of `design`. Raises DataError for a stress label where a baseline gives no stress.
+    by sqrt(N), so that their noises are in eV per sqrt(atom), shear is times `shear` (Columns). Own `energy_sigma` (eV, of
+    the total) or `force_sigma` (eV/Å) give rows of kind `given`, divided by it, whose noise is 1. Isolated atoms have
+    `isolated_rows`. Rows may share the memory of `design`. DataError for a stress label where a baseline gives no stress.
     """
     n = len(frame.atoms)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -257,8 +271,9 @@ def labelled_rows(frame: Frame, design: Tensor, mean: Tensor) -> dict[str, tuple
                 f"{frame.source} ({frame.atoms.symbols}), fidelity {frame.fidelity!r}: a stress label, but no stress "
                 "from a baseline (baseline gives no stress); leave out the label or the baseline."
             )
-        virial = -frame.atoms.get_volume() * frame.stress  # eV
-        add("virial", design[-6:], virial, mean[-6:], 1.0 / n**0.5)
+        k = components(shear) / n**0.5
+        y, k = -frame.atoms.get_volume() * frame.stress * k.numpy(), k.to(design)
+        add("virial", design[-6:] * k[:, None], y, mean[-6:] * k, 1.0)
     return {
         k: v[0] if len(v) == 1 else (torch.cat([a for a, _ in v]), torch.cat([y for _, y in v]))
         for k, v in rows.items()
@@ -274,7 +289,8 @@ def frame_rows(
     """
     if frame.isolated_atom:
         return isolated_rows(frame, phi[0], columns, extra[0], level, default_sigma, centre)
-    return labelled_rows(frame, centred(torch.cat([phi, extra], dim=1), centre), columns.mean(extra, level))
+    design = centred(torch.cat([phi, extra], dim=1), centre)
+    return labelled_rows(frame, design, columns.mean(extra, level), columns.shear)
 
 
 def isolated_rows(

@@ -26,7 +26,7 @@ from mfgp.data.same_structure import groups
 from mfgp.data.training_frames import calculation_key
 from mfgp.errors import ConfigError, DataError
 from mfgp.gp.kernels import n_functionals
-from mfgp.gp.observations import cell_volume
+from mfgp.gp.observations import cell_volume, components
 from mfgp.model import MultiFidelityGP
 from mfgp.predict.predictor import Predictor
 from mfgp.selection.candidates import Candidates, offered_noises
@@ -326,6 +326,7 @@ class Search:
         parts = [design[:1] / (energy * n**0.5), design[1:-6] / force]
         given = [np.isfinite(energy), np.isfinite(force)]
         if np.isfinite(virial) and cell_volume(self.pool[index]) > 0 and bool(design[-6:].isfinite().all()):
-            parts.append(design[-6:] / (virial * n**0.5))
+            factor = components(self.predictor.model.columns.shear).to(design)
+            parts.append(design[-6:] * factor[:, None] / (virial * n**0.5))
             given.append(True)
         return torch.cat([part for part, there in zip(parts, given, strict=True) if there])
