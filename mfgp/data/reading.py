@@ -23,6 +23,7 @@ from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from descriptors import without_gaps
+from mfgp.data.transposed_cells import WAY_OUT, fits_transposed
 from mfgp.errors import DataError
 
 MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
@@ -212,7 +213,8 @@ def _overlaps(atoms: Atoms) -> list[str]:
     i, j = sorted((int(first[k]), int(second[k])))
     names = f"{i} ({chemical_symbols[atoms.numbers[i]]}) and {j} ({chemical_symbols[atoms.numbers[j]]})"
     image = " (its periodic image)" if i == j else ""
+    columns = f" ({WAY_OUT})" if fits_transposed(atoms) else ""
     return [
         f"atoms {names}{image} are {distance[k]:.3f} Å apart, below {MIN_DISTANCE} Å; "
-        "correct the positions or the cell, or remove the frame"
+        f"correct the positions or the cell{columns}, or remove the frame"
     ]
