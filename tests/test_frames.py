@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,19 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.extxyz.gz"
     path.write_bytes(gzip.compress((tmp_path / "a.extxyz").read_bytes()))
     assert len(read_frames({"a": path})) == 2
+
+
+@pytest.mark.parametrize("name", ["OUTCARs.xyz", "Cu_CONTCAR_all.extxyz", "POSCAR.extxyz", "XDATCAR.xyz", "A.XYZ"])
+def test_the_ending_says_what_a_file_is(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, [dimer(1.0), dimer(1.3)], format="extxyz")
+    assert len(read_frames({"a": tmp_path / name})) == 2
+    (tmp_path / name).write_text((tmp_path / name).read_text() + "\n2\n")
+    contains(error_of({"a": tmp_path / name}), "blank line")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.extxyz")
+    contains(error_of({"a": tmp_path / "a.extxyz"}), "is no file", "pipe")
 
 
 # Levels

@@ -65,6 +65,8 @@ def load(path: Path) -> list[Atoms]:
     """All frames of a file, unchecked geometry. Raises DataError as read_structures does."""
     if path.is_dir():
         raise DataError(f"{path} is a directory; name a structure file in it.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file (a device or a pipe); name a file, which is read more than once.")
     if not path.exists():
         whole = path.with_name(path.name.partition("@")[0] or path.name)
         slices = " No frames are chosen by @: name the whole file." if "@" in path.name and whole.exists() else ""
@@ -102,7 +104,10 @@ def _read_with_ase(path: Path) -> list[Atoms]:
 
 
 def _iread(path: Path) -> Iterator[Atoms]:
-    """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump."""
+    """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump.
+
+    By itself it takes a file with CONTCAR or OUTCAR anywhere in its name for VASP's, whatever its ending.
+    """
     kind = "extxyz" if _is_xyz(path) else filetype(str(path))
     if kind in ("db", "json"):
         yield from _database(path, kind)
@@ -111,7 +116,7 @@ def _iread(path: Path) -> Iterator[Atoms]:
             text = StringIO(file.read())
         yield from iread(text, index=":", format="extxyz")
     else:
-        yield from iread(path, index=":", do_not_split_by_at_sign=True)
+        yield from iread(path, index=":", format=kind, do_not_split_by_at_sign=True)
 
 
 def _database(path: Path, kind: str) -> Iterator[Atoms]:
@@ -131,7 +136,7 @@ def _reason(error: BaseException) -> str:
 
 def _is_xyz(path: Path) -> bool:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
-    return bool(suffixes) and suffixes[-1] in (".xyz", ".extxyz")
+    return bool(suffixes) and suffixes[-1].lower() in (".xyz", ".extxyz")
 
 
 def _is_blank(path: Path) -> bool:
