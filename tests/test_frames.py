@@ -201,6 +201,12 @@ def test_the_ending_says_what_a_file_is(tmp_path: Path, name: str) -> None:
     contains(error_of({"a": tmp_path / name}), "blank line")
 
 
+@pytest.mark.parametrize("name", ["Cu1", "Cu_pv", "29"])
+def test_what_is_no_symbol_of_an_element_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.extxyz").write_text(f"2\nProperties=species:S:1:pos:R:3 REF_energy=1.0\n{name} 0 0 0\nCu 0 0 2\n")
+    contains(error_of({"a": tmp_path / "a.extxyz"}), f"'{name}'", "symbol alone")
+
+
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.extxyz")
     contains(error_of({"a": tmp_path / "a.extxyz"}), "is no file", "pipe")

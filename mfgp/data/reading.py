@@ -94,10 +94,10 @@ def _read_with_ase(path: Path) -> list[Atoms]:
             f"({', '.join(_COMPRESSED)})."
         ) from error
     except Exception as error:  # ASE's readers raise anything from AssertionError to KeyError on damaged files
-        raise DataError(
-            f"{path} frame {len(frames)} cannot be read ({_reason(error)}); the frame is truncated or damaged: "
-            "rewrite or remove it, or check that ASE knows the format."
-        ) from error
+        way_out = "the frame is truncated or damaged: rewrite or remove it, or check that ASE knows the format"
+        if isinstance(error, KeyError) and _is_xyz(path):
+            way_out = "if that stands for an element, write its symbol alone (Fe for Fe1, Fe_pv or 26; H for D)"
+        raise DataError(f"{path} frame {len(frames)} cannot be read ({_reason(error)}); {way_out}.") from error
     if not frames:
         raise DataError(f"{path} holds no frames; write at least one into it.")
     return frames
