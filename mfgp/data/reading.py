@@ -8,6 +8,7 @@ ASE returns.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from io import StringIO
@@ -30,6 +31,7 @@ MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
 _SEARCH_CUTOFF = 1.5  # Å; of the pair search, which slows down when its cells are much smaller than an atom
 _THINNEST_CELL = 1e-3  # Å; smallest singular value of the periodic lattice vectors
 _COMPRESSED = (".gz", ".bz2", ".xz")
+_WHOLE = 0.99  # of a site; refinements give a full one 0.998 and the like
 _SHOWN = 5
 
 
@@ -116,7 +118,25 @@ def _iread(path: Path) -> Iterator[Atoms]:
             text = StringIO(file.read())
         yield from iread(text, index=":", format="extxyz")
     else:
-        yield from iread(path, index=":", format=kind, do_not_split_by_at_sign=True)
+        for atoms in iread(path, index=":", format=kind, do_not_split_by_at_sign=True):
+            if kind == "cif":
+                _warn_of_disorder(path, atoms)
+            yield atoms
+
+
+def _warn_of_disorder(path: Path, atoms: Atoms) -> None:
+    """ASE puts one element on each site of a CIF, the most frequent one, and keeps what the file says in info."""
+    sites = [
+        site for site in atoms.info.get("occupancy", {}).values() if any(not share > _WHOLE for share in site.values())
+    ]
+    if sites:
+        shares = dict.fromkeys(" ".join(f"{symbol} {share:g}" for symbol, share in sorted(s.items())) for s in sites)
+        warnings.warn(
+            f"{path} ({atoms.symbols}): sites are shared or partly empty ({', '.join(list(shares)[:_SHOWN])}), and each is "
+            "taken as full of its most frequent element. Make ordered structures of it, for example a few supercells with "
+            "atoms drawn at random, and name these",
+            stacklevel=2,
+        )
 
 
 def _database(path: Path, kind: str) -> Iterator[Atoms]:
