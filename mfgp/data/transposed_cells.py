@@ -6,8 +6,8 @@ With d_ij the distance of two atoms, or of an atom and an image, and r their cov
     q(C) = min_ij  d_ij(C) / (r_i + r_j)
 
 C and C^T have the same volume, so what one of them leaves empty the other fills twice: of right positions under a wrong cell
-the atoms near one face come upon those near another, as close as they happen to. No bond is as short as 0.6 (UO2 2+ has
-0.68, N2 and CO 0.77 - 0.79), and strained or rattled crystals have 0.7 and more, so
+the atoms near one face come upon those near another, as close as they happen to. No bond is shorter than 0.6 (Cr2 has 0.60,
+UO2 2+ 0.68, N2 and CO 0.77 - 0.79), and most strained or rattled crystals have 0.7 and more, so that
 
     q(C) < 0.6 and q(C^T) >= 0.7
 
