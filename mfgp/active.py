@@ -29,6 +29,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.io import write
 
 from mfgp.active_plot import on_the_fly_plot
+from mfgp.base.extxyz_limits import writable
 from mfgp.calculator import MultiFidelityCalculator
 from mfgp.campaign.labelling import checked
 from mfgp.campaign.learning import error_of
@@ -221,7 +222,7 @@ class OnTheFly:
         self.labels.append(label)
         if self.directory is not None:
             with open(self.directory / "labels.extxyz", "a", encoding="utf-8") as file:
-                write(file, label, format="extxyz")
+                write(file, writable(label)[0], format="extxyz")
                 file.flush()
                 os.fsync(file.fileno())
 

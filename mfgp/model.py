@@ -124,7 +124,7 @@ class MultiFidelityGP:
             raise ConfigError(f"config is a {type(config).__name__}; give FitConfig(**settings), or load_config(path).")
         training = distinct(trainable(frames))
         calculators = make_baselines(config.baselines, baselines, frames.levels)
-        with bars(progress) as report:
+        with torch.inference_mode(False), torch.enable_grad(), bars(progress) as report:  # as a caller may have it off
             features = features or Features.build(training, config, report)
             features.check(training, config)
             basis, device = features.basis, features.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,57 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.extxyz.gz"
     path.write_bytes(gzip.compress((tmp_path / "a.extxyz").read_bytes()))
     assert len(read_frames({"a": path})) == 2
+
+
+@pytest.mark.parametrize("name", ["OUTCARs.xyz", "Cu_CONTCAR_all.extxyz", "POSCAR.extxyz", "XDATCAR.xyz", "A.XYZ"])
+def test_the_ending_says_what_a_file_is(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, [dimer(1.0), dimer(1.3)], format="extxyz")
+    assert len(read_frames({"a": tmp_path / name})) == 2
+    (tmp_path / name).write_text((tmp_path / name).read_text() + "\n2\n")
+    contains(error_of({"a": tmp_path / name}), "blank line")
+
+
+CIF = """data_x
+_cell_length_a 3.7
+_cell_length_b 3.7
+_cell_length_c 3.7
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_occupancy
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+"""
+ORDERED = "Cu1 Cu 1.0 0 0 0\nCu2 Cu 0.998 0.5 0.5 0\n"
+
+
+def test_disorder_in_a_cif_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.cif"
+    path.write_text(CIF + ORDERED)
+    assert len(read_structures(path)[0]) == 2
+    for sites, said in (
+        ("Au1 Au 0.45 0.5 0 0.5\nCu3 Cu 0.55 0.5 0 0.5\n", "Au 0.45 Cu 0.55"),
+        ("Li1 Li 0.5 0 0.5 0.5\n", "Li 0.5"),
+    ):
+        path.write_text(CIF + ORDERED + sites)
+        with pytest.warns(UserWarning, match=rf"a.cif \(.*\): sites are shared or partly empty \({said}\).*ordered"):
+            assert len(read_structures(path)[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["Cu1", "Cu_pv", "29"])
+def test_what_is_no_symbol_of_an_element_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.extxyz").write_text(f"2\nProperties=species:S:1:pos:R:3 REF_energy=1.0\n{name} 0 0 0\nCu 0 0 2\n")
+    contains(error_of({"a": tmp_path / "a.extxyz"}), f"'{name}'", "symbol alone")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.extxyz")
+    contains(error_of({"a": tmp_path / "a.extxyz"}), "is no file", "pipe")
 
 
 # Levels

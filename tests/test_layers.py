@@ -19,8 +19,8 @@ def _in(folder: str, names: str) -> list[str]:
 # those above it in this list, not those below.
 LAYERS = [
     *_in("", "errors"),
-    *_in("base", "files progress threads units console config_errors yaml_files devices"),
-    *_in("data", "held_atoms label_values labels reading sources label_warnings"),
+    *_in("base", "extxyz_limits files progress threads units console config_errors yaml_files devices"),
+    *_in("data", "transposed_cells held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
     *_in("data", "single_point same_structure trajectories training_frames costs structure_json"),
     *_in("baselines", "zbl coulomb columns checks"),

@@ -235,6 +235,16 @@ def test_same_seed_same_model(two_levels: FrameSet, config: FitConfig, model: Mu
     assert torch.equal(again.weights, model.weights)
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_fit_where_gradients_are_switched_off(
+    two_levels: FrameSet, config: FitConfig, model: MultiFidelityGP, without: type[torch.no_grad]
+) -> None:
+    with without():
+        again = MultiFidelityGP.fit(two_levels, config)
+    assert_allclose(again.weights.numpy(), model.weights.numpy(), rtol=0, atol=1e-9)
+    again.update({"high": [label(alloy(90), "high")]})
+
+
 def test_update_equals_a_refit_at_the_same_hyperparameters(two_levels: FrameSet, model: MultiFidelityGP) -> None:
     training = two_levels.training()
     part = FrameSet(training.levels, tuple(f for i, f in enumerate(training.frames) if i not in (2, 14)))

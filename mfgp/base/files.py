@@ -7,11 +7,14 @@ import gzip
 import lzma
 import os
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mfgp.base.extxyz_limits import writable
 from mfgp.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,10 +56,22 @@ def check_extxyz(path: str | Path) -> None:
 
 
 def write_extxyz(path: str | Path, frames: Sequence[Atoms]) -> None:
-    """Write structures as extxyz, compressed where the name ends so; a file there is replaced only by a complete one."""
+    """Write structures as extxyz, compressed where the name ends so; a file there is replaced only by a complete one.
+
+    Warns of what extxyz cannot carry, which is left out.
+    """
     from ase.io import write
 
     check_extxyz(path)
+    written = []
+    left_out: Counter[str] = Counter()
+    for atoms in frames:
+        one, names = writable(atoms)
+        written.append(one)
+        left_out.update(names)
+    if left_out:
+        counts = ", ".join(f"{name!r} of {count} structures" for name, count in left_out.items())
+        warnings.warn(f"{path}: extxyz cannot carry {counts}: left out", stacklevel=2)
     opener = OPENERS.get(Path(path).suffix.lower(), open)
     with replacing(path) as temporary, opener(temporary, "wt", encoding="utf-8") as file:
-        write(file, frames, format="extxyz")
+        write(file, written, format="extxyz")

@@ -1,6 +1,6 @@
 """Warnings about labels that may not be what a user means: other names, two origins in one level, leftovers of another
 calculation, weights of a loss, energies per atom, forces that constraints set to zero, the same labels at two levels,
-vectors of moments."""
+vectors of moments; and about cells that are not those of the positions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mfgp.data.labels import (
     weightless,
 )
 from mfgp.data.sources import Entry, named
+from mfgp.data.transposed_cells import WAY_OUT, transposed
 
 if TYPE_CHECKING:
     from mfgp.frames import Frame
@@ -44,6 +45,7 @@ def warn_of_labels(
             *_other_calculation(level, entries, keys),
             *_per_atom(level, own),
             *_held(level, own),
+            *_columns(level, own),
         )
         for message in found:
             warnings.warn(message, stacklevel=stacklevel + 1)
@@ -105,6 +107,15 @@ def _held(level: str, frames: Sequence[Frame]) -> Iterator[str]:
             f"({found[0].source} first) are exactly zero where no symmetry makes them so, or without what a constraint "
             "removes: constraints were applied when they were written (FixAtoms and its like), or they were not computed. "
             "They are left out; to have them, write atoms.get_forces(apply_constraint=False)"
+        )
+
+
+def _columns(level: str, frames: Sequence[Frame]) -> Iterator[str]:
+    """Cells that would fit the positions if their rows were columns."""
+    if found := transposed(frames):
+        yield (
+            f"fidelity {level!r}: atoms of {len(found)} frames ({found[0].source} first) are closer to each other than "
+            f"bonds are, but would not be in the transposed cell; {WAY_OUT}, with the same positions"
         )
 
 

@@ -8,6 +8,7 @@ ASE returns.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from io import StringIO
@@ -23,12 +24,14 @@ from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from descriptors import without_gaps
+from mfgp.data.transposed_cells import WAY_OUT, fits_transposed
 from mfgp.errors import DataError
 
 MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
 _SEARCH_CUTOFF = 1.5  # Å; of the pair search, which slows down when its cells are much smaller than an atom
 _THINNEST_CELL = 1e-3  # Å; smallest singular value of the periodic lattice vectors
 _COMPRESSED = (".gz", ".bz2", ".xz")
+_WHOLE = 0.99  # of a site; refinements give a full one 0.998 and the like
 _SHOWN = 5
 
 
@@ -64,6 +67,8 @@ def load(path: Path) -> list[Atoms]:
     """All frames of a file, unchecked geometry. Raises DataError as read_structures does."""
     if path.is_dir():
         raise DataError(f"{path} is a directory; name a structure file in it.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file (a device or a pipe); name a file, which is read more than once.")
     if not path.exists():
         whole = path.with_name(path.name.partition("@")[0] or path.name)
         slices = " No frames are chosen by @: name the whole file." if "@" in path.name and whole.exists() else ""
@@ -91,17 +96,20 @@ def _read_with_ase(path: Path) -> list[Atoms]:
             f"({', '.join(_COMPRESSED)})."
         ) from error
     except Exception as error:  # ASE's readers raise anything from AssertionError to KeyError on damaged files
-        raise DataError(
-            f"{path} frame {len(frames)} cannot be read ({_reason(error)}); the frame is truncated or damaged: "
-            "rewrite or remove it, or check that ASE knows the format."
-        ) from error
+        way_out = "the frame is truncated or damaged: rewrite or remove it, or check that ASE knows the format"
+        if isinstance(error, KeyError) and _is_xyz(path):
+            way_out = "if that stands for an element, write its symbol alone (Fe for Fe1, Fe_pv or 26; H for D)"
+        raise DataError(f"{path} frame {len(frames)} cannot be read ({_reason(error)}); {way_out}.") from error
     if not frames:
         raise DataError(f"{path} holds no frames; write at least one into it.")
     return frames
 
 
 def _iread(path: Path) -> Iterator[Atoms]:
-    """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump."""
+    """ASE's reader. It jumps back and forth in an xyz file, and a compressed one would be decompressed at every jump.
+
+    By itself it takes a file with CONTCAR or OUTCAR anywhere in its name for VASP's, whatever its ending.
+    """
     kind = "extxyz" if _is_xyz(path) else filetype(str(path))
     if kind in ("db", "json"):
         yield from _database(path, kind)
@@ -110,7 +118,25 @@ def _iread(path: Path) -> Iterator[Atoms]:
             text = StringIO(file.read())
         yield from iread(text, index=":", format="extxyz")
     else:
-        yield from iread(path, index=":", do_not_split_by_at_sign=True)
+        for atoms in iread(path, index=":", format=kind, do_not_split_by_at_sign=True):
+            if kind == "cif":
+                _warn_of_disorder(path, atoms)
+            yield atoms
+
+
+def _warn_of_disorder(path: Path, atoms: Atoms) -> None:
+    """ASE puts one element on each site of a CIF, the most frequent one, and keeps what the file says in info."""
+    sites = [
+        site for site in atoms.info.get("occupancy", {}).values() if any(not share > _WHOLE for share in site.values())
+    ]
+    if sites:
+        shares = dict.fromkeys(" ".join(f"{symbol} {share:g}" for symbol, share in sorted(s.items())) for s in sites)
+        warnings.warn(
+            f"{path} ({atoms.symbols}): sites are shared or partly empty ({', '.join(list(shares)[:_SHOWN])}), and each is "
+            "taken as full of its most frequent element. Make ordered structures of it, for example a few supercells with "
+            "atoms drawn at random, and name these",
+            stacklevel=2,
+        )
 
 
 def _database(path: Path, kind: str) -> Iterator[Atoms]:
@@ -130,7 +156,7 @@ def _reason(error: BaseException) -> str:
 
 def _is_xyz(path: Path) -> bool:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
-    return bool(suffixes) and suffixes[-1] in (".xyz", ".extxyz")
+    return bool(suffixes) and suffixes[-1].lower() in (".xyz", ".extxyz")
 
 
 def _is_blank(path: Path) -> bool:
@@ -212,7 +238,8 @@ def _overlaps(atoms: Atoms) -> list[str]:
     i, j = sorted((int(first[k]), int(second[k])))
     names = f"{i} ({chemical_symbols[atoms.numbers[i]]}) and {j} ({chemical_symbols[atoms.numbers[j]]})"
     image = " (its periodic image)" if i == j else ""
+    columns = f" ({WAY_OUT})" if fits_transposed(atoms) else ""
     return [
         f"atoms {names}{image} are {distance[k]:.3f} Å apart, below {MIN_DISTANCE} Å; "
-        "correct the positions or the cell, or remove the frame"
+        f"correct the positions or the cell{columns}, or remove the frame"
     ]

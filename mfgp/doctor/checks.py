@@ -2,7 +2,7 @@
 
 `examine` returns findings, each with a severity and a way out; nothing is printed and nothing is changed. Checks of
 structures and counts are here, those of labels in `labels` and `moments`, of forces along trajectories in
-`paths`, of elemental references in `composition`, of the unit of lengths in `lengths`, and of levels
+`paths`, of elemental references in `composition`, of the unit of lengths and of transposed cells in `lengths`, and of levels
 against each other in `levels`.
 """
 
@@ -19,7 +19,7 @@ from mfgp.data.labels import unused_label_keys
 from mfgp.data.same_structure import groups
 from mfgp.doctor.composition import reference_checks
 from mfgp.doctor.labels import energy_checks, force_checks, stress_checks
-from mfgp.doctor.lengths import length_checks
+from mfgp.doctor.lengths import cell_checks, length_checks
 from mfgp.doctor.levels import level_checks
 from mfgp.doctor.moments import moment_checks
 from mfgp.doctor.paths import path_checks
@@ -34,7 +34,7 @@ def examine(frames: FrameSet, progress: Progress = silent) -> Report:
     """Check labelled frames and say what may be wrong with them, errors first. Raises nothing about the data."""
     findings: list[Finding] = [*_shared_keys(frames), *_held_out(frames), *reference_checks(frames)]
     labels = (energy_checks, force_checks, path_checks, moment_checks, stress_checks)
-    checks = (_unlabelled, _tags, _duplicates, length_checks, *labels)
+    checks = (_unlabelled, _tags, _duplicates, length_checks, cell_checks, *labels)
     for i, level in enumerate(frames.levels):
         own = frames.of(level)
         for k, check in enumerate(checks, start=1):

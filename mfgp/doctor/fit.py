@@ -66,8 +66,8 @@ class LabelScore:
     kind: energy (eV, total), forces (on `atom`, eV/Å), stress (eV/Å^3) or moment (of `atom`, Bohr magnetons). deviation:
     predicted without the label - label, [1], [3] or, of a stress, [6] with zeros where symmetry leaves nothing. std: what is
     expected of it if the label is as good as the others (of one component of a force, of one on the diagonal of a stress);
-    calibrated where the model
-    is, but for moments. score: length of the deviation in standard deviations of the bulk of its like.
+    calibrated where the model is, but for moments. score: length of the deviation in standard deviations of the bulk of its
+    like.
     """
 
     frame: Frame

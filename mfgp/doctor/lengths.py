@@ -1,8 +1,10 @@
-"""Lengths in another unit: nearest neighbours against covalent radii.
+"""Lengths in another unit, transposed cells: nearest neighbours against covalent radii.
 
 With d_i the distance from atom i to its nearest neighbour j, and r the covalent radii (Cordero et al., Dalton Trans. 2008,
 2832), d_i / (r_i + r_j) is near 1 in molecules, ionic crystals and metals. Lengths that were left in Bohr make it 1.9,
 those in Å that were converted once too often 0.53. Noble gases have no bonds and are left out.
+
+Of cells that were given transposed `mfgp.data.transposed_cells` says what it goes by.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from ase import Atoms, units
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
+from mfgp.data.transposed_cells import WAY_OUT, transposed
 from mfgp.doctor.report import Array, Finding, about, examples
 from mfgp.frames import Frame
 
@@ -42,6 +45,19 @@ def length_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
     )
     message += f"left in Bohr, or converted twice, {factor}."
     return [about("warning", "units", message, [f for f, _ in found])]
+
+
+def cell_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
+    """Whether atoms come too close to each other in the given cells, and would not in the transposed ones."""
+    found = transposed(frames)
+    if not found:
+        return []
+    message = (
+        f"fidelity {level!r}: atoms of {len(found)} of {len(frames)} frames are closer to each other than bonds are "
+    )
+    message += f"in the given cell and would not be in the transposed one, {examples(found)}; {WAY_OUT}, with the same "
+    message += "positions. Other frames of the same origin may be wrong, too: small cells do not tell."
+    return [about("error", "cells", message, found)]
 
 
 def bond_ratios(atoms: Atoms) -> Array:
