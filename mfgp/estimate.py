@@ -52,7 +52,7 @@ from mfgp.rates import Rates, measure, pairs_per_centre
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
 EVALUATIONS, REFINED = 0.5, 0.8  # of the evidence, for each iteration that is allowed: of the first run, of the last
-COPIES = 4  # of the joint precision that are held at a time
+COPIES = 6  # of the joint precision that are held at a time
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
 
 

@@ -41,6 +41,8 @@ from mfgp.gp.statistics import Statistics
 FLOAT64_HEADROOM = 1e12  # of s^2 eig(G) / noise^2
 FIRST_STEP = 1.0  # length, in logarithms of amplitudes and noises, and rho
 REFINE_ITERATIONS = 15  # with all inducing points, after the run on a prefix
+FLAT = 1e-3  # nats, a slope by logarithms of amplitudes and noises, and rho, that is taken for none
+FLAT_IN_UNITS = 0.03  # the same in units of the curvature, where half of its square is what is left to gain
 DIFFERENCE = 1e-3  # of a parameter, between two gradients
 FLATTEST = 1e-4  # of the largest curvature, what counts as one
 RHO_BOUNDS = (-1.0, 3.0)
@@ -119,7 +121,7 @@ def maximise_evidence(
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), on_step)
     bounds = np.array(_bounds(objective.model, objective.likelihood, statistics))  # [parameter, 2]
     start = np.clip(_pack(descent.parameters), *bounds.T)
-    unit = np.ones(len(start)) if units is None else units
+    unit, flat = (np.ones(len(start)), FLAT) if units is None else (units, FLAT_IN_UNITS)
     slope = float(np.linalg.norm(unit**2 * descent(start)[1]))
     shorter = min(1.0, (FIRST_STEP / slope) ** 0.5) if slope > 0.0 else 1.0
     unit = shorter * unit
@@ -136,7 +138,7 @@ def maximise_evidence(
         method="L-BFGS-B",
         bounds=bounds / unit[:, None],
         callback=lambda _: values.append(descent.lowest),
-        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-3 * shorter, "maxls": 20},
+        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": shorter * flat, "maxls": 20},
     )
     if descent.best is None:
         raise NumericalError(
