@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.calibration import composition_scatter
+from mfgp.calibration.carried import Carried
 from mfgp.calibration.composition_scatter import CompositionScatter
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
@@ -70,7 +71,8 @@ class Calibration:
     """Scales of energies and virials by level, of forces by level and atomic number; novelty (of forces and virials,
     and of energies) and scatter by composition of energies and of forces, by level; factors of the variances of magnetic
     moments by level and atomic number, for those that have one; how far the training cells of each level repeat
-    (cell_widths.py); how it did on labels that were learned later (new_labels.py).
+    (cell_widths.py); how it did on labels that were learned later (new_labels.py), and whether the inducing points carry
+    these (carried.py).
     """
 
     energy: tuple[Scale, ...]
@@ -84,6 +86,7 @@ class Calibration:
     moments: tuple[dict[int, float], ...] = ()
     widths: tuple[float, ...] = ()  # Å
     tested: tuple[NewLabels, ...] = ()
+    carried: tuple[Carried, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -173,11 +176,12 @@ class Calibration:
             "moments": [{chemical_symbols[z]: c for z, c in level.items()} for level in self.moments],
             "widths": list(self.widths),
             "tested": [asdict(t) for t in self.tested],
+            "carried": [c.to_json() for c in self.carried],
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths and new labels."""
+        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths and what updates bring."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -193,6 +197,7 @@ class Calibration:
             tuple({atomic_numbers[z]: c for z, c in level.items()} for level in data.get("moments", [])),
             tuple(data.get("widths", [])),
             tuple(NewLabels(**t) for t in data.get("tested", [])),
+            tuple(Carried.from_json(c) for c in data.get("carried", [])),
         )
 
 
