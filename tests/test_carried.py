@@ -92,7 +92,7 @@ def test_more_structures_like_the_earlier_ones_are_carried(fitted: MultiFidelity
     model = copy.copy(fitted).update([label(alloy(200 + i), "low") for i in range(12)])
     for i in range(12):
         model.update([label(alloy(212 + i), "low")])
-    assert carried(model) == carried(fitted)
+    assert carried(model).elements == ()
     assert not [note for note in model.notes() if "do not carry" in note]
 
 
@@ -105,16 +105,21 @@ def test_only_what_matters_beside_the_noise_of_labels() -> None:
         one = np.where(np.repeat(numbers, 3) == 29, factor, 1.0) * variances
         return [Left.of(variances, numbers, "a"), Left.of(one, numbers, "b")]
 
-    limit = (BEYOND * (USUAL + 2) - USUAL - 1) ** 2
-    assert reference.plus(two(0.99 * limit), nothing) == reference
+    limit = (BEYOND * (USUAL + 2) - USUAL - 1) ** 2  # a mean of BEYOND with usual ones
+    assert reference.plus(two(0.99 * limit), nothing).elements == ()
     told = reference.plus(two(1.01 * limit), nothing)
-    assert (told.beyond, told.elements, told.worst) == (1, (29,), "b")
-    assert told.plus(two(2 * limit), nothing) == replace(told, beyond=2)
-    mean = (1 + 2 * limit) / 2 * 2e-4
-    assert reference.plus(two(2 * limit), {29: 1.01 * mean, 79: 0.0}) == reference
-    assert reference.plus(two(2 * limit), {29: 0.99 * mean, 79: 0.0}).beyond == 1
+    assert (told.beyond, told.elements, told.first) == (1, (29,), "b")
+    assert told.plus(two(0.5), nothing) == replace(told, sums={29: 0.0, 79: 0.0})
+    noise = {29: 1.01 * BEYOND**2 * 2e-4, 79: 0.0}
+    assert reference.plus(two(1.01 * limit), noise).elements == ()
+    assert reference.plus(two(1.01 * limit), {29: 0.99 * BEYOND**2 * 2e-4, 79: 0.0}) == told
     hydrogen = Left.of(100 * variances, np.array([1, 1, 79]), "c")  # without a reference
     assert reference.plus([hydrogen], nothing).elements == (79,)
+    one = Left({29: 25 * 2e-4}, "d")  # BEYOND + 2: one by one the third is above USUAL * (BEYOND - 1)
+    first = reference.plus([one], nothing)
+    assert first.plus([one], nothing).elements == ()
+    assert first.plus([one], nothing).plus([one], nothing).elements == (29,)
+    assert first.plus([Left({29: 2e-4}, "e")], nothing).plus([one], nothing).plus([one], nothing).elements == ()
 
 
 def test_a_calibration_without_a_reference_says_nothing(fitted: MultiFidelityGP) -> None:

@@ -5,21 +5,21 @@ An update keeps the inducing points and takes its labels as if these carried the
     v_sz = mean over the force components on the atoms of element z of S_t (prior - |Phi|^2)       (predict/residual.py)
 
 in a structure s, and m_z its mean over the structures that were left out when these inducing points were first calibrated.
-The n structures of an update that hold z are not carried where
+Structures that hold z are told, with r and b the factors of the calibration, once
 
-    [USUAL + sum_s (v_sz / m_z)^(1/2)] / (USUAL + n) > BEYOND        and        r_z sum_s v_sz / n > b_z noise^2,
+    C_z = max(0, C_z + sum_s [(v_sz / max(m_z, b_z noise^2 / (BEYOND^2 r_z)))^(1/2) - BEYOND]),    s of one update,
 
-r and b the factors of the calibration: what is left open has, in the mean, more than BEYOND times its usual standard
-deviation, and is more than the noise that the labels are learned with. USUAL structures that have the usual one are counted
-in: of small sets of data one new structure of a hundred is 15 times as far off in variance by chance, of strongly rattled
-cells 60. Forces, since what is left of the energies of training data can be nothing at all: where all of their environments
-are inducing points, those of others like them have 10^9 times as much.
+is above USUAL (BEYOND - 1), a cumulative sum (Page, Biometrika 41, 100 (1954)): what is left open of n structures has, in the
+mean over them and USUAL usual ones, more than BEYOND times the usual standard deviation, and is more than the noise that their
+labels are learned with. The usual ones are there since of small sets of data one new structure of a hundred is 15 times as
+far off in variance by chance, of strongly rattled cells 60. Forces, since what is left of the energies of training data can be
+nothing at all: where all of their environments are inducing points, those of others like them have 10^9 times as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,44 +49,44 @@ class Left:
 
 @dataclass(frozen=True)
 class Carried:
-    """m_z of a level by atomic number, (eV/Å)^2; how many structures that the inducing points do not carry updates have
-    brought, as far as they were looked at, for which elements, and where the worst of the first such update comes from.
+    """m_z of a level by atomic number, (eV/Å)^2, and C_z; how many structures of updates, as far as they were looked at, have
+    more than BEYOND times the usual standard deviation, where the first comes from, and the elements to be told of.
     """
 
     level: str
     usual: Mapping[int, float]
+    sums: Mapping[int, float] = field(default_factory=dict)
     beyond: int = 0
+    first: str = ""
     elements: tuple[int, ...] = ()
-    worst: str = ""
 
     def plus(self, update: Sequence[Left], least: Mapping[int, float]) -> Carried:
         """With the structures of an update; least: b_z noise^2 / r_z by atomic number, (eV/Å)^2."""
-        missed = []
-        for z, usual in self.usual.items():
-            found = np.array([left.of_element[z] for left in update if z in left.of_element])
-            mean = (USUAL + np.sqrt(found / usual).sum()) / (USUAL + len(found))
-            if mean > BEYOND and found.mean() > least[z]:
-                missed.append(z)
-        if not missed:
-            return self
-        largest = [max(s.of_element.get(z, 0.0) / self.usual[z] for z in missed) for s in update]
+        scale = {z: max(usual, least[z] / BEYOND**2) for z, usual in self.usual.items()}
+        excess = [{z: (v / scale[z]) ** 0.5 - BEYOND for z, v in s.of_element.items() if z in scale} for s in update]
+        sums = {z: max(0.0, self.sums.get(z, 0.0) + sum(e.get(z, 0.0) for e in excess)) for z in scale}
+        far = [s.source for s, e in zip(update, excess, strict=True) if max(e.values(), default=0.0) > 0.0]
+        told = {z for z, total in sums.items() if total > USUAL * (BEYOND - 1)}
         return replace(
             self,
-            beyond=self.beyond + sum(x > BEYOND**2 for x in largest),
-            elements=tuple(sorted({*self.elements, *missed})),
-            worst=self.worst or update[int(np.argmax(largest))].source,
+            sums=sums,
+            beyond=self.beyond + len(far),
+            first=self.first or next(iter(far), ""),
+            elements=tuple(sorted(told.union(self.elements))),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, elements by symbol."""
-        usual = {chemical_symbols[z]: v for z, v in self.usual.items()}
-        return {**asdict(self), "usual": usual, "elements": [chemical_symbols[z] for z in self.elements]}
+        usual, sums = ({chemical_symbols[z]: v for z, v in x.items()} for x in (self.usual, self.sums))
+        elements = [chemical_symbols[z] for z in self.elements]
+        return {**asdict(self), "usual": usual, "sums": sums, "elements": elements}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Carried:
         """What `to_json` gave."""
-        usual = {atomic_numbers[z]: v for z, v in data["usual"].items()}
-        return Carried(**{**data, "usual": usual, "elements": tuple(atomic_numbers[z] for z in data["elements"])})
+        usual, sums = ({atomic_numbers[z]: v for z, v in data[x].items()} for x in ("usual", "sums"))
+        elements = tuple(atomic_numbers[z] for z in data["elements"])
+        return Carried(**{**data, "usual": usual, "sums": sums, "elements": elements})
 
 
 def usually_carried(left_out: Sequence[LeftOut], levels: Sequence[str]) -> tuple[Carried, ...]:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 def not_carried(calibration: Calibration, levels: Sequence[str]) -> Iterator[str]:
     """Of the levels among these with such structures."""
     for found in calibration.carried:
-        if found.level in levels and found.beyond:
+        if found.level in levels and found.elements:
             elements = ", ".join(chemical_symbols[z] for z in found.elements)
             yield (
                 f"fidelity {found.level!r}: the inducing points do not carry {found.beyond} of the structures that updates "
-                f"brought, such as {found.worst}. They leave more than three times as much open of the forces on {elements} "
+                f"brought, such as {found.first}. They leave more than three times as much open of the forces on {elements} "
                 "as of those in the earlier data, so such labels are learned in part, and at the cost of the earlier ones. "
                 "Fit again with all frames, which chooses new inducing points"
             )
