@@ -9,11 +9,12 @@ Structures that hold z are told, with r and b the factors of the calibration, on
 
     C_z = max(0, C_z + sum_s [(v_sz / max(m_z, b_z noise^2 / (BEYOND^2 r_z)))^(1/2) - BEYOND]),    s of one update,
 
-is above USUAL (BEYOND - 1), a cumulative sum (Page, Biometrika 41, 100 (1954)): what is left open of n structures has, in the
-mean over them and USUAL usual ones, more than BEYOND times the usual standard deviation, and is more than the noise that their
-labels are learned with. The usual ones are there since of small sets of data one new structure of a hundred is 15 times as
-far off in variance by chance, of strongly rattled cells 60. Forces, since what is left of the energies of training data can be
-nothing at all: where all of their environments are inducing points, those of others like them have 10^9 times as much.
+is above USUAL (BEYOND - 1), a cumulative sum (Page, Biometrika 41, 100 (1954)): what is left open of n structures has, in
+the mean over them and USUAL usual ones, more than BEYOND times the usual standard deviation, and is more than the noise
+that their labels are learned with. The usual ones are there since of small sets of data one new structure of a hundred is
+15 times as far off in variance by chance, of strongly rattled cells 60. Forces, since what is left of the energies of
+training data can be nothing at all: where all of their environments are inducing points, those of others like them have
+10^9 times as much.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Left:
 
 @dataclass(frozen=True)
 class Carried:
-    """m_z of a level by atomic number, (eV/Å)^2, and C_z; how many structures of updates, as far as they were looked at, have
-    more than BEYOND times the usual standard deviation, where the first comes from, and the elements to be told of.
+    """m_z of a level by atomic number, (eV/Å)^2, and C_z; how many structures of updates, as far as they were looked at,
+    have more than BEYOND times the usual standard deviation, where the first comes from, and the elements to be told of.
     """
 
     level: str
