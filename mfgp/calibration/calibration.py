@@ -133,6 +133,11 @@ class Calibration:
             out[f.level, f.kind] = max(out.get((f.level, f.kind), 0), f.structures)
         return out
 
+    @property
+    def carries(self) -> bool:
+        """False where the inducing points do not carry structures that updates brought, as far as they were looked at."""
+        return not any(c.elements for c in self.carried)
+
     def local_factors(self, level: int) -> tuple[float, float]:
         """a and r of local energies: those of total energies; without novelty, scatter and noise."""
         return self.energy[level].weights, self.energy[level].residual

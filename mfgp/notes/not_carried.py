@@ -21,7 +21,7 @@ def not_carried(calibration: Calibration, levels: Sequence[str]) -> Iterator[str
                 f"fidelity {found.level!r}: the inducing points do not carry {found.beyond} of the structures that updates "
                 f"brought, such as {found.first}. They leave more than three times as much open of the forces on {elements} "
                 "as of those in the earlier data, so such labels are learned in part, and at the cost of the earlier ones. "
-                "Fit again with all frames, which chooses new inducing points"
+                "Fit again with all frames, which chooses new inducing points (a campaign with `fit` does so by itself)"
             )
 
 
