@@ -4,7 +4,7 @@ An update keeps the inducing points and takes its labels as if these carried the
 
     v_sz = mean over the force components on the atoms of element z of S_t (prior - |Phi|^2)       (predict/residual.py)
 
-in a structure s, and m_z its mean over the structures that were left out when these inducing points were first calibrated.
+in a structure s, and m_z that over all structures that were left out when these inducing points were first calibrated.
 Structures that hold z are told, with r and b the factors of the calibration, once
 
     C_z = max(0, C_z + sum_s [(v_sz / max(m_z, b_z noise^2 / (BEYOND^2 r_z)))^(1/2) - BEYOND]),    s of one update,
