@@ -59,8 +59,9 @@ class OnTheFly:
     as the calculator's results have them. target: level of the dynamics (the highest). costs: hours by level; needed where
     there are several calculators and the model has not learned what they cost. directory: keeps log.jsonl, calls.jsonl and
     labels.extxyz of one run (each label is on disk before it is learned). frames: that the model was fitted to; with them it
-    is calibrated on all after each label. refit_every: labels after which all is fitted again, inducing points too;
-    `otf.model` is another then. max_calls: calculations in all. patience: steps to wait after a call that did not help.
+    is calibrated on all after each label. refit_every: labels after which all is fitted again, inducing points too, or
+    sooner where these do not carry one (calibration/carried.py); `otf.model` is another then. max_calls: calculations in
+    all. patience: steps to wait after a call that did not help.
     spin: element -> accepted |moments|, within spin_tolerance (Bohr magnetons); other states are not learned.
     """
 
@@ -207,14 +208,16 @@ class OnTheFly:
         self._write("calls.jsonl", row, sync=True)
 
     def _learn_with(self, first: FrameSet) -> None:
-        """Fit the first data and all labels again when it is time, else calibrate on them."""
+        """Fit the first data and all labels again when it is time, or these are not carried, else calibrate on them."""
         labels = frames_from(self.labels, self.model.levels)
         data = FrameSet(self.model.levels, (*first.training().frames, *labels.frames))
-        if self.refit_every is not None and len(self.labels) % self.refit_every == 0:
+        calibration = self.model.calibration
+        missed = calibration is not None and not calibration.carries
+        if self.refit_every is not None and (missed or len(self.labels) % self.refit_every == 0):
             known = {baseline.name: baseline for baseline in self.model.baselines}
             self.model = MultiFidelityGP.fit(data, self.model.config, baselines=known, progress=False)
             self.calculator.model = self.model
-        elif self.model.calibration is not None:
+        elif calibration is not None:
             self.model.calibrate(data)
 
     def _keep(self, label: Atoms) -> None:

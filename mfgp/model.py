@@ -291,9 +291,9 @@ class MultiFidelityGP:
 
         The posterior is that of a fit to all the data with the same hyperparameters and inducing points, the calibration
         that of the last `fit` or `calibrate`: fit again, or calibrate on all frames, where a warning tells that it is too
-        narrow (`notes`: how labels did). Frames of calculations that the model has, and held-out ones, are skipped with a
-        warning; labels that look like another unit or reference, and isolated atoms of elements that the fit had none of,
-        are told. DataError, and no change, for unseen elements or levels. Calculators made before keep the old state.
+        narrow, fit again where the inducing points do not carry the new frames (`notes`, too). Frames of calculations that
+        the model has, and held-out ones, are skipped with a warning; labels like another unit or reference, and isolated
+        atoms without a term, are told. DataError, and no change, for unseen elements or levels. Calculators keep the old.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
         if frames.held_out():

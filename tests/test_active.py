@@ -178,6 +178,23 @@ def test_a_refit_takes_inducing_points_from_the_labels(own: MultiFidelityGP, two
         OnTheFly(own, {"low": EMT()}, 0.1, refit_every=2)
 
 
+@pytest.mark.filterwarnings("ignore:too few structures to calibrate", "ignore:forces of", "ignore:forces_std is")
+def test_a_label_that_inducing_points_do_not_carry_is_followed_by_a_refit(
+    own: MultiFidelityGP, two_levels: FrameSet
+) -> None:
+    own.calibrate(two_levels.training())
+    otf = OnTheFly(own, {"low": EMT()}, threshold=1e-6, target="low", frames=two_levels, refit_every=50, max_calls=1)
+    atoms = alloy(400)
+    atoms.symbols[:] = "Cu"
+    atoms.set_cell(0.85 * atoms.cell, scale_atoms=True)
+    atoms.calc = otf.calculator
+    atoms.get_forces()
+    with pytest.warns(UserWarning, match="inducing points do not carry 1 of the structures"):
+        otf()
+    assert otf.model is not own
+    assert len(otf.model.basis.points[0]) > len(own.basis.points[0])
+
+
 @pytest.mark.filterwarnings("ignore:too few structures to calibrate", "ignore:forces of")
 def test_with_the_first_data_a_label_is_followed_by_a_calibration_on_all(
     own: MultiFidelityGP, two_levels: FrameSet, monkeypatch: pytest.MonkeyPatch

@@ -285,6 +285,7 @@ def test_an_update_of_a_campaign_that_has_its_data_calibrates_on_all(
     fit = yaml.safe_load((folder / "fit.yaml").read_text())
     fit["training"]["calibrate"] = True
     (folder / "fit.yaml").write_text(yaml.safe_dump(fit))
+    write(folder / "pool.extxyz", [alloy(200 + i) for i in range(N_POOL)])  # like the first data
     start(folder)
     calibrated_on = []
     calibrate = MultiFidelityGP.calibrate
@@ -300,6 +301,36 @@ def test_an_update_of_a_campaign_that_has_its_data_calibrates_on_all(
     assert last.calibration is not None
     assert last.calibration != first.calibration
     assert not last.calibration.tested  # it is of all labels
+
+
+@pytest.mark.usefixtures("in_process")
+def test_structures_that_the_inducing_points_do_not_carry_are_followed_by_a_refit(
+    folder: Path, two_levels: Any, config: Any
+) -> None:
+    """Copper alone, where alloys were trained on; and once, since the new inducing points carry it."""
+    with_a_fit(folder, two_levels, config, stop={"steps": 2})
+    fit = yaml.safe_load((folder / "fit.yaml").read_text())
+    fit["training"]["calibrate"] = True
+    (folder / "fit.yaml").write_text(yaml.safe_dump(fit))
+    pool = [alloy(200 + i) for i in range(N_POOL)]
+    for atoms in pool:
+        atoms.symbols[:] = "Cu"
+        atoms.set_cell(0.9 * atoms.cell, scale_atoms=True)
+    write(folder / "pool.extxyz", pool)
+    start(folder)
+    with pytest.warns(UserWarning, match="inducing points do not carry 2 of the structures"):
+        run(folder)
+    (_, first, second) = rows(folder, "SELECT kind, why FROM models")
+    assert first == (
+        "refit",
+        "2 low labels learned; the inducing points do not carry them, so all is fitted again",
+    )
+    assert second == ("update", "2 low labels learned; calibrated on all")
+    versions = [MultiFidelityGP.load(folder / "run" / "models" / f"model_000{i}.mfgp") for i in range(3)]
+    points = [len(model.basis.points[0]) for model in versions]
+    assert points[1] > points[0]  # of copper
+    assert versions[1].calibration is not None
+    assert versions[1].calibration.carries
 
 
 def test_only_one_process_works_on_a_campaign(folder: Path) -> None:

@@ -38,11 +38,11 @@ LAYERS = [
     ),
     *_in(
         "calibration",
-        "scores leave_one_out leave_relatives_out cell_widths novelty composition_scatter new_labels "
+        "scores leave_one_out leave_relatives_out cell_widths novelty composition_scatter new_labels carried "
         "calibration factors moments left_out_warnings calibrating",
     ),
     *_in("", "evaluation"),
-    *_in("notes", "surprises training_residuals contradictions stress_order prequential fit_notes"),
+    *_in("notes", "surprises training_residuals contradictions stress_order not_carried prequential fit_notes"),
     *_in(
         "",
         "calculator model model_upgrades model_file compression tuning rates estimate learning_curve report",

@@ -10,6 +10,7 @@ import numpy as np
 
 from mfgp.base.progress import Report, silent
 from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.carried import Carried, usually_carried
 from mfgp.calibration.cell_widths import widths
 from mfgp.calibration.factors import fit_calibration
 from mfgp.calibration.leave_one_out import LeftOut
@@ -49,9 +50,16 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     calibration = with_moments(found, moments, model.levels) if found.fitted else None
     if calibration is not None:
         reach = 2 * model.soap.config.r_cut
-        calibration = replace(calibration, widths=widths(frames, model.levels, reach), shear=model.columns.shear)
+        carried = _carried(model) or usually_carried(left_out, model.levels)
+        calibration = replace(calibration, widths=widths(frames, model.levels, reach), carried=carried)
+        calibration = replace(calibration, shear=model.columns.shear)
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
+
+
+def _carried(model: MultiFidelityGP) -> tuple[Carried, ...]:
+    """What is known of the inducing points: a calibration on what they do not carry does not make them carry it."""
+    return () if model.calibration is None else model.calibration.carried
 
 
 def of_one_kind(alone: Sequence[LeftOut], whole: Sequence[LeftOut], related: Relatives) -> bool:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.calibration import composition_scatter
+from mfgp.calibration.carried import Carried
 from mfgp.calibration.composition_scatter import CompositionScatter
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
@@ -71,7 +72,8 @@ class Calibration:
     """Scales of energies and virials by level, of forces by level and atomic number; novelty (of forces and virials,
     and of energies) and scatter by composition of energies and of forces, by level; factors of the variances of magnetic
     moments by level and atomic number, for those that have one; how far the training cells of each level repeat
-    (cell_widths.py); how it did on labels that were learned later (new_labels.py).
+    (cell_widths.py); how it did on labels that were learned later (new_labels.py), and whether the inducing points carry
+    these (carried.py).
     """
 
     energy: tuple[Scale, ...]
@@ -86,6 +88,7 @@ class Calibration:
     widths: tuple[float, ...] = ()  # Å
     tested: tuple[NewLabels, ...] = ()
     shear: float = SHEAR  # of the model's labelled rows of shear (observations.Columns)
+    carried: tuple[Carried, ...] = ()
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -133,6 +136,11 @@ class Calibration:
             out[f.level, f.kind] = max(out.get((f.level, f.kind), 0), f.structures)
         return out
 
+    @property
+    def carries(self) -> bool:
+        """False where the inducing points do not carry structures that updates brought, as far as they were looked at."""
+        return not any(c.elements for c in self.carried)
+
     def local_factors(self, level: int) -> tuple[float, float]:
         """a and r of local energies: those of total energies; without novelty, scatter and noise."""
         return self.energy[level].weights, self.energy[level].residual
@@ -177,11 +185,12 @@ class Calibration:
             "widths": list(self.widths),
             "tested": [asdict(t) for t in self.tested],
             "shear": self.shear,
+            "carried": [c.to_json() for c in self.carried],
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
-        """What `to_json` gave, also before it had factors of moments, novelty of virials, widths, new labels and shear."""
+        """What `to_json` gave, also before it had the entries that have a default here."""
         return Calibration(
             tuple(Scale(**s) for s in data["energy"]),
             tuple({atomic_numbers[z]: Scale(**s) for z, s in level.items()} for level in data["forces"]),
@@ -198,6 +207,7 @@ class Calibration:
             tuple(data.get("widths", [])),
             tuple(NewLabels(**t) for t in data.get("tested", [])),
             data.get("shear", 1.0),
+            tuple(Carried.from_json(c) for c in data.get("carried", [])),
         )
 
 

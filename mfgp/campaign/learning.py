@@ -69,17 +69,27 @@ class Models:
     def _next(
         self, model: MultiFidelityGP, rows: Sequence[LabelRow], replaced: int, step: int | None, report: Report
     ) -> tuple[MultiFidelityGP, str, str]:
-        """The model with the new labels and without those that were replaced, what was done, and why."""
+        """The model with the new labels and without those that were replaced, what was done, and why.
+
+        All is fitted again where labels were replaced, every `refit_every` steps, and, in a campaign with `fit`, where the
+        inducing points do not carry the new structures (calibration/carried.py).
+        """
         counts = ", ".join(f"{n} {t}" for t in model.levels if (n := sum(r.level == t for r in rows)))
         every, why = self.config.refit_every, f"{counts or 'no'} labels learned"
-        if replaced or (every is not None and step is not None and step % every == 0):
+        due = every is not None and step is not None and step % every == 0
+        because = f"{replaced} were replaced, so" if replaced else f"every {every} steps" if due else ""
+        new = frames_of(list(rows), model.levels)
+        if updated := not because:
+            model.update(new)
+            if self.config.fit is not None and model.calibration is not None and not model.calibration.carries:
+                because = "the inducing points do not carry them, so"
+        if because:
             report("refit", 0, 1, "")
             accepted = self.store.labels("accepted = 1")  # an error of the database is none of the fit
             try:
                 every_frame = frames_of(accepted, model.levels)
                 model = MultiFidelityGP.fit(every_frame, self.fit_config(), progress=False)
                 report("refit", 1, 1, "")
-                because = f"{replaced} were replaced, so" if replaced else f"every {every} steps"
                 return model, "refit", f"{why}; {because} all is fitted again"
             except MfgpError as error:
                 if replaced:
@@ -88,7 +98,8 @@ class Models:
                         f"failed: {error}"
                     ) from error
                 why += f"; the refit failed ({error}), so an update at the old hyperparameters"
-        model.update(frames_of(list(rows), model.levels))
+        if not updated:
+            model.update(new)
         if self.config.fit is not None and model.calibration is not None:  # all that the model knows is here
             model.calibrate(frames_of(self.store.labels("accepted = 1"), model.levels), report)
             why += "; calibrated on all"

@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from mfgp.calibration.cell_widths import narrow_cells
 from mfgp.calibration.scores import coverage_of_few
 from mfgp.notes.contradictions import contradiction_notes
+from mfgp.notes.not_carried import not_carried_notes
 from mfgp.notes.prequential import prequential_notes
 from mfgp.notes.stress_order import other_orders
 from mfgp.notes.training_residuals import transfer_notes
@@ -46,6 +47,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
     out += _isolated_at_some_levels(model)
     out += narrow_cells(model)
     out += prequential_notes(model)
+    out += not_carried_notes(model)
     first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
     for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
         if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mfgp.calibration.carried import Left
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.data.training_frames import spread
 from mfgp.evaluation import compare, label_std
-from mfgp.frames import FrameSet
-from mfgp.predict.batched import predict_many
+from mfgp.frames import Frame, FrameSet
+from mfgp.notes.not_carried import not_carried
+from mfgp.predict.batched import functionals_of_many
+from mfgp.predict.prediction import Prediction
+from mfgp.predict.residual import residual_variance
 
 if TYPE_CHECKING:
     from mfgp.calibration.calibration import Calibration
@@ -28,7 +32,7 @@ CHANCE = 0.01  # probability of so few in their intervals
 
 def tested(model: MultiFidelityGP, frames: FrameSet) -> Calibration | None:
     """The calibration of `model` with what labels say of it that the model is about to learn; warns, once for each level,
-    where they lie outside their 95 % intervals too often for chance.
+    where they lie outside their 95 % intervals too often for chance, and where the inducing points do not carry them.
 
     MOST structures of each level are looked at, drawn with the seed of the configuration: a prediction with standard
     deviations takes two or three times as long as learning its structure. Isolated atoms, labels that symmetry makes zero,
@@ -37,27 +41,47 @@ def tested(model: MultiFidelityGP, frames: FrameSet) -> Calibration | None:
     if model.calibration is None:
         return None
     known, fitted = {(t.level, t.kind): t for t in model.calibration.tested}, model.calibration.structures()
-    for key, shares in _shares(model, spread(frames, MOST, model.config.seed)).items():
+    shares, left = defaultdict[tuple[str, str], list[float]](list), defaultdict[str, list[Left]](list)
+    for frame, prediction, found in _predicted(model, spread(frames, MOST, model.config.seed)):
+        left[frame.fidelity].append(found)
+        for kind, share in _shares(model, frame, prediction).items():
+            shares[frame.fidelity, kind].append(share)
+    for key, of_kind in shares.items():
         if key in fitted:
-            known[key] = known.get(key, NewLabels(*key)).plus(shares)
-    calibration = replace(model.calibration, tested=tuple(known.values()))
-    fresh = [level for level in model.levels if not any(_too_narrow(model.calibration, [level]))]
-    for text in _too_narrow(calibration, fresh):
-        warnings.warn(text, stacklevel=3)
+            known[key] = known.get(key, NewLabels(*key)).plus(of_kind)
+    carried = tuple(c.plus(left[c.level], _least(model, model.level(c.level))) for c in model.calibration.carried)
+    calibration = replace(model.calibration, tested=tuple(known.values()), carried=carried)
+    for says in (_too_narrow, not_carried):
+        fresh = [level for level in model.levels if not any(says(model.calibration, [level]))]
+        for text in says(calibration, fresh):
+            warnings.warn(text, stacklevel=3)
     return calibration
 
 
-def _shares(model: MultiFidelityGP, frames: FrameSet) -> dict[tuple[str, str], list[float]]:
-    """Of the labels of each frame, level and kind, that lie in their 95 % intervals."""
-    out = defaultdict[tuple[str, str], list[float]](list)
+def _predicted(model: MultiFidelityGP, frames: FrameSet) -> Iterator[tuple[Frame, Prediction, Left]]:
+    """Each labelled frame, what the model says of it, and what its inducing points leave open of its forces."""
     for level in model.levels:
-        own = [f for f in frames.of(level) if f.labelled]
-        predictions = predict_many(model.predictor(level), [f.atoms for f in own])
-        for frame, prediction in zip(own, predictions, strict=True):
-            for kind, found in compare(frame, prediction, label_std(model, frame, prediction)).items():
-                if kind in KINDS and len((told := found.telling).error):
-                    inside = np.abs(told.error) <= 1.959964 * told.std
-                    out[level, KINDS[kind]].append(float(inside.mean()))
+        own, predictor = [f for f in frames.of(level) if f.labelled], model.predictor(level)
+        every = functionals_of_many(predictor, [f.atoms for f in own])
+        for frame, found in zip(own, every, strict=True):
+            residual = residual_variance(model, predictor.level, found.phi, found.prior)[1:-6].cpu().numpy()
+            left = Left.of(residual, frame.atoms.numbers, f"{frame.source} ({frame.atoms.symbols})")
+            yield frame, predictor.from_functionals(frame.atoms, found), left
+
+
+def _least(model: MultiFidelityGP, level: int) -> dict[int, float]:
+    """b_z noise^2 / r_z of the forces of a level by atomic number, (eV/Å)^2."""
+    assert model.calibration is not None
+    noise = float(model.label_noise(level)[1])
+    return {z: scale.noise * noise**2 / scale.residual for z, scale in model.calibration.forces[level].items()}
+
+
+def _shares(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> dict[str, float]:
+    """Of the labels of a frame, by kind, that lie in their 95 % intervals."""
+    out = {}
+    for kind, found in compare(frame, prediction, label_std(model, frame, prediction)).items():
+        if kind in KINDS and len((told := found.telling).error):
+            out[KINDS[kind]] = float((np.abs(told.error) <= 1.959964 * told.std).mean())
     return out
 
 

@@ -60,18 +60,28 @@ def predict_many(
             means = batched_means(predictor, batch)
             yield from (predictor.from_mean(a, found) for a, found in zip(batch, means, strict=True))
         return
-    features = predictor.model.features
-    if uncertainty in ("full", "by_level") and len(structures) > 1 and fits_threads(predictor, structures):
-
-        def functionals(atoms: Atoms) -> Functionals:
-            predictor.check(atoms)
-            return features.functionals(atoms)
-
-        rows = ordered_map(functionals, structures, features.device)
-        for atoms, found in zip(structures, rows, strict=True):
-            yield predictor.from_functionals(atoms, found, uncertainty)
+    if uncertainty in ("full", "by_level"):
+        found = functionals_of_many(predictor, structures, report)
+        for atoms, functionals in zip(structures, found, strict=True):
+            yield predictor.from_functionals(atoms, functionals, uncertainty)
         return
     yield from (predictor(atoms, uncertainty, report) for atoms in structures)
+
+
+def functionals_of_many(
+    predictor: Predictor, structures: Sequence[Atoms], report: Report = silent
+) -> Iterator[Functionals]:
+    """Rows and prior variances of each structure, in order, on all threads where memory allows. Raises DataError for one
+    that cannot be predicted, in its turn.
+    """
+    features = predictor.model.features
+    threads = len(structures) > 1 and fits_threads(predictor, structures)
+
+    def functionals(atoms: Atoms) -> Functionals:
+        predictor.check(atoms)
+        return features.functionals(atoms, silent if threads else report)
+
+    yield from ordered_map(functionals, structures, features.device) if threads else map(functionals, structures)
 
 
 def checked_structures(predictor: Predictor, structures: Sequence[Atoms], takes: str) -> None:

@@ -1,0 +1,31 @@
+"""What a user is told of new structures that the inducing points of the fit do not carry (calibration/carried.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ase.data import chemical_symbols
+
+if TYPE_CHECKING:
+    from mfgp.calibration.calibration import Calibration
+    from mfgp.model import MultiFidelityGP
+
+
+def not_carried(calibration: Calibration, levels: Sequence[str]) -> Iterator[str]:
+    """Of the levels among these with such structures."""
+    for found in calibration.carried:
+        if found.level in levels and found.elements:
+            elements = ", ".join(chemical_symbols[z] for z in found.elements)
+            yield (
+                f"fidelity {found.level!r}: the inducing points do not carry {found.beyond} of the structures that updates "
+                f"brought, such as {found.first}. They leave more than three times as much open of the forces on {elements} "
+                "as of those in the earlier data, so such labels are learned in part, and at the cost of the earlier ones. "
+                "Fit again with all frames, which chooses new inducing points (a campaign with `fit` does so by itself)"
+            )
+
+
+def not_carried_notes(model: MultiFidelityGP) -> list[str]:
+    """A warning for each level with such structures."""
+    found = [] if model.calibration is None else not_carried(model.calibration, model.levels)
+    return [f"warning: {text}" for text in found]
