@@ -36,9 +36,10 @@ from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.config import load_config
 from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, Features
 from mfgp.fit.fitting import learn, make_noise, make_prior
-from mfgp.gp.autoregressive import block_scales, posterior
+from mfgp.gp.autoregressive import block_scales
 from mfgp.gp.hyperparameters import inverse_variances
 from mfgp.gp.inducing import select_inducing
+from mfgp.gp.levels import Chain, Posterior
 from mfgp.gp.objectives import TrainingData
 from mfgp.gp.statistics import Statistics
 
@@ -229,8 +230,8 @@ def profile_learning(
         learn(prior, noise, TrainingData(statistics), basis, column_std, config)
     with timed() as solving, torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
-        joint = posterior(statistics, d, inverse_variances(noise, statistics, d))
-        joint.level_mean(0), joint.level_covariances()
+        joint = Posterior(statistics, Chain.of(d), inverse_variances(noise, statistics, d))
+        joint.level_means(), joint.level_covariances()
     return {"evidence": learning.cpu, "posterior": solving.cpu}
 
 

@@ -8,8 +8,8 @@ them), T levels, R labelled rows:
     inducing points    sum_s n_s M_s (D + M_s / 2) multiply-adds, and seconds per pivot beside them    (n_s candidates)
     rows               seconds per pair and inducing point of its centre's species; each geometry once
     statistics         seconds per R M'^2 of whitening and Gram matrices
-    evidence           evaluations, (3 T - 2) M'^3 each
-    posterior          twice (T M')^3
+    evidence           evaluations, (4 T - 3) M'^3 each
+    posterior          two more of them
     calibration        seconds per structure that is left out
 
 All seconds are measured on this machine at this moment, with the code of the fit (rates.py). What is not known beforehand is
@@ -52,7 +52,7 @@ from mfgp.rates import Rates, measure, pairs_per_centre
 SAMPLE = 24  # structures on which pairs are counted
 FLOAT = 8  # bytes
 EVALUATIONS, REFINED = 0.5, 0.8  # of the evidence, for each iteration that is allowed: of the first run, of the last
-COPIES = 6  # of the joint precision that are held at a time
+COPIES = 5, 2  # of Gram matrices of the size M' that are held at a time: of each level, and beside them
 LIBRARY_BYTES = 100e6  # workspaces, fragmentation, libraries loaded on first use
 
 
@@ -242,13 +242,13 @@ def seconds(c: Counts, r: Rates) -> dict[str, float]:
         "rows": float((c.pairs * m).sum()) * r.per_row_product,
         "statistics": c.n_rows * size**2 * r.per_block_product,
         "evidence": learning * r.per_evaluation,
-        "posterior": 2 * (c.n_levels * size) ** 3 * r.per_evaluation,
+        "posterior": 2 * level_products(c.n_levels) * size**3 * r.per_evaluation,
         "calibration": c.n_calibrated * r.per_left_out,
     }
 
 
 def memory_bytes(c: Counts) -> float:
-    """The largest of what the stages hold: candidates, a batch of rows with blocks that wait, joint precision."""
+    """The largest of what the stages hold: candidates, a batch of rows with blocks that wait, the posterior."""
     m, size, n_keys = c.inducing, c.size, len(c.keys)
     basis = FLOAT * float((m * (c.n_features + len(m) * c.n_entries) + m**2).sum())
     candidates = FLOAT * float((3 * c.candidates * c.n_features + c.candidates * m).sum())
@@ -258,7 +258,8 @@ def memory_bytes(c: Counts) -> float:
     batch = min(c.n_rows, max(c.largest_rows, 3 * BATCH_ATOMS))
     batches = 3 if c.threads == 1 else 2 * c.threads + 2  # of rows: raw, whitened, and those that wait for their turn
     rows = c.threads * min(c.largest_bytes, BLOCK_BYTES) + FLOAT * size * (batches * batch + waiting)
-    joint = FLOAT * COPIES * (c.n_levels * size) ** 2
+    of_level, beside = COPIES
+    joint = FLOAT * (of_level * c.n_levels + beside) * size**2
     covariances = FLOAT * c.n_levels * size**2
     rows += c.jacobian_bytes
     left_out = FLOAT * c.n_together * c.largest_rows * size * (1 + c.n_levels)

@@ -40,9 +40,10 @@ from mfgp.fit import fitting
 from mfgp.fit.features import Features
 from mfgp.fit.learned import learned_hyperparameters
 from mfgp.frames import FrameSet, frames_from
-from mfgp.gp.autoregressive import Posterior, block_scales, posterior
+from mfgp.gp.autoregressive import block_scales
 from mfgp.gp.centring import uncentred, uncentred_covariance
 from mfgp.gp.hyperparameters import LEARNED_KINDS, AutoregressiveGP, LevelNoise, given_variances, inverse_variances
+from mfgp.gp.levels import Chain, Posterior
 from mfgp.gp.observations import Columns
 from mfgp.gp.site_moments import SiteKey, SitePosterior, SiteStatistics, fit_sites
 from mfgp.gp.statistics import Key, Statistics, merge
@@ -184,10 +185,9 @@ class MultiFidelityGP:
 
     def posterior(self, statistics: Statistics | None = None) -> Posterior:
         """The joint posterior over all levels' weights, of w and e0' (centring), at the present hyperparameters."""
-        statistics = statistics or self.statistics
         with torch.no_grad():
-            d = self._scales()
-            return posterior(statistics, d, inverse_variances(self.noise, statistics, d))
+            data, d = statistics or self.statistics, self._scales()
+            return Posterior(data, Chain.of(d), inverse_variances(self.noise, data, d))
 
     def _scales(self) -> Tensor:
         """d [T, T, M'] of autoregressive.block_scales."""

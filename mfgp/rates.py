@@ -47,7 +47,7 @@ class Rates:
     per_pivot: float  # of the choice of inducing points, beside its matrix products
     per_row_product: float  # of rows: for each (centre, atom) pair and inducing point of the centre's species
     per_block_product: float  # of whitening and Gram matrices: for each row and M'^2
-    per_evaluation: float  # of the evidence with its gradient: for each (3 T - 2) M'^3
+    per_evaluation: float  # of the evidence with its gradient: for each (4 T - 3) M'^3
     per_left_out: float  # of a structure that calibration leaves out
 
 
@@ -169,7 +169,7 @@ def _block(features: Features, size: int, device: torch.device) -> float:
 def _evaluation(
     keys: list[Key], n_levels: int, size: int, config: FitConfig, features: Features, device: torch.device
 ) -> float:
-    """Of (3 T - 2) M'^3, with all inducing points or LARGEST_EVALUATION: fewer are slower for their number."""
+    """Of (4 T - 3) M'^3, with all inducing points or LARGEST_EVALUATION: fewer are slower for their number."""
     n_columns = size - features.basis.size
     m = max(1, min(size, LARGEST_EVALUATION))
     index = torch.zeros(m, dtype=torch.long, device=device)

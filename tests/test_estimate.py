@@ -94,10 +94,10 @@ def test_more_of_anything_takes_longer(change: dict, parts: set[str]):
 
 
 def test_costs_of_levels():
-    """An evaluation of the evidence costs 3 T - 2 factorisations of a level, the posterior one of T M' parameters."""
+    """Of the evidence and of the posterior: 4 T - 3 times those of one level."""
     one, four = (seconds(replace(COUNTS, n_levels=t), RATES) for t in (1, 4))
-    assert four["evidence"] / one["evidence"] == pytest.approx(10.0, abs=1e-6)
-    assert four["posterior"] / one["posterior"] == pytest.approx(64.0, abs=1e-6)
+    assert four["evidence"] / one["evidence"] == pytest.approx(13.0, abs=1e-6)
+    assert four["posterior"] / one["posterior"] == pytest.approx(13.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_costs_of_levels():
         {"inducing": 2 * COUNTS.inducing},
         {"n_features": 8000},
         {"n_entries": 2400},
-        {"n_levels": 4},
+        {"n_levels": 8},
     ],
     ids=["inducing", "features", "entries", "levels"],
 )
@@ -229,7 +229,7 @@ def estimated_and_measured() -> dict[str, tuple[float, float]]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 def test_memory_is_not_underestimated(estimated_and_measured: dict[str, tuple[float, float]]):
     guess, measured = estimated_and_measured["memory"]
-    assert measured > 1e8  # a fit that needs something
+    assert measured > 5e7  # a fit that needs something
     assert measured < 1.15 * guess
     assert guess < 4.0 * measured
 

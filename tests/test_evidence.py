@@ -8,11 +8,13 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from mfgp.gp.autoregressive import block_scales, factorise, joint_precision
-from mfgp.gp.evidence import LOG_2PI, Chain, evidence
+from mfgp.gp.autoregressive import block_scales, level_mixing
+from mfgp.gp.evidence import LOG_2PI, evidence
 from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
+from mfgp.gp.levels import Chain, Posterior
 from mfgp.gp.statistics import Key, Statistics
 from mfgp.gp.training import initialise, maximise_evidence, newton_units
+from mfgp.predict.level_shares import term_covariances
 
 M, COLUMNS = 12, 3
 SPECIES_INDEX = torch.tensor([0] * 5 + [1] * 7)
@@ -39,11 +41,21 @@ def scales(n_levels: int, rho: float = 0.8, discrepancy: float = 0.5) -> tuple[T
     )
 
 
+def joint_precision(statistics: Statistics, d: Tensor, inverse_noise: dict[Key, Tensor]) -> tuple[Tensor, Tensor]:
+    """P [T M', T M'] and h [T M'] of all weights theta, as autoregressive.py has them."""
+    n_levels, size = len(d), d.shape[2]
+    p, h = torch.eye(n_levels * size, dtype=torch.float64), torch.zeros(n_levels * size, dtype=torch.float64)
+    for (t, kind), m in statistics.moments.items():
+        seen = torch.cat([torch.diag(d[t, u]) for u in range(n_levels)], dim=1)  # D_t [M', T M']
+        p = p + inverse_noise[t, kind] * seen.T @ m.gram @ seen
+        h = h + inverse_noise[t, kind] * seen.T @ m.projection
+    return p, h
+
+
 def of_joint_precision(statistics: Statistics, d: Tensor, inverse_noise: dict[Key, Tensor]) -> float:
     """log p(y) through one precision of all levels."""
     p, h = joint_precision(statistics, d, inverse_noise)
-    factor = factorise(p)
-    value = 2.0 * factor.diagonal().log().sum() - h @ torch.cholesky_solve(h[:, None], factor).squeeze(1)
+    value = torch.logdet(p) - h @ torch.linalg.solve(p, h)
     for key, q in inverse_noise.items():
         m = statistics.moments[key]
         value = value + q * m.square + m.count * (LOG_2PI - q.log())
@@ -110,6 +122,32 @@ def test_levels_that_share_nothing() -> None:
         one = Statistics(statistics.size, {(0, kind): m for (_, kind), m in own.items()})
         alone += float(evidence(one, d[t : t + 1, t : t + 1], {(0, key[1]): inverse_noise[key] for key in own}))
     assert_allclose(float(evidence(statistics, d, inverse_noise)), alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("n_levels", "silent"), [(1, ()), (2, ()), (2, (1,)), (3, ()), (4, (0,)), (5, ())])
+def test_posterior_is_that_of_the_joint_precision(n_levels: int, silent: tuple[int, ...]) -> None:
+    """Means, covariances between any two levels, those of the terms of a level, and what rows of two levels share."""
+    statistics, inverse_noise = draw(n_levels, silent=silent)
+    rho, scale, column_std = scales(n_levels)
+    d = block_scales(rho, scale, SPECIES_INDEX, column_std)
+    p, h = joint_precision(statistics, d, inverse_noise)
+    inverse = torch.linalg.inv(p)
+    seen = [torch.cat([torch.diag(d[t, u]) for u in range(n_levels)], dim=1) for t in range(n_levels)]  # D_t
+    found = Posterior(statistics, Chain.of(d), inverse_noise)
+    every, rows = found.all_covariances(), torch.randn(4, M + COLUMNS, dtype=torch.float64)
+    own = found.level_covariances()
+    mixing = level_mixing(rho, SPECIES_INDEX, COLUMNS)
+    for t in range(n_levels):
+        assert_allclose(found.level_means()[t], seen[t] @ inverse @ h, rtol=0, atol=1e-11)
+        assert_allclose(own[t], every[t, t], rtol=0, atol=1e-13)
+        for s in range(n_levels):
+            expected = seen[t] @ inverse @ seen[s].T
+            assert_allclose(every[t, s], expected, rtol=0, atol=1e-11)
+            turned = found.turned(rows, t) @ found.turned(rows, s).T
+            assert_allclose(turned, rows @ expected @ rows.T, rtol=0, atol=1e-10)
+        for u, term in enumerate(term_covariances(every, mixing, t)):
+            block = slice(u * (M + COLUMNS), (u + 1) * (M + COLUMNS))
+            assert_allclose(term, d[t, u][:, None] * inverse[block] @ seen[t].T, rtol=0, atol=1e-11)
 
 
 def drawn_from_the_prior(seed: int) -> tuple[Statistics, Tensor]:

@@ -27,7 +27,7 @@ LAYERS = [
     *_in(
         "gp",
         "kernels inducing statistics centring pair_term vacuum_term row_sums rows observations functionals site_moments "
-        "autoregressive evidence hyperparameters objectives training",
+        "autoregressive levels evidence hyperparameters objectives training",
     ),
     *_in("fit", "primitive features accumulation fitting learned"),
     *_in("", "distributed"),

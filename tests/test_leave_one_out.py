@@ -154,7 +154,7 @@ def test_hat_matrices_of_nearly_exact_labels(exact: MultiFidelityGP) -> None:
     smoother, parts = Smoother.of(exact), []
     for frame in molecules("H2O", 30, 0):
         parts.append(list(labelled_parts(exact, smoother, frame, exact.features.functionals(frame.atoms))))
-    scaled = [torch.cat([p.rows for p in of_one]) * smoother.posterior.d[0, 0] for of_one in parts]
+    scaled = [torch.cat([p.rows for p in of_one]) * smoother.posterior.std[0] for of_one in parts]
     orthogonal = torch.linalg.qr(torch.cat([*scaled, torch.eye(scaled[0].shape[1], dtype=torch.float64)]))[0]
     for i, of_one in enumerate(parts):
         turned, q = torch.cat([p.turned for p in of_one]), orthogonal[10 * i : 10 * (i + 1)]
@@ -180,7 +180,7 @@ def test_rounding_does_not_decide_the_noise_of_nearly_exact_labels(exact: MultiF
 
 
 def test_noise_stays_where_the_prior_is_not_lost(exact: MultiFidelityGP) -> None:
-    variance = (exact.posterior().d ** 2).sum(1)
+    variance = exact.posterior().std ** 2
     for key, m in exact.statistics.moments.items():
         if key[1] not in ("given", "isolated"):
             scale = variance[0].sqrt()

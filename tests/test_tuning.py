@@ -20,7 +20,8 @@ from mfgp.config import BaselineConfig, load_config
 from mfgp.fit import fitting
 from mfgp.fit.features import Features
 from mfgp.frames import to_atoms
-from mfgp.gp.autoregressive import block_scales, evidence
+from mfgp.gp.autoregressive import block_scales
+from mfgp.gp.evidence import evidence
 from mfgp.gp.hyperparameters import inverse_variances
 from mfgp.gp.objectives import FOLDS
 from mfgp.tuning import Range, cross_validated_score, settings_of, tune, with_settings

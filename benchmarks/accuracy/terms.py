@@ -35,10 +35,11 @@ from mfgp.datasets import load_lmfp
 from mfgp.fit.features import Features
 from mfgp.fit.fitting import build_columns, learn, make_noise, make_prior, training_data
 from mfgp.frames import Frame
-from mfgp.gp.autoregressive import block_scales, posterior
+from mfgp.gp.autoregressive import block_scales
 from mfgp.gp.centring import mean_features, uncentred
 from mfgp.gp.hyperparameters import inverse_variances
 from mfgp.gp.inducing import InducingBasis
+from mfgp.gp.levels import Chain, Posterior
 from mfgp.gp.objectives import TrainingData
 from mfgp.gp.observations import Columns
 from mfgp.tuning import with_settings
@@ -210,9 +211,9 @@ def solve(
     learn(prior, noise, data, basis, column_std, config)
     with torch.no_grad():
         d = block_scales(prior.rho, prior.scale, basis.species_index(), column_std)
-        joint = posterior(data.statistics, d, inverse_variances(noise, data.statistics, d))
+        joint = Posterior(data.statistics, Chain.of(d), inverse_variances(noise, data.statistics, d))
     rho = ", ".join(f"{x:.2f}" for x in prior.rho_parameter.flatten().tolist())
-    weights = uncentred(joint.level_mean(len(training.levels) - 1), mean_features(basis))
+    weights = uncentred(joint.level_means()[-1], mean_features(basis))
     return weights, {"noise": 1e3 * float(noise.noise[-1, 1].detach()), "rho": rho}
 
 

@@ -33,9 +33,9 @@ from mfgp.base.progress import Report, silent
 from mfgp.data.same_structure import groups
 from mfgp.data.single_point import structure_hash
 from mfgp.frames import Frame, FrameSet
-from mfgp.gp.autoregressive import Posterior
 from mfgp.gp.centring import centred
 from mfgp.gp.functionals import Functionals
+from mfgp.gp.levels import Posterior
 from mfgp.gp.observations import labelled_rows, telling
 from mfgp.gp.site_moments import SitePosterior, with_constant
 from mfgp.gp.statistics import Key
@@ -110,12 +110,11 @@ class Smoother:
     @staticmethod
     def of(model: MultiFidelityGP) -> Smoother:
         posterior = model.posterior()
-        return Smoother(posterior, posterior.level_means(), (posterior.d**2).sum(1), model.noises())
+        return Smoother(posterior, posterior.level_means(), posterior.std**2, model.noises())
 
     def turned(self, rows: Tensor, level: int) -> Tensor:
         """V [row, T M'] of rows [row, M'] of a level."""
-        every = (rows[:, None] * self.posterior.d[level]).flatten(1)  # [row, T M']
-        return torch.linalg.solve_triangular(self.posterior.factor, every.T, upper=False).T
+        return self.posterior.turned(rows, level)
 
     def smallest(self, parts: Sequence[LabelledRows]) -> float:
         """What must be left of 1 - H to be trusted."""

@@ -4,7 +4,8 @@
 
 The covariance of each term with the whole adds up to the variance. For a functional with row a,
 
-    share_u = a^T C_tu a + sum_z W[t, u][z]^2 s_u^2 (prior_z - |Phi_z|^2),      C_tu = sum_v D_tu (P^-1)_uv D_tv
+    share_u = a^T C_tu a + sum_z W[t, u][z]^2 s_u^2 (prior_z - |Phi_z|^2)
+    C_tu = W[t, u] ( Cov[f_u, f_t | y] - rho_{u-1} Cov[f_{u-1}, f_t | y] ),      since delta_u = f_u - rho_{u-1} f_{u-1}
 
 Data at level t alone determine the sum better than its terms, which are then anticorrelated; a share that comes out negative
 counts as zero, and the rest are scaled to add up to the variance. With a calibration both parts carry its factors, and the
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.data.sources import NOISE
-from mfgp.gp.autoregressive import mixing_matrix
+from mfgp.gp.autoregressive import level_mixing, mixing_matrix
 from mfgp.gp.centring import uncentred_covariance
 from mfgp.predict.weights_variances import weights_variances
 
@@ -42,17 +43,28 @@ class Share:
     stress_std: Array | None
 
 
+def term_covariances(covariance: Tensor, mixing: Tensor, level: int) -> list[Tensor]:
+    """C_tu of each term u, [M', M'] (eV^2), from those between weights of the levels [T, T, M', M'] and W [T, T, M']."""
+    out = []
+    for u in range(level + 1):
+        delta = covariance[u, level]
+        if u:
+            delta = delta - mixing[u, u - 1][:, None] * covariance[u - 1, level]
+        out.append(mixing[level, u][:, None] * delta)
+    return out
+
+
 class LevelShares:
     """The terms of one level of a model: what they have in common with the whole, and their own prior variances."""
 
     def __init__(self, model: MultiFidelityGP, level: int) -> None:
-        joint = model.posterior()
-        inverse = joint.inverse()
-        terms = [joint.term_covariance(inverse, level, u, level) for u in range(level + 1)]
+        rho, n_columns = model.prior.rho.detach(), model.columns.size
+        mixing = level_mixing(rho, model.basis.species_index(), n_columns)
+        terms = term_covariances(model.posterior().all_covariances(), mixing, level)
         self.level, self.names = level, model.levels[: level + 1]
         self.covariances = uncentred_covariance(torch.stack(terms), model.features.centre)  # [u, M', M'] eV^2
         scale = model.prior.scale.detach()
-        w = mixing_matrix(model.prior.rho.detach())[level, : level + 1]  # [u, S]
+        w = mixing_matrix(rho)[level, : level + 1]  # [u, S]
         self.variances = w**2 * scale[: level + 1, None] ** 2  # [u, S] eV^2
         self.noise = model.label_noise(level)  # [3]
 

@@ -19,15 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfgp.gp.autoregressive import Posterior
 from mfgp.gp.centring import uncentred_covariance
+from mfgp.gp.levels import Posterior
 
 
 def cross_level_covariance(posterior: Posterior, centre: Tensor) -> Tensor:
     """C [T, T, M', M'] between the weights w and e0 that two levels see (eV^2); centre [S, M] of the fit (centring)."""
-    levels, inverse = range(len(posterior.mean)), posterior.inverse()
-    fitted = torch.stack([torch.stack([posterior.covariance(inverse, t, s) for s in levels]) for t in levels])
-    return uncentred_covariance(fitted, centre)
+    return uncentred_covariance(posterior.all_covariances(), centre)
 
 
 def information_factor(covariance: Tensor, rows: Tensor, level: int) -> Tensor:
