@@ -63,35 +63,34 @@ class Chain:
 
 
 class Posterior:
-    """theta | y of the weights g of all levels in units of p. Raises NumericalError where a level cannot be factorised."""
+    """The weights of all levels given the data. Raises NumericalError where a level cannot be factorised."""
 
     def __init__(self, statistics: Statistics, chain: Chain, inverse_noise: Mapping[Key, Tensor]) -> None:
         self.std, self.beside = chain.std, chain.beside  # p [T, M'], b [T-1, M']
-        n = len(self.std)
-        self.factors: list[Tensor] = [self.std] * n  # L_t [M', M']
-        self.inverses: list[Tensor] = [self.std] * n  # R_t^-1, of all but the lowest level
-        self.quadratic = self.std.new_zeros(())  # sum h_t . m_t
-        projections, reduced = [], [self.std[0]] * n  # h_t, R_t^-1 k_t
-        for t in range(n - 1, -1, -1):
-            r, h = _level(statistics, chain, inverse_noise, t)
-            k = h
-            if t < n - 1:
-                k = h - self.beside[t] * reduced[t + 1]
+        self.factors: dict[int, Tensor] = {}  # L_t [M', M']
+        self.inverses: dict[int, Tensor] = {}  # R_t^-1, of all but the lowest level
+        levels, projections = range(len(self.std)), torch.zeros_like(self.std)  # h_t
+        reduced: dict[int, Tensor] = {}  # R_t^-1 k_t
+        means: list[Tensor] = []  # m_t
+        for t in levels[::-1]:
+            r, projections[t] = _level(statistics, chain, inverse_noise, t)
+            k = projections[t]
+            if t + 1 in levels:
+                k = k - self.beside[t] * reduced[t + 1]
                 _subtract(r, self.beside[t], self.inverses[t + 1])
             self.factors[t] = factorise(r)
             reduced[t] = torch.cholesky_solve(k[:, None], self.factors[t]).squeeze(1)
             if t:
                 self.inverses[t] = torch.cholesky_inverse(self.factors[t])
-            projections.append(h)
-        means = [reduced[0]]
-        for t in range(1, n):
-            means.append(reduced[t] - self.inverses[t] @ (self.beside[t - 1] * means[-1]))
+        for t in levels:
+            below = self.inverses[t] @ (self.beside[t - 1] * means[-1]) if t else 0.0
+            means.append(reduced[t] - below)
         self.mean = torch.stack(means)  # m [T, M']
-        self.quadratic = (torch.stack(projections[::-1]) * self.mean).sum()
+        self.quadratic = (projections * self.mean).sum()  # sum h_t . m_t
 
     def log_determinant(self) -> Tensor:
         """sum_t log|R_t|."""
-        return 2.0 * torch.stack([factor.diagonal().log().sum() for factor in self.factors]).sum()
+        return 2.0 * torch.stack([factor.diagonal().log().sum() for factor in self.factors.values()]).sum()
 
     def covariances(self) -> Iterator[Tensor]:
         """C_tt [M', M'] of each level, from the lowest up."""
