@@ -20,6 +20,7 @@ from vesin import NeighborList
 DEGENERATE = 1e-6  # smallest volume spanned by unit vectors along the periodic cell vectors
 SEARCHED_THERE = 300  # atoms, from which on the pairs of a structure are searched on its GPU; fewer take less without
 MAX_RANK = 2.0**62
+MAX_GRID = 1e5  # cells of vesin's search
 NO_VECTORS = torch.empty(0, 3, dtype=torch.float64)
 
 
@@ -74,22 +75,51 @@ def neighborhoods(
     )
 
 
-def without_gaps(atoms: Atoms, r_cut: float) -> np.ndarray:
-    """Positions [atom, 3] Å with the same pairs within r_cut (Å), nowhere empty over more than 1.5 r_cut.
+def without_gaps(atoms: Atoms, r_cut: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [atom, 3] and cell [3, 3] Å that have the same pairs within r_cut (Å), and the same shifts, for vesin.
 
-    Along a direction at right angles to all periodic ones the atoms on either side of a gap wider than r_cut are no pairs,
-    however wide it is. The time of vesin's search grows with the square of such a length in slabs and wires (seconds for
-    an atom that is 3000 Å away), and at 10^6 Å it divides by zero. Positions without such gaps stay as they are, bit by bit.
+    Between parallel planes wider apart than r_cut, with no atom in between, there are no pairs, however wide the gap is.
+    vesin's search takes time that grows with the square of such a length along a direction without periodicity (seconds for
+    an atom that is 3000 Å away), and divides by zero where its grid of at most MAX_GRID cells, in the proportions of the
+    cell, is thinner than one of them. So along directions without periodicity, and all of a cell that would need more,
+    gaps are narrowed to 1.5 r_cut. Positions and cells without such gaps stay as they are, bit by bit.
     """
     positions = atoms.positions.astype(np.float64)  # ASE keeps an array of another type that replaces them
-    if atoms.pbc.all():
-        return positions
-    for axis in complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))[~atoms.pbc]:
+    cell = atoms.cell.array if atoms.pbc.all() else complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))
+    for axis in cell[~atoms.pbc]:
         along = positions @ axis  # [atom] Å
         order = np.argsort(along)
         surplus = np.maximum(np.diff(along[order]) - 1.5 * r_cut, 0.0).cumsum()
         positions[order[1:]] -= surplus[:, None] * axis
-    return positions
+    sizes = np.sqrt((cell * cell).sum(1))  # [direction] Å
+    if not atoms.pbc.all() and len(atoms):
+        sizes[~atoms.pbc] = np.linalg.norm(np.ptp(positions, axis=0))
+    if np.maximum(sizes / r_cut, 1.0).prod() <= MAX_GRID:
+        return positions, cell
+    return _narrowed(positions, cell, atoms.pbc, r_cut)
+
+
+def _narrowed(
+    positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray, r_cut: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and cell with gaps along the periodic directions narrowed to 1.5 r_cut.
+
+    With s the coordinate of an atom in units of the lattice vector a, and G(s) what the gaps below s have too much, in these
+    units and periodic, x - G(s) a in a cell of a (1 - G(1)) is each atom in its place, in the same image of the cell.
+    """
+    cell, inverse = cell.copy(), np.linalg.inv(cell)  # x = s . cell
+    coordinates = positions @ inverse
+    for k in np.flatnonzero(periodic):
+        turn = np.floor(coordinates[:, k])
+        inside = coordinates[:, k] - turn
+        order = np.argsort(inside)
+        gaps = np.diff(inside[order], append=inside[order[0]] + 1.0)
+        surplus = np.maximum(gaps - 1.5 * r_cut * np.linalg.norm(inverse[:, k]), 0.0)
+        removed = surplus.sum() * turn
+        removed[order[1:]] += surplus[:-1].cumsum()
+        positions = positions - removed[:, None] * cell[k]
+        cell[k] *= 1.0 - surplus.sum()
+    return positions, cell
 
 
 def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
@@ -109,8 +139,8 @@ def _pairs(atoms: Atoms, finder: NeighborList, index: int, device: torch.device)
     if len(atoms) == 0:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), NO_VECTORS
     points, box = torch.from_numpy(positions).to(device), torch.from_numpy(cell).to(device)
-    near = torch.from_numpy(without_gaps(atoms, finder.cutoff)).to(device)
-    found = finder.compute(points=near, box=box, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
+    near, small = (torch.from_numpy(x).to(device) for x in without_gaps(atoms, finder.cutoff))
+    found = finder.compute(points=near, box=small, periodic=torch.from_numpy(atoms.pbc).to(device), quantities="ijS")
     i, j, shift = (x.long() for x in found)
     order = _order(i, j, shift, len(atoms))
     i, j, shift = i[order], j[order], shift[order]

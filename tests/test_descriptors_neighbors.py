@@ -99,7 +99,7 @@ def test_gaps_do_not_change_pairs(pbc: tuple[bool, bool, bool], gap: float) -> N
     assert len(i) > 8
     ours = _sorted_rows(nb.centre.numpy(), nb.neighbor.numpy(), nb.vectors.numpy())
     assert_allclose(ours, _sorted_rows(i, j, vectors), rtol=0, atol=1e-12)  # Å
-    near = without_gaps(atoms, 5.0)
+    near, _ = without_gaps(atoms, 5.0)
     for axis in complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))[~atoms.pbc]:
         assert np.diff(np.sort(near @ axis)).max() < 7.5 + 1e-9
 
@@ -116,6 +116,38 @@ def test_an_atom_that_has_gone_far_away_ends_nothing(atoms: Atoms) -> None:
     assert found.neighbor[own].equal(expected.neighbor)
     assert found.vectors[own].equal(expected.vectors)
     assert not geometry_problems(atoms)
+
+
+EXTREME = {
+    "thin": [[7.6, 0, 0], [0, 2000, 0], [0, 0, 2000]],
+    "wire": [[2.5, 0, 0], [0, 2.5, 0], [0, 0, 1e6]],
+    "oblique": [[3.0, 0.4, -0.2], [300, 2500, 200], [-40, -500, 3000]],
+}
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (True, True, False)])
+@pytest.mark.parametrize("name", EXTREME)
+def test_cells_of_extreme_shape(name: str, pbc: tuple[bool, bool, bool]) -> None:
+    """Pairs are those of a cell that leaves out most of the gaps; the search divided by zero."""
+    r_cut, rng = 5.0, np.random.default_rng(0)
+    large = np.array(EXTREME[name], dtype=float)
+    small = large * np.minimum(1.0, 30.0 / np.linalg.norm(large, axis=1, keepdims=True))
+    along = small / np.linalg.norm(small, axis=1, keepdims=True)
+    around, turns = rng.uniform(-6, 6, (12, 3)) @ along, rng.integers(-2, 3, (12, 3)) * pbc  # the corner, some images
+    made = [Atoms("Cu12", around + turns @ cell, cell=cell, pbc=pbc) for cell in (small, large)]
+    expected, found = (neighborhoods([atoms], r_cut) for atoms in made)
+    assert len(expected.centre) > 24
+    assert found.centre.equal(expected.centre)
+    assert found.neighbor.equal(expected.neighbor)
+    assert_allclose(found.vectors, expected.vectors, rtol=0, atol=1e-8)  # Å
+    assert not geometry_problems(made[1])
+
+
+def test_cells_of_ordinary_shape_stay_as_they_are() -> None:
+    atoms = Atoms("Cu2", [[0.1, 0.2, 0.3], [40.1, 1.0, 90.0]], cell=[70, 80, 100], pbc=True)
+    positions, cell = without_gaps(atoms, 5.0)
+    assert np.array_equal(positions, atoms.positions)
+    assert np.array_equal(cell, atoms.cell.array)
 
 
 @pytest.mark.parametrize(

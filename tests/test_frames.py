@@ -375,6 +375,11 @@ BAD_FRAMES = {
         lambda: altered(lambda a: a.set_cell([[3, 0, 0], [0, 3, 0], [3, 3, 0]]), crystal()),
         ["zero volume", "set the cell"],
     ),
+    "skewed cell": (
+        lambda: altered(lambda a: a.set_cell([[3, 0, 0], [700, 3, 0], [0, 700, 3]]), crystal()),
+        ["so skewed", "minkowski_reduce"],
+    ),
+    "thin cell": (lambda: altered(lambda a: a.set_cell([10, 10, 9e-4]), crystal()), ["zero volume"]),
     "positions": (
         lambda: altered(lambda a: a.positions.__setitem__((1, 0), np.nan)),
         ["non-finite position of atoms [1]"],

@@ -195,6 +195,25 @@ def test_what_the_model_was_trained_on_is_not_offered(
     assert not (tmp_path / "y.extxyz").exists()
 
 
+@pytest.mark.parametrize("limit", [("-n", 1), ("--budget-hours", 1.0)])
+def test_costs_are_asked_only_for_what_is_on_offer(
+    two_levels: FrameSet, files: tuple[Path, Path], pool: list[Atoms], tmp_path: Path, limit: tuple[str, float]
+) -> None:
+    known = [f.atoms for f in two_levels.of("high")[:2]]  # at both levels
+    ase.io.write(tmp_path / "known.extxyz", known)
+    result = run("select", files[0], tmp_path / "known.extxyz", *limit, "-o", tmp_path / "x.extxyz")
+    assert result.exit_code == 0, result.output
+    assert "nothing is on offer at high" in result.stderr
+    assert "is left to choose" in result.stderr
+    assert "no cost known" not in result.stderr
+    lower = [f.atoms for f in two_levels.of("low") if f.atoms not in [g.atoms for g in two_levels.of("high")]][:2]
+    ase.io.write(tmp_path / "lower.extxyz", lower)
+    options = (tmp_path / "lower.extxyz", *limit, "--cost", "high=0.03", "-o", tmp_path / "x.extxyz")
+    result = run("select", files[0], *options)
+    assert result.exit_code == 0, result.output
+    assert {a.info["fidelity"] for a in ase.io.read(tmp_path / "x.extxyz", ":")} == {"high"}
+
+
 def test_structures_in_another_description_are_passed_over(
     files: tuple[Path, Path], pool: list[Atoms], tmp_path: Path
 ) -> None:

@@ -76,10 +76,8 @@ class ZBLCalculator(Calculator):
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
-        cell = atoms.cell.complete().array
         search = vesin.NeighborList(cutoff=self.r_outer, full_list=False, n_threads=1)
-        positions = without_gaps(atoms, self.r_outer)
-        i, j, r, d = search.compute(positions, cell, atoms.pbc, "ijdD")  # d = x_j - x_i, [pair, 3] Å
+        i, j, r, d = search.compute(*without_gaps(atoms, self.r_outer), atoms.pbc, "ijdD")  # d = x_j - x_i, [pair, 3] Å
         z = atoms.numbers.astype(np.float64)
         energy, slope = pair_repulsion(r, z[i], z[j], self.r_inner, self.r_outer)
         pull = (slope / r)[:, None] * d  # force on i, [pair, 3] eV/Å

@@ -66,10 +66,9 @@ def directions(atoms: Atoms) -> Array:
     """d_i over the sum of w (1 at least: a bond has 0.6), [N, 3], of the element that makes it longest; zero without
     neighbours."""
     radii = covalent_radii[atoms.numbers]
-    cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)
     reach = REACH * 2.0 * float(radii.max())
     search = vesin.NeighborList(cutoff=reach, full_list=True, n_threads=1)
-    i, j, r, vectors = search.compute(without_gaps(atoms, reach), cell, atoms.pbc, "ijdD")
+    i, j, r, vectors = search.compute(*without_gaps(atoms, reach), atoms.pbc, "ijdD")
     usual = radii[i] + radii[j]  # [pair] Å
     weight = (1.0 - np.minimum(r / (REACH * usual), 1.0) ** 2) ** 2
     total = np.maximum(np.bincount(i, weight, minlength=len(atoms)), 1.0)

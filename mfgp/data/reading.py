@@ -220,18 +220,22 @@ def geometry_problems(atoms: Atoms) -> list[str]:
     periodic = atoms.cell.array[atoms.pbc]  # [periodic direction, 3] Å
     if not np.isfinite(atoms.cell.array).all():
         return ["non-finite cell; correct or remove the frame"]
-    if len(periodic) and np.linalg.svd(periodic, compute_uv=False)[-1] < _THINNEST_CELL:
-        return [
-            f"cell of zero volume {atoms.cell.array.round(3).tolist()} with pbc {atoms.pbc.tolist()}; "
-            "set the cell, or pbc=False for a molecule"
-        ]
+    sizes = np.linalg.svd(periodic, compute_uv=False)  # [periodic direction] Å
+    if len(sizes) and sizes[-1] < _THINNEST_CELL:
+        shortest = np.linalg.norm(periodic, axis=1).min()
+        skewed = shortest >= MIN_DISTANCE and sizes.prod() >= MIN_DISTANCE ** len(sizes)
+        what, way_out = (
+            ("so skewed", "write it with shorter lattice vectors (ase.geometry.minkowski_reduce)")
+            if skewed
+            else ("of zero volume", "set the cell, or pbc=False for a molecule")
+        )
+        return [f"cell {what} {atoms.cell.array.round(3).tolist()} with pbc {atoms.pbc.tolist()}; {way_out}"]
     return _overlaps(atoms)
 
 
 def _overlaps(atoms: Atoms) -> list[str]:
     pairs = vesin.NeighborList(cutoff=_SEARCH_CUTOFF, full_list=False, n_threads=1)
-    cell = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)  # rows of non-periodic directions are unused
-    first, second, distance = pairs.compute(without_gaps(atoms, _SEARCH_CUTOFF), cell, atoms.pbc, "ijd")
+    first, second, distance = pairs.compute(*without_gaps(atoms, _SEARCH_CUTOFF), atoms.pbc, "ijd")
     if not len(distance) or distance.min() >= MIN_DISTANCE:
         return []
     k = int(np.argmin(distance))

@@ -26,7 +26,6 @@ import numpy as np
 import vesin
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.geometry import complete_cell
 
 from descriptors import without_gaps
 
@@ -58,13 +57,12 @@ def with_transposed_cell(atoms: Atoms) -> Atoms:
 
 def closest_pair(atoms: Atoms) -> float:
     """q of the structure, infinite where no pair is closer than USUAL; 0 in a flat cell."""
-    cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)  # vectors without periodicity are none
-    sizes = np.linalg.svd(cell[atoms.pbc], compute_uv=False)
+    sizes = np.linalg.svd(atoms.cell.array[atoms.pbc], compute_uv=False)
     if len(sizes) and sizes[-1] <= _THINNEST * sizes[0]:
         return 0.0
     radii = covalent_radii[atoms.numbers]  # [atom] Å
     reach = 2.0 * USUAL * float(radii.max())
     search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
-    i, j, d = search.compute(without_gaps(atoms, reach), complete_cell(cell), atoms.pbc, "ijd")
+    i, j, d = search.compute(*without_gaps(atoms, reach), atoms.pbc, "ijd")
     near = d < USUAL * (radii[i] + radii[j])
     return float((d / (radii[i] + radii[j]))[near].min(initial=np.inf))

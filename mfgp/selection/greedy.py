@@ -98,14 +98,14 @@ def select(
     """Choose calculations until `budget_hours` are spent, or `n` are chosen; no labels are needed.
 
     pool: structures that may be calculated. target: level to become certain at (the highest by default). costs: hours by
-    level and structure (by default what the model learned from its training frames); where none of the levels has any and
-    `n` is the only limit, the gain alone decides, with a UserWarning. levels: that may be calculated (all by default).
-    targets: structures to become certain about (the pool by default). weights: of mean variances, {"forces": 1} by default,
-    also `energy` (per atom). taken: (index, level) not to choose, beside those that the model was trained on
-    (`known_calculations`); a structure that the pool holds more than once is offered once, and at each level one of those
-    that are the same in other descriptions (same_structure: atoms in another order, other cells, rounded files). Raises
-    DataError for an empty pool or elements that the model has not seen, ConfigError for unknown levels, missing costs or no
-    limit.
+    level and structure (by default what the model learned from its training frames), of levels at which anything is left to
+    choose; where none of these has any and `n` is the only limit, the gain alone decides, with a UserWarning. levels: that
+    may be calculated (all by default). targets: structures to become certain about (the pool by default). weights: of mean
+    variances, {"forces": 1} by default, also `energy` (per atom). taken: (index, level) not to choose, beside those that the
+    model was trained on (`known_calculations`); a structure that the pool holds more than once is offered once, and at each
+    level one of those that are the same in other descriptions (same_structure: atoms in another order, other cells, rounded
+    files). Raises DataError for an empty pool or elements that the model has not seen, ConfigError for unknown levels,
+    missing costs or no limit.
     """
     if budget_hours is None and n is None:
         raise ConfigError("no limit: give budget_hours (--budget-hours) or n (-n).")
@@ -113,16 +113,18 @@ def select(
         raise ConfigError(f"budget_hours is {budget_hours}; give a number of hours.")
     predictor, costs = model.predictor(target), costs or model.costs
     names = tuple(dict.fromkeys(levels or model.levels))
-    free = budget_hours is None and costs.missing(names) == list(names)
-    check(predictor, pool, names, CostModel.fixed(dict.fromkeys(names, 1.0)) if free else costs)
+    check(predictor, pool, names)
     for number, atoms in enumerate(targets or ()):
         predictor.check_elements(atoms, f"structure {number} of the targets")
-    aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
-    if free:
-        warnings.warn(_by_gain_alone(names), stacklevel=2)
-    hours = np.column_stack([np.ones(len(pool)) if free else costs.hours(name, pool) for name in names])
     same = SameStructures.of(pool, _done(model, pool, names, taken))
+    offered = [name for name, closed in zip(names, same.closed.T, strict=True) if not closed.all()]
+    free = bool(offered) and budget_hours is None and costs.missing(offered) == offered
+    if free:
+        warnings.warn(_by_gain_alone(offered), stacklevel=2)
+        costs = CostModel.fixed(dict.fromkeys(offered, 1.0))
+    hours = _hours(costs, pool, names, offered)
     hours[same.closed] = np.inf
+    aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
     search = Search(predictor, pool, names, aim, hours, seed, report)
     limit = same.offered() if n is None else n
     std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
@@ -139,6 +141,18 @@ def select(
     if free:
         choices = [replace(choice, hours=np.nan) for choice in choices]
     return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()), cheapest)
+
+
+def _hours(costs: CostModel, pool: Sequence[Atoms], names: Sequence[str], offered: Sequence[str]) -> np.ndarray:
+    """Of each calculation, [structure, level], infinite at levels that offer none. ConfigError where no cost is known."""
+    if missing := costs.missing(offered):
+        options = " ".join(f"--cost {name}=HOURS" for name in missing)
+        raise ConfigError(
+            f"no cost known for {', '.join(missing)}: no training frame there says `cpu_seconds` or `wall_seconds` in its "
+            f"info; give {options}."
+        )
+    none = np.full(len(pool), np.inf)
+    return np.column_stack([costs.hours(name, pool) if name in offered else none for name in names])
 
 
 def _by_gain_alone(names: Sequence[str]) -> str:
@@ -202,18 +216,12 @@ def known_calculations(model: MultiFidelityGP, pool: Sequence[Atoms], levels: Se
     return [(i, level) for i, level in every if calculation_key(level, pool[i]) in model.calculated]
 
 
-def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str], costs: CostModel) -> None:
+def check(predictor: Predictor, pool: Sequence[Atoms], names: Sequence[str]) -> None:
     """Raise for what cannot be selected from; see select."""
     if not pool:
         raise DataError("the pool holds no structure.")
     if unknown := [name for name in names if name not in predictor.model.levels]:
         raise ConfigError(f"unknown level {', '.join(unknown)}; this model has {', '.join(predictor.model.levels)}.")
-    if missing := costs.missing(names):
-        options = " ".join(f"--cost {name}=HOURS" for name in missing)
-        raise ConfigError(
-            f"no cost known for {', '.join(missing)}: no training frame there says `cpu_seconds` or `wall_seconds` in its "
-            f"info; give {options}."
-        )
     for number, atoms in enumerate(pool):
         predictor.check_elements(atoms, f"structure {number} of the pool")
 
