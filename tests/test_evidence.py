@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
+from mfgp.errors import NumericalError
 from mfgp.gp.autoregressive import block_scales, level_mixing
 from mfgp.gp.evidence import LOG_2PI, evidence
 from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
@@ -184,3 +187,30 @@ def test_units_of_the_curvature_take_fewer_evaluations(seed: int) -> None:
     scaled = maximise_evidence(other, statistics, species, column_std, 60, units=units)
     assert scaled.evidence > plain.evidence - 0.05  # nats
     assert scaled.evaluations < 0.7 * plain.evaluations
+
+
+def test_units_where_factorisations_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter whose displaced point cannot be evaluated counts as stiff; without any point all are alike."""
+    statistics, species = drawn_from_the_prior(0)
+    column_std = torch.ones(2, 1, dtype=torch.float64)
+    prior, noise = AutoregressiveGP(2, (29,), 2, "scalar"), LevelNoise(2, (0.01, 0.1, 0.1), 1.0)
+    initialise(prior, noise, statistics, 40)
+    objective = Evidence(noise, prior)
+    usual = newton_units(objective, statistics, species, column_std)
+    whole, calls = Evidence.forward, []
+
+    def failing(self: Evidence, *arguments: Any) -> Tensor:
+        calls.append(len(calls))
+        if calls[-1] in fails:
+            raise NumericalError("made up")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Evidence, "forward", failing)
+    fails = {3}  # the third parameter
+    found = newton_units(objective, statistics, species, column_std)
+    assert found[2] == found.min()
+    others = np.delete(np.arange(len(usual)), 2)
+    assert_allclose(found[others], usual[others], rtol=1e-9)
+    calls.clear()
+    fails = {0}
+    assert (newton_units(objective, statistics, species, column_std) == 1.0).all()

@@ -156,20 +156,21 @@ def newton_units(
 ) -> NDArray[np.float64]:
     """1 / sqrt(curvature) of the negative objective along each parameter, where its modules are; for `maximise_evidence`.
 
-    By differences of the gradient, away from the nearer bound. The modules stay as they are.
+    By differences of the gradient, away from the nearer bound; a parameter that cannot be displaced counts as the stiffest.
+    Ones where nothing is curved. The modules stay as they are.
     """
     descent = _Descent(objective, lambda: objective(statistics, species_index, column_std), None)
-    here, (low, high) = (
-        _pack(descent.parameters),
-        np.array(_bounds(objective.model, objective.likelihood, statistics)).T,
-    )
-    steps = np.where(here - low < high - here, DIFFERENCE, -DIFFERENCE)
-    gradient = descent(here)[1]
-    curvature = np.array([(descent(here + e)[1] - gradient)[i] / e[i] for i, e in enumerate(np.diag(steps))])
+    here, bounds = _pack(descent.parameters), np.array(_bounds(objective.model, objective.likelihood, statistics))
+    steps = np.where(here - bounds[:, 0] < bounds[:, 1] - here, DIFFERENCE, -DIFFERENCE)
+    gradient, *beside = (descent(here + e)[1] for e in (0.0 * steps, *np.diag(steps)))
     _unpack(descent.parameters, here)
     objective.zero_grad()
-    largest = max(float(curvature.max()), np.finfo(float).tiny)
-    return np.maximum(curvature, FLATTEST * largest) ** -0.5
+    curvature = np.array([(g[i] - gradient[i]) / steps[i] for i, g in enumerate(beside)])
+    known = np.array([g.any() for g in beside]) & gradient.any()  # all zero where a factorisation failed
+    largest = float(curvature.max(where=known, initial=0.0))
+    if largest <= 0.0:
+        return np.ones(len(here))
+    return np.maximum(np.where(known, curvature, largest), FLATTEST * largest) ** -0.5
 
 
 class _Descent:
