@@ -323,7 +323,7 @@ def test_failed_update_leaves_the_model_as_it_was(model: MultiFidelityGP, monkey
         raise NumericalError("no")
 
     with monkeypatch.context() as m:
-        m.setattr("mfgp.model.posterior", broken)
+        m.setattr("mfgp.model.Posterior", broken)
         with pytest.raises(NumericalError):
             work.update(new)
     assert (work.seen, work.data) == (model.seen, model.data)
