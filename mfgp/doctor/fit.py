@@ -1,7 +1,7 @@
 """Labels that disagree with everything else a model has seen: leave-one-label-out scores.
 
 A label (the energy of a frame, its stress, the force on one atom) with rows A_B and residual r_B, in units of the noise,
-has with H_BB = V_B V_B^T (leave_one_out.py) the left-out error and covariance
+has with H_BB = A_B Q^-1 A_B^T (leave_one_out.py) the left-out error and covariance
 
     e_B = -(I - H_BB)^-1 r_B,        V_B = a [(I - H_BB)^-1 - I] + r diag(residual variance) + b I
 
