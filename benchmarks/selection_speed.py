@@ -4,7 +4,7 @@
 
 The pool is made of LMFP training structures with random displacements (0.1 Å); the model has gfn1, nm and mag labels at
 fixed hyperparameters, which do not change the time. Floor: the products of the descriptors with the inducing points, and of
-the rows with the covariances, at the machine's own rate; of the update: factor and inverse of the joint precision, (T M')^3.
+the rows with the covariances, at the machine's own rate; of the update: the posterior, (4 T - 3) M'^3.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mfgp.base.progress import bars
 from mfgp.config import load_config
 from mfgp.data.costs import CostModel
 from mfgp.datasets import load_lmfp
+from mfgp.gp.evidence import level_products
 from mfgp.selection.greedy import DIRECTIONS, ROWS, select
 from mfgp.selection.targets import SAMPLE
 
@@ -57,7 +58,7 @@ def main(
     products = 2.0 * (1 + k) * atoms * width * sizes * sum(a * b for a, b in zip(shares, of_species, strict=True))
     covariances = 2.0 * len(LEVELS) * (1 + k) * pool * sizes * (sizes + SAMPLE)
     rate = gemm_rate()
-    update_floor = (len(LEVELS) * model.weights.shape[1]) ** 3 / rate
+    update_floor = level_products(len(LEVELS)) * model.weights.shape[1] ** 3 / rate
     Console().print(
         f"{len(chosen.choices)} of {pool} structures x {len(LEVELS)} levels, M = {sizes}: {time.wall:.0f} s ({threads} "
         f"threads), {time.cpu:.0f} CPU-seconds; floor of its products {(products + covariances) / rate:.0f} CPU-seconds\n"

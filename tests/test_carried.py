@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
@@ -96,14 +97,34 @@ def test_more_structures_like_the_earlier_ones_are_carried(fitted: MultiFidelity
     assert not [note for note in model.notes() if "do not carry" in note]
 
 
+def test_forces_that_symmetry_makes_zero_say_nothing(fitted: MultiFidelityGP) -> None:
+    """An equation of state and an isolated atom beside structures of another kind, in one update and before it."""
+    perfect = [label(bulk("Cu", "sc", a=a) * 2, "low") for a in np.linspace(2.3, 2.5, 8)]
+    perfect.append(label(Atoms("Cu", cell=[20.0] * 3), "low"))
+    new = of_another_kind(3)
+
+    def sums(*updates: list[Atoms]) -> dict[int, float]:
+        model = copy.copy(fitted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for update in updates:
+                model.update(update)
+        return dict(carried(model).sums)
+
+    alone = sums(new)
+    assert alone[29] > 2 * USUAL * (BEYOND - 1)
+    assert sums([*perfect, *new]) == pytest.approx(alone, rel=1e-6)
+    assert sums(new, perfect) == pytest.approx(alone, rel=1e-6)
+
+
 def test_only_what_matters_beside_the_noise_of_labels() -> None:
-    numbers, nothing = np.array([29, 29, 79]), {29: 0.0, 79: 0.0}
+    numbers, nothing, every = np.array([29, 29, 79]), {29: 0.0, 79: 0.0}, np.ones(9, dtype=bool)
     reference = Carried("low", {29: 2e-4, 79: 4e-4})
     variances = np.array([[1e-4] * 3, [3e-4] * 3, [4e-4] * 3]).ravel()  # (eV/Å)^2: as usual
 
     def two(factor: float) -> list[Left]:
         one = np.where(np.repeat(numbers, 3) == 29, factor, 1.0) * variances
-        return [Left.of(variances, numbers, "a"), Left.of(one, numbers, "b")]
+        return [Left.of(variances, every, numbers, "a"), Left.of(one, every, numbers, "b")]
 
     limit = (BEYOND * (USUAL + 2) - USUAL - 1) ** 2  # a mean of BEYOND with usual ones
     assert reference.plus(two(0.99 * limit), nothing).elements == ()
@@ -113,7 +134,7 @@ def test_only_what_matters_beside_the_noise_of_labels() -> None:
     noise = {29: 1.01 * BEYOND**2 * 2e-4, 79: 0.0}
     assert reference.plus(two(1.01 * limit), noise).elements == ()
     assert reference.plus(two(1.01 * limit), {29: 0.99 * BEYOND**2 * 2e-4, 79: 0.0}) == told
-    hydrogen = Left.of(100 * variances, np.array([1, 1, 79]), "c")  # without a reference
+    hydrogen = Left.of(100 * variances, every, np.array([1, 1, 79]), "c")  # without a reference
     assert reference.plus([hydrogen], nothing).elements == (79,)
     one = Left({29: 25 * 2e-4}, "d")  # BEYOND + 2: one by one the third is above USUAL * (BEYOND - 1)
     first = reference.plus([one], nothing)

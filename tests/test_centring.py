@@ -8,11 +8,12 @@ import torch
 from ase import Atoms
 from conftest import alloy
 from numpy.testing import assert_allclose
+from test_evidence import joint_precision
 from test_fitting import argon
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.frames import to_atoms
-from mfgp.gp.autoregressive import block_scales, joint_precision
+from mfgp.gp.autoregressive import block_scales
 from mfgp.gp.centring import (
     centred,
     centred_prior,

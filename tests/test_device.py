@@ -63,7 +63,7 @@ ON_CUDA = CONFIG.model_copy(update={"device": "cuda"})
 def frames() -> FrameSet:
     """Two levels with all that labels can carry: own sigmas, a mask, moments, a frame without stress.
 
-    Their noise keeps the joint precision well-conditioned, so that rounding stays rounding.
+    Their noise keeps the precision of the weights well-conditioned, so that rounding stays rounding.
     """
     low = [label(alloy(i), "low") for i in range(6)]
     high = [label(alloy(i), "high") for i in range(4)]

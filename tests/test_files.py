@@ -71,6 +71,7 @@ FITTING = {
 NOT_FITTING = {
     "lines": "ENCUT = 520\nISMEAR = 0",
     "empty": "",
+    "no_numbers": np.zeros(0),
     "end": "C:\\my files\\",
     "ragged": [[1], [1, 2]],
     "Properties": "pos:R:3",

@@ -1,8 +1,8 @@
 """What extxyz does not carry: entries of a structure that ASE writes so that the file cannot be read again.
 
 A comment line of key=value pairs has no place for line breaks, nor for values that ASE's reader takes for other pairs (an
-empty text, a backslash before the closing quote); columns have none for words that are empty or have spaces in them, for
-numbers of three indices, complex ones, or names with spaces. ASE writes most of these without an error.
+empty text, an array without numbers, a backslash before the closing quote); columns have none for words that are empty or
+have spaces in them, for numbers of three indices, complex ones, or names with spaces. ASE writes most without an error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _fits_comment(key: Any, value: Any) -> bool:
     if not isinstance(key, str) or not key or key in _OF_THE_FORMAT:
         return False
     if key.isidentifier() and (
-        isinstance(value, Real) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+        isinstance(value, Real) or (isinstance(value, np.ndarray) and value.size and value.dtype.kind in "biuf")
     ):
         return True
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict

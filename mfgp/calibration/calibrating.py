@@ -51,8 +51,8 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     if calibration is not None:
         reach = 2 * model.soap.config.r_cut
         carried = _carried(model) or usually_carried(left_out, model.levels)
-        calibration = replace(calibration, widths=widths(frames, model.levels, reach), carried=carried)
-        calibration = replace(calibration, shear=model.columns.shear)
+        wide, shear = widths(frames, model.levels, reach), model.columns.shear
+        calibration = replace(calibration, widths=wide, carried=carried, shear=shear)
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
 

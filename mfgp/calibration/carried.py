@@ -4,7 +4,8 @@ An update keeps the inducing points and takes its labels as if these carried the
 
     v_sz = mean over the force components on the atoms of element z of S_t (prior - |Phi|^2)       (predict/residual.py)
 
-in a structure s, and m_z that over all structures that were left out when these inducing points were first calibrated.
+in a structure s, and m_z that over all structures that were left out when these inducing points were first calibrated, both
+without the components that symmetry makes zero: of those nothing is open in any structure, and they say nothing of others.
 Structures that hold z are told, with r and b the factors of the calibration, once
 
     C_z = max(0, C_z + sum_s [(v_sz / max(m_z, b_z noise^2 / (BEYOND^2 r_z)))^(1/2) - BEYOND]),    s of one update,
@@ -42,10 +43,12 @@ class Left:
     source: str
 
     @staticmethod
-    def of(variances: NDArray[np.float64], numbers: NDArray[np.int64], source: str) -> Left:
-        """From S_t (prior - |Phi|^2) of the forces on all atoms [3N]; numbers [N]."""
-        each = variances.reshape(-1, 3)
-        return Left({int(z): float(each[numbers == z].mean()) for z in np.unique(numbers)}, source)
+    def of(variances: NDArray[np.float64], told: NDArray[np.bool_], numbers: NDArray[np.int64], source: str) -> Left:
+        """From S_t (prior - |Phi|^2) of the forces on all atoms [3N], and which of these symmetry does not make zero [3N];
+        numbers [N].
+        """
+        each, species = variances[told], np.repeat(numbers, 3)[told]
+        return Left({int(z): float(each[species == z].mean()) for z in np.unique(species)}, source)
 
 
 @dataclass(frozen=True)

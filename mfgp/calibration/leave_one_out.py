@@ -1,16 +1,16 @@
 """Leave-one-structure-out predictions in closed form, one pass over the data.
 
 The labels of one structure, at all levels that have it, are rows A_S (divided by their noise) with residuals
-r_S = y_S - A_S w. With theta | y ~ N(mean, P^-1) and the hat matrix of the structure
+r_S = y_S - A_S w. With the weights of all levels w | y ~ N(mean, Q^-1) and the hat matrix of the structure
 
-    H_SS = V V^T,    V = A_S L^-T,    P = L L^T      (A_S in the space of all levels' weights: rows of level t through D_t)
+    H_SS = V V^T,    V = A_S L^-T,    Q = L L^T      (rows of level t are zero at all others; L by levels: gp/levels.py)
 
 the model without it predicts its labels with
 
     r_loo = (I - H_SS)^-1 r_S,        Cov[function] = (I - H_SS)^-1 - I,        Cov[label] = (I - H_SS)^-1
 
 (the Sherman-Morrison-Woodbury identity; for rows of a linear smoother see Hastie, Tibshirani & Friedman, The Elements of
-Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1). V and not P^-1, whose product with
+Statistical Learning, 2nd ed., eq. 7.52). H_SS is symmetric with eigenvalues in [0, 1). V and not Q^-1, whose product with
 A_S loses twice the digits: where labels are nearly exact nothing would be left. What a structure alone determines (the
 reference energy of an element that no other holds) has eigenvalues so near to 1 that rounding, or the prior, decides what
 is left of 1 - H: such structures are passed over. The part of the prior variance that the inducing points do not carry,
@@ -163,7 +163,7 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
     """Mean and standard deviation [n] of magnetic moments [n] that were trained on, all of them left out, in Bohr magnetons.
 
     posterior: of their element and level; phi [n, M_s]: features of the atoms. None where nothing else says what they are.
-    As above with P^-1 itself, which is enough here: moments are never nearly exact.
+    As above, with the covariance itself, which is enough here: moments are never nearly exact.
     """
     rows = with_constant(phi)
     inverse = hat_inverse(rows @ posterior.covariance @ rows.T / posterior.noise**2, ALONE)

@@ -1,11 +1,11 @@
 """Labels that disagree with everything else a model has seen: leave-one-label-out scores.
 
 A label (the energy of a frame, its stress, the force on one atom) with rows A_B and residual r_B, in units of the noise,
-has with H_BB = A_B P^-1 A_B^T the left-out error and covariance
+has with H_BB = A_B Q^-1 A_B^T (leave_one_out.py) the left-out error and covariance
 
     e_B = -(I - H_BB)^-1 r_B,        V_B = a [(I - H_BB)^-1 - I] + r diag(residual variance) + b I
 
-as in leave_one_out, but all other labels of the structure stay in, at its own level and at the others: a wrong energy stands
+as there, but all other labels of the structure stay in, at its own level and at the others: a wrong energy stands
 out against the forces beside it, a wrong force against its neighbours', one level against the next. The factors a, r, b
 are those of the calibration (1 without one; novelty and the scatter by composition, to which a wrong label itself adds,
 are left out). Without them the variance that the inducing points do not carry can drown the rest, and with it what tells a

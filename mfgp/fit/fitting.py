@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -222,22 +223,9 @@ def learn(
     result, units = None, None
     for m, part, iterations in _stages(data, basis, config):
         index = basis.species_index()[basis.rank < m]
-        ends: list[tuple[TrainingResult, dict[str, Any], Tensor]] = []
-        amplitudes = copy.deepcopy(prior.state_dict())
-        for start in starts:
-            prior.load_state_dict(amplitudes)
-            noise.set_noise(start)
-            try:
-                result = _maximise(prior, noise, part, index, column_std, iterations, report, units)
-            except NumericalError:
-                if start is starts[-1] and not ends:
-                    raise
-                continue
-            ends.append((result, copy.deepcopy(prior.state_dict()), noise.noise.detach().clone()))
-        result, amplitudes, best = max(ends, key=lambda end: end[0].evidence)
-        prior.load_state_dict(amplitudes)
-        noise.set_noise(best)
-        starts = [best]
+        run = partial(_maximise, prior, noise, part, index, column_std, iterations, report, units)
+        result = _best_of(starts, prior, noise, run)
+        starts = [noise.noise.detach().clone()]
         if part is not data:
             units = newton_units(part.objective(noise, prior), part.statistics, index, column_std)
     keep_definite(prior, noise, data.statistics, basis.species_index(), column_std)
@@ -259,6 +247,28 @@ def _stages(data: TrainingData, basis: InducingBasis, config: FitConfig) -> list
     elif training.objective != "evidence":
         stages.append((size, only_evidence, iterations))
     return [*stages, (size, data, iterations)]
+
+
+def _best_of(
+    starts: list[Tensor], prior: AutoregressiveGP, noise: LevelNoise, run: Callable[[], TrainingResult]
+) -> TrainingResult:
+    """The best of what `run` finds from each of these noises, in place. NumericalError where it ends in one from all."""
+    ends: list[tuple[TrainingResult, dict[str, Any], Tensor]] = []
+    amplitudes = copy.deepcopy(prior.state_dict())
+    for start in starts:
+        prior.load_state_dict(amplitudes)
+        noise.set_noise(start)
+        try:
+            result = run()
+        except NumericalError:
+            if start is starts[-1] and not ends:
+                raise
+            continue
+        ends.append((result, copy.deepcopy(prior.state_dict()), noise.noise.detach().clone()))
+    result, amplitudes, best = max(ends, key=lambda end: end[0].evidence)
+    prior.load_state_dict(amplitudes)
+    noise.set_noise(best)
+    return result
 
 
 def _maximise(

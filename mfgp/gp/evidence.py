@@ -1,4 +1,4 @@
-"""The evidence and its gradient, level by level (levels.py): T M'^3 in the place of (T M')^3.
+"""The evidence and its gradient, level by level (levels.py): (4 T - 3) M'^3 flops in the place of (T M')^3.
 
 log p(y) = -1/2 [ sum (sigma^-2 c + n log 2 pi sigma^2) + sum_t (log|R_t| + sum log r_t - h_t . m_t) ]
 """

@@ -18,8 +18,8 @@ and from the lowest up the means and the covariances, X_t = R_t^-1 b_t,
 
     m_t = R_t^-1 k_t - X_t m_{t-1},      C_{t-1,t} = -C_{t-1,t-1} X_t^T,      C_tt = R_t^-1 - X_t C_{t-1,t}
 
-A factor L L^T of the precision, levels in descending order, has the factors L_t of R_t on its diagonal, b_{t+1} L_{t+1}^-T
-beside them: rows of the lowest level, of which there are most, take one solve of M'^2.
+(P and theta: autoregressive.py.) A factor L L^T of the precision, levels in descending order, has the factors L_t of R_t on
+its diagonal, b_{t+1} L_{t+1}^-T beside them: rows of the lowest level, of which there are most, take one solve of M'^2.
 """
 
 from __future__ import annotations

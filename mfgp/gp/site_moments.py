@@ -105,7 +105,7 @@ def predict_sites(
 
 
 def site_evidence(m: Moments, amplitude: float, noise: float) -> float:
-    """log p(m) in nats: the projected process, as autoregressive.evidence."""
+    """log p(m) in nats: the projected process, as of one level in autoregressive.py."""
     factor, theta, scale = _solve(m, amplitude, noise)
     fit = m.square / noise**2 - float((scale * m.projection) @ theta) / noise**2
     return -0.5 * (fit + m.count * math.log(2 * math.pi * noise**2) + 2.0 * float(factor.diagonal().log().sum()))

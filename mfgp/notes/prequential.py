@@ -15,6 +15,7 @@ from mfgp.calibration.new_labels import NewLabels
 from mfgp.data.training_frames import spread
 from mfgp.evaluation import compare, label_std
 from mfgp.frames import Frame, FrameSet
+from mfgp.gp.observations import telling
 from mfgp.notes.not_carried import not_carried
 from mfgp.predict.batched import functionals_of_many
 from mfgp.predict.prediction import Prediction
@@ -65,7 +66,8 @@ def _predicted(model: MultiFidelityGP, frames: FrameSet) -> Iterator[tuple[Frame
         every = functionals_of_many(predictor, [f.atoms for f in own])
         for frame, found in zip(own, every, strict=True):
             residual = residual_variance(model, predictor.level, found.phi, found.prior)[1:-6].cpu().numpy()
-            left = Left.of(residual, frame.atoms.numbers, f"{frame.source} ({frame.atoms.symbols})")
+            told, source = telling(found.phi[1:-6]).cpu().numpy(), f"{frame.source} ({frame.atoms.symbols})"
+            left = Left.of(residual, told, frame.atoms.numbers, source)
             yield frame, predictor.from_functionals(frame.atoms, found), left
 
 
