@@ -67,11 +67,14 @@ FITTING = {
     "true": True,
     "numbers": np.zeros((2, 3, 4)),
     "key with space": 3,
+    "virial": np.eye(3),
 }
 NOT_FITTING = {
     "lines": "ENCUT = 520\nISMEAR = 0",
     "empty": "",
     "no_numbers": np.zeros(0),
+    "virial": np.zeros(6),
+    "stress": 1.0,
     "end": "C:\\my files\\",
     "ragged": [[1], [1, 2]],
     "Properties": "pos:R:3",
@@ -85,6 +88,7 @@ NO_COLUMNS = {
     "unsigned": np.ones(3, np.uint64),
     "none": np.ones((3, 0)),
     "site name": np.ones(3),
+    "symbols": np.array(["a", "b", "c"]),
 }
 
 

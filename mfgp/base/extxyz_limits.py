@@ -2,7 +2,8 @@
 
 A comment line of key=value pairs has no place for line breaks, nor for values that ASE's reader takes for other pairs (an
 empty text, an array without numbers, a backslash before the closing quote); columns have none for words that are empty or
-have spaces in them, for numbers of three indices, complex ones, or names with spaces. ASE writes most without an error.
+have spaces in them, for numbers of three indices, complex ones, or names with spaces. A stress or virial is a matrix of
+3x3. ASE writes most of these without an error.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 _OF_THE_FORMAT = ("Lattice", "Properties")
+_MATRICES = {"stress": ((3, 3), (6,)), "virial": ((3, 3),)}  # shapes that ASE reads of these keys
 _END = "end_of_line"
 
 
@@ -39,9 +41,9 @@ def _fits_comment(key: Any, value: Any) -> bool:
     """Whether ASE reads the pair back as one, with something behind it."""
     if not isinstance(key, str) or not key or key in _OF_THE_FORMAT:
         return False
-    if key.isidentifier() and (
-        isinstance(value, Real) or (isinstance(value, np.ndarray) and value.size and value.dtype.kind in "biuf")
-    ):
+    array = isinstance(value, np.ndarray) and value.size and value.dtype.kind in "biuf"
+    known = _MATRICES.get(key)
+    if key.isidentifier() and (isinstance(value, Real) or array) and (known is None or np.shape(value) in known):
         return True
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
@@ -55,8 +57,8 @@ def _fits_comment(key: Any, value: Any) -> bool:
 
 
 def _fits_columns(name: str, values: np.ndarray) -> bool:
-    """Whether an array is columns of numbers, of truth values or of words."""
-    if re.search(r"[\s:=\"']", name) or not name or values.ndim > 2 or 0 in values.shape[1:]:
+    """Whether an array is columns of numbers, of truth values or of words; `symbols` are read as elements."""
+    if re.search(r"[\s:=\"']", name) or name in ("", "symbols") or values.ndim > 2 or 0 in values.shape[1:]:
         return False
     if values.dtype.kind in "SUO":
         return all(str(word).split() == [str(word)] for word in values.flat)
