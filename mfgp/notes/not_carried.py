@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from ase.data import chemical_symbols
 
+from mfgp.calibration.carried import BEYOND
+
 if TYPE_CHECKING:
     from mfgp.calibration.calibration import Calibration
     from mfgp.model import MultiFidelityGP
@@ -19,8 +21,9 @@ def not_carried(calibration: Calibration, levels: Sequence[str]) -> Iterator[str
             elements = ", ".join(chemical_symbols[z] for z in found.elements)
             yield (
                 f"fidelity {found.level!r}: the inducing points do not carry {found.beyond} of the structures that updates "
-                f"brought, such as {found.first}. They leave more than three times as much open of the forces on {elements} "
-                "as of those in the earlier data, so such labels are learned in part, and at the cost of the earlier ones. "
+                f"brought, such as {found.first}. They leave more than {BEYOND:g} times as much open of the forces on "
+                f"{elements} as of those in the earlier data, so such labels are learned in part, and at the cost of the "
+                "earlier ones. "
                 "Fit again with all frames, which chooses new inducing points (a campaign with `fit` does so by itself)"
             )
 
