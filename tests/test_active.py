@@ -189,7 +189,7 @@ def test_a_label_that_inducing_points_do_not_carry_is_followed_by_a_refit(
     atoms.set_cell(0.85 * atoms.cell, scale_atoms=True)
     atoms.calc = otf.calculator
     atoms.get_forces()
-    with pytest.warns(UserWarning, match="inducing points do not carry 1 of the structures"):
+    with pytest.warns(UserWarning, match="cannot describe 1 of the structures"):
         otf()
     assert otf.model is not own
     assert len(otf.model.basis.points[0]) > len(own.basis.points[0])

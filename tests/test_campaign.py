@@ -318,7 +318,7 @@ def test_structures_that_the_inducing_points_do_not_carry_are_followed_by_a_refi
         atoms.set_cell(0.9 * atoms.cell, scale_atoms=True)
     write(folder / "pool.extxyz", pool)
     start(folder)
-    with pytest.warns(UserWarning, match="inducing points do not carry 2 of the structures"):
+    with pytest.warns(UserWarning, match="cannot describe 2 of the structures"):
         run(folder)
     (_, first, second) = rows(folder, "SELECT kind, why FROM models")
     assert first == (

@@ -67,8 +67,8 @@ def test_structures_of_another_kind_are_told_until_the_next_fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.update(new[:3])
-    (told,) = [str(w.message) for w in caught if "do not carry" in str(w.message)]
-    assert told.startswith("fidelity 'low': the inducing points do not carry 3 of the structures")
+    (told,) = [str(w.message) for w in caught if "cannot describe" in str(w.message)]
+    assert told.startswith("fidelity 'low': the model cannot describe 3 of the structures")
     assert "the forces on Cu " in told
     assert (carried(model).beyond, carried(model).elements) == (3, (29,))
     assert carried(fitted).beyond == 0  # another model
@@ -78,14 +78,14 @@ def test_structures_of_another_kind_are_told_until_the_next_fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.update(new[3:])
-    assert not [w for w in caught if "do not carry" in str(w.message)]  # told once
+    assert not [w for w in caught if "cannot describe" in str(w.message)]  # told once
     every = read_frames({"low": [*frames, *new]})
     model.calibrate(every)  # makes standard deviations right, and nothing carried
     assert carried(model).beyond == 4
     assert carried(model).usual == carried(fitted).usual
     again = MultiFidelityGP.fit(every, model.config, progress=False)
     again.update([label(alloy(300), "low")])
-    assert not [note for note in again.notes() if "do not carry" in note]
+    assert not [note for note in again.notes() if "cannot describe" in note]
 
 
 def test_more_structures_like_the_earlier_ones_are_carried(fitted: MultiFidelityGP) -> None:
@@ -94,7 +94,7 @@ def test_more_structures_like_the_earlier_ones_are_carried(fitted: MultiFidelity
     for i in range(12):
         model.update([label(alloy(212 + i), "low")])
     assert carried(model).elements == ()
-    assert not [note for note in model.notes() if "do not carry" in note]
+    assert not [note for note in model.notes() if "cannot describe" in note]
 
 
 def test_forces_that_symmetry_makes_zero_say_nothing(fitted: MultiFidelityGP) -> None:
@@ -154,5 +154,5 @@ def test_a_calibration_without_a_reference_says_nothing(fitted: MultiFidelityGP)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.update(of_another_kind(3))
-    assert not [w for w in caught if "do not carry" in str(w.message)]
+    assert not [w for w in caught if "cannot describe" in str(w.message)]
     assert model.calibration.carried == ()

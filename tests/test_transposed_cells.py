@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, hcp0001, make_supercell, molecule
-from ase.io import read
+from ase.io import read, write
 
-from mfgp.data.reading import geometry_problems
+from mfgp.data.reading import geometry_problems, read_structures
 from mfgp.data.transposed_cells import closest_pair, transposed, with_transposed_cell
 from mfgp.doctor import examine
 from mfgp.errors import DataError
@@ -71,7 +71,7 @@ def test_transposed_cells_are_told_and_right_ones_are_not(name: str) -> None:
         warnings.simplefilter("error")
         frames = read_frames({"pbe": right})
     assert not [f for f in examine(frames).findings if f.check == "cells"]
-    with pytest.warns(UserWarning, match=r"6 frames \(list of Atoms frame 0 first\) are closer.*set_cell"):
+    with pytest.warns(UserWarning, match=r"6 structures \(list of Atoms frame 0 first\) are closer.*set_cell"):
         wrong = read_frames({"pbe": with_columns(right)})
     (finding,) = [f for f in examine(wrong).findings if f.check == "cells"]
     assert finding.severity == "error"
@@ -82,7 +82,7 @@ def test_transposed_cells_are_told_and_right_ones_are_not(name: str) -> None:
 
 def test_some_frames_of_a_level() -> None:
     right = rattled(OBLIQUE["hcp"], 20)
-    with pytest.warns(UserWarning, match="5 frames"):
+    with pytest.warns(UserWarning, match="5 structures"):
         read_frames({"pbe": right[:15] + with_columns(right[15:])})
 
 
@@ -91,15 +91,15 @@ def test_some_frames_of_a_level() -> None:
 )
 def test_what_does_not_tell_is_left_alone(atoms: Atoms) -> None:
     for structures in (rattled(atoms), with_columns(rattled(atoms))):
-        assert not transposed(read_frames({"pbe": structures}))
+        assert not transposed(structures)
 
 
 def test_atoms_at_random_and_data_of_crystals_are_not_called_wrong() -> None:
     strange = read_frames({"pbe": list(random_atoms())})
     assert sum(closest_pair(frame.atoms) < 0.6 for frame in strange) > 20
-    assert not transposed(strange)
+    assert not transposed([frame.atoms for frame in strange])
     frames: FrameSet = read_frames({"nm": [a for path in sorted(LMFP.glob("*nm*.extxyz")) for a in read(path, ":")]})
-    assert not transposed(frames)
+    assert not transposed([frame.atoms for frame in frames])
 
 
 def test_atoms_upon_each_other_in_the_given_cell_alone() -> None:
@@ -113,3 +113,10 @@ def test_atoms_upon_each_other_in_the_given_cell_alone() -> None:
     near = rattled(bulk("Ti"), 1)[0]
     near.positions[1] = near.positions[0] + [0.1, 0.0, 0.0]
     assert "columns" not in geometry_problems(near)[0]
+
+
+def test_structures_without_labels_are_told_when_they_are_read(tmp_path: Path) -> None:
+    """What `predict`, `select` and campaigns read."""
+    write(tmp_path / "wrong.extxyz", with_columns(rattled(OBLIQUE["hcp"])))
+    with pytest.warns(UserWarning, match=r"wrong\.extxyz frame 0 first\) are closer .* atoms\.set_cell"):
+        read_structures(tmp_path / "wrong.extxyz")

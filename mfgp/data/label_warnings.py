@@ -23,7 +23,7 @@ from mfgp.data.labels import (
     weightless,
 )
 from mfgp.data.sources import Entry, named
-from mfgp.data.transposed_cells import WAY_OUT, transposed
+from mfgp.data.transposed_cells import columns_warning, transposed
 
 if TYPE_CHECKING:
     from mfgp.frames import Frame
@@ -112,11 +112,8 @@ def _held(level: str, frames: Sequence[Frame]) -> Iterator[str]:
 
 def _columns(level: str, frames: Sequence[Frame]) -> Iterator[str]:
     """Cells that would fit the positions if their rows were columns."""
-    if found := transposed(frames):
-        yield (
-            f"fidelity {level!r}: atoms of {len(found)} frames ({found[0].source} first) are closer to each other than "
-            f"bonds are, but would not be in the transposed cell; {WAY_OUT}, with the same positions"
-        )
+    if found := transposed([f.atoms for f in frames]):
+        yield f"fidelity {level!r}: {columns_warning(len(found), frames[found[0]].source)}"
 
 
 def _two_origins(level: str, entries: Sequence[Entry], keys: LabelKeys) -> Iterator[str]:

@@ -24,7 +24,7 @@ from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from descriptors import without_gaps
-from mfgp.data.transposed_cells import WAY_OUT, fits_transposed
+from mfgp.data.transposed_cells import WAY_OUT, columns_warning, fits_transposed, transposed
 from mfgp.errors import DataError
 
 MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
@@ -39,7 +39,7 @@ def read_structures(path: str | os.PathLike[str]) -> list[Atoms]:
     """All frames of a file that ASE can read, geometry checked, labels or none.
 
     Raises DataError, naming the file and the frame: missing, unreadable, empty or truncated file, blank lines between
-    frames, unusable geometry.
+    frames, unusable geometry. Warns of cells whose vectors may have been written as columns.
     """
     path = Path(path)
     frames = load(path)
@@ -49,6 +49,8 @@ def read_structures(path: str | os.PathLike[str]) -> list[Atoms]:
         for problem in geometry_problems(atoms)
     ]
     raise_problems(problems)
+    if found := transposed(frames):
+        warnings.warn(columns_warning(len(found), f"{path} frame {found[0]}"), stacklevel=2)
     return frames
 
 

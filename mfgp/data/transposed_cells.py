@@ -19,8 +19,7 @@ at least half of the structures with q(C) < 0.6. Cells of one atom are left out:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import vesin
@@ -29,20 +28,26 @@ from ase.data import covalent_radii
 
 from descriptors import without_gaps
 
-if TYPE_CHECKING:
-    from mfgp.frames import Frame
-
 SHORT, USUAL = 0.6, 0.7
 FEW = 3
 WAY_OUT = "if the lattice vectors were written as columns, call atoms.set_cell(atoms.cell.array.T)"
 _THINNEST = 1e-3  # of a cell's periodic vectors, smallest over largest singular value
 
 
-def transposed(frames: Iterable[Frame]) -> list[Frame]:
-    """Frames that speak for the transposed cell, where they do so often enough, else none."""
-    short = [f for f in frames if len(f.atoms) > 1 and f.atoms.pbc.any() and closest_pair(f.atoms) < SHORT]
-    found = [frame for frame in short if fits_transposed(frame.atoms)]
+def transposed(structures: Sequence[Atoms]) -> list[int]:
+    """Which structures speak for the transposed cell, where they do so often enough, else none."""
+    periodic = [i for i, atoms in enumerate(structures) if len(atoms) > 1 and atoms.pbc.any()]
+    short = [i for i in periodic if closest_pair(structures[i]) < SHORT]
+    found = [i for i in short if fits_transposed(structures[i])]
     return found if len(found) >= max(FEW, len(short) / 2) else []
+
+
+def columns_warning(count: int, first: str) -> str:
+    """What a user is told of `count` such structures, the first of which comes from `first`."""
+    return (
+        f"atoms of {count} structures ({first} first) are closer to each other than bonds are, but would not be in the "
+        f"transposed cell; {WAY_OUT}, with the same positions"
+    )
 
 
 def fits_transposed(atoms: Atoms) -> bool:

@@ -49,7 +49,7 @@ def length_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
 
 def cell_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
     """Whether atoms come too close to each other in the given cells, and would not in the transposed ones."""
-    found = transposed(frames)
+    found = [frames[i] for i in transposed([f.atoms for f in frames])]
     if not found:
         return []
     message = (

@@ -20,11 +20,11 @@ def not_carried(calibration: Calibration, levels: Sequence[str]) -> Iterator[str
         if found.level in levels and found.elements:
             elements = ", ".join(chemical_symbols[z] for z in found.elements)
             yield (
-                f"fidelity {found.level!r}: the inducing points do not carry {found.beyond} of the structures that updates "
-                f"brought, such as {found.first}. They leave more than {BEYOND:g} times as much open of the forces on "
-                f"{elements} as of those in the earlier data, so such labels are learned in part, and at the cost of the "
-                "earlier ones. "
-                "Fit again with all frames, which chooses new inducing points (a campaign with `fit` does so by itself)"
+                f"fidelity {found.level!r}: the model cannot describe {found.beyond} of the structures that updates "
+                f"brought, such as {found.first}: no inducing points are like theirs (what these leave open of the forces "
+                f"on {elements} is more than {BEYOND:g} times the usual). It learns such labels in part, and gets worse "
+                "for the earlier data; `calibrate` would mend the standard deviations only. Fit again with all frames, "
+                "which chooses new inducing points (a campaign with `fit` does so by itself)"
             )
 
 

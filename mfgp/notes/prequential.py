@@ -96,15 +96,15 @@ def prequential_notes(model: MultiFidelityGP) -> list[str]:
         if own := [t for t in model.calibration.tested if t.level == level]:
             out.append(
                 f"note: before updates learned them, {_listed(own)} at {level} lay in their 95 % intervals. The calibration "
-                "is that of the data before: `calibrate` on all frames brings it up to date."
+                "is that of the data before: model.calibrate(all frames, these too) brings it up to date."
             )
     return [*out, *(f"warning: {text}" for text in _too_narrow(model.calibration, model.levels))]
 
 
 def _too_narrow(calibration: Calibration, levels: Sequence[str]) -> Iterator[str]:
-    """Of levels whose new labels lay outside their intervals too often."""
+    """Of levels whose new labels lay outside their intervals too often; not where they were not carried, which says more."""
     fitted = calibration.structures()
-    for level in levels:
+    for level in (level for level in levels if not any(not_carried(calibration, [level]))):
         own = [t for t in calibration.tested if t.level == level]
         if few := [t for t in own if t.chance(fitted[level, t.kind]) < CHANCE]:
             yield (
