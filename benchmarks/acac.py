@@ -2,6 +2,7 @@
 
     python benchmarks/acac.py --data PATH_TO_acac
     python benchmarks/acac.py --data PATH_TO_acac --sizes 500 --models "top level only" --n-inducing 4000 --name acac_pbe
+    python benchmarks/acac.py --data PATH_TO_acac --models "top level only" --baseline tblite --name acac_tblite
 
 500 molecules at GFN1-xTB and n at PBE (300 K) train; errors and coverage are those of held-out PBE molecules at 300 K, and
 at 600 K for the first model with the most data. All models of a run share descriptor and inducing points.
@@ -20,6 +21,8 @@ from rich.table import Table
 
 from mfgp import FitConfig, FrameSet, read_frames
 from mfgp.base.progress import bars
+from mfgp.baselines.columns import make_baselines
+from mfgp.config import BaselineConfig
 from mfgp.evaluation import evaluate
 from mfgp.fit.features import Features
 from mfgp.learning_curve import VARIANTS, Point, learning_curve
@@ -37,6 +40,7 @@ def main(
     ] = False,
     models: Annotated[str, typer.Option(help="Which of the models.")] = ",".join(VARIANTS),
     name: Annotated[str, typer.Option(help="Name of the JSON file under results/.")] = "acac",
+    baseline: Annotated[str, typer.Option(help="A baseline below all models: a name known to mfgp.")] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="r0=1.0, m=2, zeta=2, sigma=0.6, rho=scalar ...")
     ] = None,
@@ -44,13 +48,18 @@ def main(
     """Fit the joint, PBE-only and Delta-learning models at every size."""
     chosen = dict(s.split("=") for s in settings or [])
     config = configuration(n_inducing, chosen)
+    if baseline:
+        config = config.model_copy(update={"baselines": (BaselineConfig(name=baseline),)})
+    calculators = {b.name: b for b in make_baselines(config.baselines)}
     training, held_out = split(read_training(data)) if folds else (read_training(data), read_test(data, n_test))
     start, cpu = time.perf_counter(), time.process_time()
     with bars() as report:
         features = Features.build(training, config, report, keep_rows=True)
         numbers = [int(s) for s in sizes.split(",")]
         variants = {model: VARIANTS[model] for model in models.split(",")}
-        points = learning_curve(training, held_out, config, numbers, variants, features=features, report=report)
+        points = learning_curve(
+            training, held_out, config, numbers, variants, features=features, baselines=calculators, report=report
+        )
     rows = [row(p) for p in points]
     hot: dict[str, Any] | None = None
     if not folds:

@@ -39,7 +39,9 @@ class Jacobian:
     centre: Tensor  # [ca] ascending
     atom: Tensor  # [ca] each atom in range of `centre` once, itself included
     d_positions: Tensor  # [ca, 3, D] dq_centre/dr_atom, 1/Å
-    d_strain: Tensor  # [c, 6, D] dq/d(strain), components symmetrised, Voigt order xx yy zz yz xz xy; or [0, 6, D]
+    d_strain: (
+        Tensor  # [c, 6, D] dq/d(strain), components symmetrised, Voigt order xx yy zz yz xz xy; [0, 6, D]: unknown
+    )
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class _Factors:
         return _feature_slopes(self.soap, self.expansion, terms, self.radial, strained, along)
 
 
-def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Jacobian:
-    """Features and their derivatives for `centres` (ascending atom indices; all atoms when None).
+def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None, strain: bool = True) -> Jacobian:
+    """Features and their derivatives for `centres` (ascending atom indices; all atoms when None), by strain if wanted.
 
     SOAP.centre_blocks splits the centres so that this stays within a memory. Raises ValueError as SOAP.values.
     """
@@ -98,7 +100,8 @@ def jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor | None = None) -> Ja
     d_positions.index_copy_(0, own, total.neg_())
     del total
     features = factors.expansion.features
-    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, factors.by_strain())
+    d_strain = factors.by_strain() if strain else _no_strain(features)
+    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, d_strain)
 
 
 def jacobian_of_atoms(soap: SOAP, nb: Neighborhoods, atoms: Tensor) -> Jacobian:
@@ -122,8 +125,11 @@ def jacobian_of_atoms(soap: SOAP, nb: Neighborhoods, atoms: Tensor) -> Jacobian:
     atom, d_positions = rows % n, factors.by_positions(terms)
     d_positions[atom == centres[terms.centre]] *= -1
     features = factors.expansion.features
-    empty = features.new_zeros(0, 6, features.shape[1])
-    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, empty)
+    return Jacobian(centres, features, centres[terms.centre], atom, d_positions, _no_strain(features))
+
+
+def _no_strain(features: Tensor) -> Tensor:
+    return features.new_zeros(0, 6, features.shape[1])
 
 
 def strain_jacobian(soap: SOAP, nb: Neighborhoods, centres: Tensor) -> tuple[Tensor, Tensor]:

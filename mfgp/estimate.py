@@ -35,7 +35,7 @@ from mfgp.data.single_point import structure_hash
 from mfgp.data.training_frames import CALIBRATION_STRUCTURES, distinct, spread, trainable
 from mfgp.data.trajectories import relatives
 from mfgp.fit.accumulation import BATCH_ATOMS, BLOCK_ENTRIES, BLOCK_ROWS
-from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, candidates, uncontracted
+from mfgp.fit.features import CANDIDATES_PER_POINT, MIN_CANDIDATES, THREADS_BYTES, candidates, uncontracted
 from mfgp.fit.fitting import isolated_elements
 from mfgp.fit.primitive import primitive
 from mfgp.frames import Frame, FrameSet
@@ -261,9 +261,16 @@ def memory_bytes(c: Counts) -> float:
     of_level, beside = COPIES
     joint = FLOAT * (of_level * c.n_levels + beside) * size**2
     covariances = FLOAT * c.n_levels * size**2
-    rows += c.jacobian_bytes
+    rows += _functionals_bytes(c)
     left_out = FLOAT * c.n_together * c.largest_rows * size * (1 + c.n_levels)
     return LIBRARY_BYTES + basis + max(candidates, statistics + max(rows, joint + max(covariances, left_out)))
+
+
+def _functionals_bytes(c: Counts) -> float:
+    """Of the Jacobians that are held at once (Features.functionals_of_many), and of what waits for its turn then."""
+    if c.threads == 1 or not 0.0 < c.threads * c.jacobian_bytes <= THREADS_BYTES:
+        return c.jacobian_bytes
+    return c.threads * c.jacobian_bytes + (c.threads + 1) * FLOAT * c.largest_rows * c.size * 4 / 3
 
 
 def _sample(frames: FrameSet, seed: int) -> list[Frame]:

@@ -69,6 +69,8 @@ def measure(
     nb = soap.neighborhoods([typical.atoms], device=device)
     values = best(lambda: soap.values(nb), device)
     size = features.basis.size + n_columns
+    virial = any(frame.stress is not None for frame in sample)
+    left_out = config.training.calibrate or config.training.objective == "vfe"
     return Rates(
         gemm=gemm,
         per_atom=values / len(typical.atoms),
@@ -76,7 +78,7 @@ def measure(
         per_row_product=_row_product(sample, features, device),
         per_block_product=_block(features, size, device),
         per_evaluation=_evaluation(keys, n_levels, size, config, features, device),
-        per_left_out=_left_out(typical, features, size, n_levels, gemm, device) if config.training.calibrate else 0.0,
+        per_left_out=_left_out(typical, virial, features, size, n_levels, gemm, device) if left_out else 0.0,
     )
 
 
@@ -147,13 +149,18 @@ def _row_product(sample: list[Frame], features: Features, device: torch.device) 
     if not frames:
         return 0.0
     virial, structures = any(f.stress is not None for f in frames), [f.atoms for f in frames]
-    copies = torch.get_num_threads() if device.type == "cpu" else 1
+    copies = _copies(device)
 
     def work() -> None:
         for _ in ordered_map(lambda batch: features.raw(batch, virial=virial), [structures] * copies, device):
             pass
 
     return best(work, device, repeats=2) / copies / max(1.0, row_products(frames, features))
+
+
+def _copies(device: torch.device) -> int:
+    """Of a piece of work that is done on all threads, one on each."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def _block(features: Features, size: int, device: torch.device) -> float:
@@ -188,14 +195,20 @@ def _evaluation(
     return best(work, device, repeats=2) / (level_products(n_levels) * statistics.size**3)
 
 
-def _left_out(frame: Frame, features: Features, size: int, n_levels: int, gemm: float, device: torch.device) -> float:
-    """Rows with their prior variances, and the eigenproblem of the labels of one structure."""
-    n = n_functionals(len(frame.atoms))
+def _left_out(
+    frame: Frame, virial: bool, features: Features, size: int, n_levels: int, gemm: float, device: torch.device
+) -> float:
+    """Rows with their prior variances, on all threads, and the eigenproblem of the labels of one structure."""
+    n, copies = n_functionals(len(frame.atoms)), _copies(device)
     h = torch.eye(n, dtype=torch.float64, device=device) * 0.5
     h[0] += 1e-3
-    alone = best(lambda: features.functionals(frame.atoms), device, repeats=1)
+
+    def work() -> None:
+        for _ in features.functionals_of_many([frame.atoms] * copies, virial):
+            pass
+
     return (
-        alone
+        best(work, device, repeats=1) / copies
         + best(lambda: hat_inverse(h, 0.0), device, repeats=1)
         + n * n_levels * size * (0.5 * n_levels * size + n) / gemm
     )

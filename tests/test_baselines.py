@@ -17,7 +17,8 @@ from ase.constraints import FixAtoms
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from mfgp.baselines.columns import Baseline, known_baselines, make_baselines, make_calculator
+from mfgp.baselines.columns import Baseline, make_baselines
+from mfgp.baselines.registry import known_baselines, make_calculator
 from mfgp.baselines.zbl import ZBLCalculator, pair_repulsion, screening, switch
 from mfgp.config import BaselineConfig
 from mfgp.data.single_point import structure_hash
@@ -288,7 +289,17 @@ def test_vacuum_makes_a_crystal_of_a_molecule() -> None:
 
 
 def test_names_come_from_the_caller_then_from_the_registry() -> None:
-    assert known_baselines() == (*NETWORKS[:3], "coulomb", "emt", *NETWORKS[3:], "zbl")
+    assert known_baselines() == (
+        *NETWORKS[:3],
+        "coulomb",
+        "d3",
+        "emt",
+        "mace",
+        "mace-off",
+        *NETWORKS[3:],
+        "tblite",
+        "zbl",
+    )
     own = Counting()
     configs = [BaselineConfig(name="mine"), BaselineConfig(name="zbl", settings={"r_outer": 2.0})]
     mine, zbl = make_baselines(configs, {"mine": own}, ("nm", "mag"))
@@ -307,7 +318,8 @@ def test_errors_of_names_levels_and_settings() -> None:
     for part in (
         "'xtb', 'dftd3'",
         "baselines={'xtb': calculator, 'dftd3': calculator}",
-        "chgnet, chgnet-0.2.0, chgnet-r2scan, coulomb, emt, sevennet, sevennet-l3i5, sevennet-mf-0, zbl",
+        "chgnet, chgnet-0.2.0, chgnet-r2scan, coulomb, d3, emt, mace, mace-off, sevennet, sevennet-l3i5, ",
+        "sevennet-mf-0, tblite, zbl",
     ):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="'lj': the configuration names none"):

@@ -13,8 +13,9 @@ from scipy.special import erfc
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.baselines import coulomb
-from mfgp.baselines.columns import Baseline, make_calculator
+from mfgp.baselines.columns import Baseline
 from mfgp.baselines.coulomb import CoulombCalculator, ewald_sum, ion_charges
+from mfgp.baselines.registry import make_calculator
 from mfgp.errors import ConfigError, DataError
 
 K = units.Hartree * units.Bohr  # eV Å

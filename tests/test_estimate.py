@@ -121,6 +121,16 @@ def test_threads_hold_their_expansions_and_rows_at_once():
     assert grown == pytest.approx(1e8 + 8 * rows.size * 3 * 3000, rel=1e-9)  # bytes
 
 
+def test_threads_hold_their_jacobians_at_once():
+    """Two of them, and what three structures have of rows, while they fit into the limit; then one after the other."""
+    calibrated = replace(COUNTS, jacobian_bytes=9e8, n_levels=1, keys=((0, "forces"),))
+    none = replace(calibrated, jacobian_bytes=0.0)
+    at_once = memory_bytes(replace(calibrated, threads=2)) - memory_bytes(replace(none, threads=2))
+    assert at_once == pytest.approx(1.8e9 + 3 * 8 * 127 * COUNTS.size * 4 / 3, rel=1e-9)  # bytes
+    large = replace(calibrated, jacobian_bytes=1.1e9, threads=2)
+    assert memory_bytes(large) - memory_bytes(replace(none, threads=2)) == pytest.approx(1.1e9, rel=1e-9)
+
+
 def test_memory_does_not_grow_with_the_number_of_structures():
     many = replace(COUNTS, n_frames=10**6, n_rows=10**9, atoms=10**5 * COUNTS.atoms, pairs=10**5 * COUNTS.pairs)
     assert memory_bytes(many) == memory_bytes(COUNTS)

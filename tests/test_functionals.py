@@ -40,6 +40,24 @@ def test_parts_give_the_whole(name: str, retained: float | None, monkeypatch: py
     assert seen == [(i, len(atoms)) for i in range(len(atoms) + 1)]  # one atom at a time
 
 
+@pytest.mark.parametrize("bytes_held", [1e9, 1.0])  # one Jacobian; parts
+def test_virials_that_are_not_wanted(bytes_held: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else is the same, and what is not wanted says so."""
+    atoms = phosphate()
+    soap = _soap(atoms)
+    basis = _basis(atoms, soap, 3)
+    forms = inducing_forms(basis, soap)
+    monkeypatch.setattr(module, "BYTES", bytes_held)
+    every = functionals(basis, forms, soap, atoms, CPU)
+    without = functionals(basis, forms, soap, atoms, CPU, virial=False)
+    assert_allclose(without.phi[:-6], every.phi[:-6], rtol=0, atol=1e-12)  # 1, 1/Å
+    assert_allclose(without.prior[:-6], every.prior[:-6], rtol=1e-12, atol=1e-13)
+    assert_allclose(without.local, every.local, rtol=0, atol=1e-12)
+    assert bool(without.phi[-6:].isnan().all())
+    assert bool(without.prior[-6:].isnan().all())
+    assert float(every.phi[-6:].abs().max()) > 1e-2
+
+
 def test_elements_that_a_structure_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = phosphate()
     soap = _soap(whole)

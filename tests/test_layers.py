@@ -23,7 +23,7 @@ LAYERS = [
     *_in("data", "transposed_cells held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
     *_in("data", "single_point same_structure trajectories training_frames costs structure_json"),
-    *_in("baselines", "zbl coulomb columns checks"),
+    *_in("baselines", "zbl coulomb registry columns checks"),
     *_in(
         "gp",
         "kernels inducing statistics centring pair_term vacuum_term row_sums rows observations functionals site_moments "

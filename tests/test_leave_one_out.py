@@ -51,6 +51,21 @@ def left_out(model: MultiFidelityGP, training: FrameSet) -> list[LeftOut]:
     return list(leave_one_out(model, training))
 
 
+def test_threads_give_the_same(model: MultiFidelityGP, training: FrameSet, left_out: list[LeftOut]) -> None:
+    """Structures are made on all threads at once; what they give and its order does not depend on how many."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 if before == 1 else 1)
+        again = list(leave_one_out(model, training))
+        assert torch.get_num_threads() != before
+    finally:
+        torch.set_num_threads(before)
+    assert [(p.frame, p.kind) for p in again] == [(p.frame, p.kind) for p in left_out]
+    for one, other in zip(again, left_out, strict=True):
+        assert_allclose(one.error, other.error, rtol=0, atol=1e-10)  # products of the posterior have all threads
+        assert_allclose(one.residual_variance, other.residual_variance, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("index", [0, 3, 8])  # the first and fourth structure have labels at both levels
 def test_equals_really_leaving_the_structure_out(
     model: MultiFidelityGP, training: FrameSet, left_out: list[LeftOut], index: int

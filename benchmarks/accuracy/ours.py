@@ -19,7 +19,8 @@ from task import Predicted, Task
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.base.progress import bars
-from mfgp.baselines.columns import Baseline, make_calculator
+from mfgp.baselines.columns import Baseline
+from mfgp.baselines.registry import make_calculator
 from mfgp.config import BaselineConfig, CoefficientPrior
 from mfgp.data.single_point import structure_hash
 from mfgp.fit.features import Features

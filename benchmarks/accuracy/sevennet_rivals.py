@@ -17,7 +17,7 @@ from ase import Atoms
 from chgnet_rivals import BATCH, Training, composition_shift, shift_of
 from task import Predicted, Task
 
-from mfgp.baselines.columns import make_calculator
+from mfgp.baselines.registry import make_calculator
 from mfgp.frames import Frame
 
 MODEL = "sevennet-l3i5"

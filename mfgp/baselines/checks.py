@@ -12,7 +12,8 @@ from typing import Any
 
 from ase import Atoms
 
-from mfgp.baselines.columns import Baseline, first_levels, known_baselines
+from mfgp.baselines.columns import Baseline, first_levels
+from mfgp.baselines.registry import known_baselines
 from mfgp.config import BaselineConfig
 from mfgp.errors import ConfigError
 from mfgp.frames import FrameSet

@@ -3,23 +3,19 @@
     delta_t(S) has the mean  sum_b a_{t,b} B_b(S),    B_b from a Baseline here, a_{t,b} learned with e0
 
 A model file stores a baseline's name and settings, never code: the calculator comes from the caller, or from the short
-registry in this file. Labels are cached in memory, and in a directory when one is given, by a hash of the structure.
+registry (registry.py). Labels are cached in memory, and in a directory when one is given, by a hash of the structure.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
-import io
 import json
 import os
 import tempfile
 import threading
-import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, Calculator
+from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
-from mfgp.baselines.coulomb import CoulombCalculator
-from mfgp.baselines.zbl import ZBLCalculator
+from mfgp.baselines.registry import VACUUM, default_dtype_hint, known_baselines, make_calculator
 from mfgp.config import BaselineConfig, Setting
 from mfgp.data.single_point import SinglePoint, compute_labels, structure_hash
 from mfgp.errors import ConfigError, DataError
@@ -114,7 +109,7 @@ class Baseline:
         except Exception as error:  # a calculator may raise anything
             raise DataError(
                 f"baseline {self.name!r} failed on {atoms.symbols}: {type(error).__name__}: {error}; leave this "
-                f"baseline out, leave such structures out, or pass a calculator that covers them.{_dtype_hint()}"
+                f"baseline out, leave such structures out, or pass a calculator that covers them.{default_dtype_hint()}"
             ) from error
         for name in ("energy", "forces", "stress"):
             value = getattr(labels, name)
@@ -159,7 +154,7 @@ def make_baselines(
         )
     if wrong := [name for name, value in given.items() if not isinstance(value, (BaseCalculator, Baseline))]:
         raise ConfigError(f"baseline {wrong[0]!r} is a {type(given[wrong[0]]).__name__}; give an ASE calculator.")
-    missing = [config.name for config in configs if config.name not in given and config.name not in _REGISTRY]
+    missing = [config.name for config in configs if config.name not in given and config.name not in known_baselines()]
     if missing:
         example = ", ".join(f"{name!r}: calculator" for name in missing)
         raise ConfigError(
@@ -182,125 +177,12 @@ def _baseline(
     if isinstance(given, Baseline):
         return given
     calculator = make_calculator(config.name, config.settings) if given is None else given
-    return Baseline(config.name, calculator, config.settings, vacuum=_VACUUM.get(config.name), cache_dir=cache_dir)
+    return Baseline(config.name, calculator, config.settings, vacuum=VACUUM.get(config.name), cache_dir=cache_dir)
 
 
 def first_levels(configs: Iterable[BaselineConfig], levels: Sequence[str]) -> tuple[int, ...]:
     """The lowest level that uses each baseline."""
     return tuple(levels.index(c.from_level) if c.from_level else 0 for c in configs)
-
-
-def known_baselines() -> tuple[str, ...]:
-    """Names that need no calculator from the caller."""
-    return tuple(sorted(_REGISTRY))
-
-
-def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) -> Calculator:
-    """Calculator of a registered name. Raises ConfigError for unknown names and settings, or a missing package."""
-    if name not in _REGISTRY:
-        raise ConfigError(f"no baseline named {name!r}; known are {', '.join(known_baselines())}.")
-    factory = _REGISTRY[name]
-    parameters = inspect.signature(factory).parameters
-    known = [key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    unknown = [key for key in settings or {} if key not in known]
-    if unknown and len(known) == len(parameters):
-        raise ConfigError(
-            f"baseline {name!r} has no setting {', '.join(map(repr, unknown))}; known are {', '.join(known)}."
-        )
-    try:
-        return factory(**dict(settings or {}))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"baseline {name!r} with settings {dict(settings or {})}: {error}.{_dtype_hint()}") from error
-
-
-def _dtype_hint() -> str:
-    """Where a program has changed the default dtype that pretrained networks count on: what to do. Else empty."""
-    if torch.get_default_dtype() == torch.float32:
-        return ""
-    return (
-        f" Something in this program has made {torch.get_default_dtype()} PyTorch's default (MACE's calculators do), and "
-        "pretrained networks count on float32: call torch.set_default_dtype(torch.float32) first."
-    )
-
-
-def _emt(*, asap_cutoff: bool = False) -> Calculator:
-    from ase.calculators.emt import EMT  # a quarter of a second
-
-    return EMT(asap_cutoff=asap_cutoff)
-
-
-def _zbl(*, r_inner: float = 1.0, r_outer: float = 2.5) -> Calculator:
-    return ZBLCalculator(r_inner=r_inner, r_outer=r_outer)
-
-
-def _coulomb(*, smearing: float = 1.0, permittivity: float = 5.0, **charges: float) -> Calculator:
-    return CoulombCalculator(charges, smearing, permittivity)
-
-
-def _chgnet(*, model_name: str = "0.3.0", device: str = "cpu") -> Calculator:
-    """CHGNet's pretrained potential; its weights ship in its package. Energy per cell, stress in eV/Å^3, ASE's sign."""
-    try:
-        from chgnet.model.dynamics import CHGNetCalculator
-        from chgnet.model.model import CHGNet
-    except ImportError as error:
-        raise ConfigError(
-            f"baseline 'chgnet' needs a package that is not installed ({error}); install it with "
-            "pip install -e '.[chgnet]', or pass a calculator, baselines={'chgnet': calculator}."
-        ) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces its device
-        model = CHGNet.load(model_name=model_name, use_device=device, verbose=False)
-        return CHGNetCalculator(model, use_device=device, on_isolated_atoms="ignore")
-
-
-def _chgnet_0_2(*, device: str = "cpu") -> Calculator:
-    """CHGNet's earlier weights, trained on the same data: errors of its own, so a second column beside the first helps."""
-    return _chgnet(model_name="0.2.0", device=device)
-
-
-def _chgnet_r2scan(*, device: str = "cpu") -> Calculator:
-    """CHGNet's weights after transfer to r2SCAN."""
-    return _chgnet(model_name="r2scan", device=device)
-
-
-def _sevennet(*, model_name: str = "7net-0", device: str = "cpu") -> Calculator:
-    """SevenNet's pretrained potential, of those whose weights ship in its package (Materials Project, PBE(+U))."""
-    if model_name not in _SEVENNETS:
-        raise ValueError(f"no weights of {model_name!r} in SevenNet's package; known are {', '.join(_SEVENNETS)}")
-    try:
-        from sevenn.calculator import SevenNetCalculator
-    except ImportError as error:
-        raise ConfigError(
-            f"baseline 'sevennet' needs a package that is not installed ({error}); install it with "
-            "pip install -e '.[sevennet]', or pass a calculator, baselines={'sevennet': calculator}."
-        ) from error
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No tensor product accelerator")  # of GPUs
-        return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
-
-
-def _sevennet_l3i5(*, device: str = "cpu") -> Calculator:
-    """SevenNet with angular momenta to 3 and five layers: the most accurate here, three times the cost of the first."""
-    return _sevennet(model_name="7net-l3i5", device=device)
-
-
-def _sevennet_mf_0(*, device: str = "cpu") -> Calculator:
-    """SevenNet trained on PBE(+U) and r2SCAN together, its PBE(+U) side."""
-    return _sevennet(model_name="7net-mf-0", device=device)
-
-
-_SEVENNETS = {"7net-0": None, "7net-l3i5": None, "7net-mf-0": "PBE"}  # and the side of a model of several fidelities
-_REGISTRY: dict[str, Callable[..., Calculator]] = {
-    "chgnet": _chgnet,
-    "chgnet-0.2.0": _chgnet_0_2,
-    "chgnet-r2scan": _chgnet_r2scan,
-    "coulomb": _coulomb,
-    "emt": _emt,
-    "sevennet": _sevennet,
-    "sevennet-l3i5": _sevennet_l3i5,
-    "sevennet-mf-0": _sevennet_mf_0,
-    "zbl": _zbl,
-}
-_VACUUM = {name: 15.0 for name in _REGISTRY if name.startswith("chgnet")}  # Å; beyond its cutoff of 6 Å: as open space
 
 
 def _settings_hash(settings: Mapping[str, Any]) -> str:

@@ -85,8 +85,8 @@ def leave_one_out(
     same: dict[int, list[Frame]] = {}
     for frame, number in zip(chosen, groups([f.atoms for f in chosen]), strict=True):
         same.setdefault(number, []).append(frame)
-    for i, group in enumerate(same.values()):
-        yield from left_out(smoother, structure_parts(model, smoother, group))
+    for i, parts in enumerate(structure_parts(model, smoother, list(same.values()))):
+        yield from left_out(smoother, parts)
         report("leave one out", i + 1, len(same), "")
 
 
@@ -173,15 +173,20 @@ def left_out_moments(posterior: SitePosterior, phi: Tensor, moments: Tensor) -> 
     return mean, (posterior.noise**2 * inverse.diagonal() + posterior.residual(phi)).sqrt()
 
 
-def structure_parts(model: MultiFidelityGP, smoother: Smoother, group: Sequence[Frame]) -> list[LabelledRows]:
-    """The rows of all frames of one structure that tell something."""
-    functionals: dict[str, Functionals] = {}  # of copies that differ in the last digits
-    for frame in group:
-        if (key := structure_hash(frame.atoms)) not in functionals:
-            functionals[key] = model.features.functionals(frame.atoms)
-    of_frames = [(frame, functionals[structure_hash(frame.atoms)]) for frame in group]
-    every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
-    return [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
+def structure_parts(
+    model: MultiFidelityGP, smoother: Smoother, structures: Sequence[Sequence[Frame]]
+) -> Iterator[list[LabelledRows]]:
+    """The rows of all frames of each structure that tell something, in order; `structures` are the frames of each."""
+    copies = [
+        {structure_hash(f.atoms): f.atoms for f in group} for group in structures
+    ]  # may differ in the last digits
+    virial = any(frame.stress is not None for group in structures for frame in group)
+    made = model.features.functionals_of_many([a for of_group in copies for a in of_group.values()], virial)
+    for group, of_group in zip(structures, copies, strict=True):
+        functionals = {key: next(made) for key in of_group}
+        of_frames = [(frame, functionals[structure_hash(frame.atoms)]) for frame in group]
+        every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
+        yield [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
 
 
 def left_out(smoother: Smoother, parts: Sequence[LabelledRows], rest: Iterable[LabelledRows] = ()) -> list[LeftOut]:

@@ -7,7 +7,8 @@ without relatives are left out alone, with what is the same in another descripti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from mfgp.base.progress import Report, silent
@@ -34,21 +35,29 @@ def leave_relatives_out(
         if not frame.isolated_atom:
             members.setdefault(related.same[id(frame)], []).append(frame)
     chosen = list(dict.fromkeys(related.same[id(frame)] for frame in sample if not frame.isolated_atom))
-    alone = [k for k in chosen if k not in related.stretch_of]
+    together = {k: (k, *sorted(related.left_out_with(k))) for k in chosen if k not in related.stretch_of}
+    made = structure_parts(model, smoother, [members[k] for k in _in_turn(together.values())])
     parts: dict[int, list[LabelledRows]] = {}  # of the present structure and its relatives
     done = 0
-    for number in alone:
-        near = sorted(related.left_out_with(number))
-        parts = {k: parts.get(k) or structure_parts(model, smoother, members[k]) for k in (number, *near)}
-        yield from left_out(smoother, parts[number], [part for k in near for part in parts[k]])
+    for number, every in together.items():
+        parts = {k: parts[k] if k in parts else next(made) for k in every}
+        yield from left_out(smoother, parts[number], [part for k in every[1:] for part in parts[k]])
         report("leave one out", done := done + 1, len(chosen), "")
     for stretch in related.stretches:
         own = [k for k in chosen if k in stretch]
         if own:
-            of_own = [part for k in own for part in structure_parts(model, smoother, members[k])]
-            rest = (part for k in sorted(stretch - set(own)) for part in structure_parts(model, smoother, members[k]))
-            yield from left_out(smoother, of_own, rest)
+            made = structure_parts(model, smoother, [members[k] for k in (*own, *sorted(stretch - set(own)))])
+            of_own = [part for of_structure in islice(made, len(own)) for part in of_structure]
+            yield from left_out(smoother, of_own, chain.from_iterable(made))
             report("leave one out", done := done + len(own), len(chosen), "")
+
+
+def _in_turn(together: Iterable[tuple[int, ...]]) -> Iterator[int]:
+    """Which structures are to be made, where those of one set are kept until the next."""
+    before: tuple[int, ...] = ()
+    for every in together:
+        yield from (k for k in every if k not in before)
+        before = every
 
 
 def thinned(sample: FrameSet, related: Relatives) -> FrameSet:

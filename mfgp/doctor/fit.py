@@ -143,16 +143,16 @@ def label_scores(
         model.check_seen(frames)
     smoother = Smoother.of(model)
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
-    for i, frame in enumerate(frames):
-        if frame.isolated_atom:
-            continue
-        functionals = model.features.functionals(frame.atoms)
+    chosen = [frame for frame in frames if not frame.isolated_atom]
+    virial = any(frame.stress is not None for frame in chosen)
+    made = model.features.functionals_of_many([frame.atoms for frame in chosen], virial)
+    for i, (frame, functionals) in enumerate(zip(chosen, made, strict=True)):
         for part in labelled_parts(model, smoother, frame, functionals):
             for species, score in _scores(model, smoother, part, (unseen or {}).get(id(frame), ())):
                 raw[frame.fidelity, score.kind, species].append(score)
         for species, score in _moment_scores(model, frame, functionals):
             raw[frame.fidelity, score.kind, species].append(score)
-        report("leave one label out", i + 1, len(frames), frame.fidelity)
+        report("leave one label out", i + 1, len(chosen), frame.fidelity)
     return [score for alike in raw.values() for score in _in_bulk_deviations(alike)]
 
 

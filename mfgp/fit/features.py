@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from descriptors import SOAP, Neighborhoods, SOAPConfig, fit_contraction
+from descriptors.soap import jacobian_bytes
 from mfgp.base.devices import resolve_device
 from mfgp.base.progress import Report, silent
+from mfgp.base.threads import ordered_map
 from mfgp.config import FitConfig
 from mfgp.data.single_point import structure_hash
 from mfgp.errors import ConfigError, DataError
@@ -35,6 +38,7 @@ CANDIDATES_PER_POINT = 8  # environments that compete for one inducing point
 COPIES, RATTLE = 3, 0.05  # rattled copies of a structure whose environments are offered, and by how much, Å
 MIN_CANDIDATES = 4000
 CONTRACTION_SAMPLE = 200  # structures
+THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,29 @@ class Features:
         stops = np.cumsum([len(a) for a in structures]).tolist()
         return [every.of_structure(i, stop - len(structures[i]), stop) for i, stop in enumerate(stops)]
 
-    def functionals(self, atoms: Atoms, report: Report = silent) -> Functionals:
-        """Rows and prior variances of all functionals, and the features of every environment."""
-        store = {} if self.store is None else self.store.functionals
-        key = "" if self.store is None else structure_hash(atoms)
-        if key not in store:
-            store[key] = functionals(self.basis, self.forms, self.soap, atoms, self.device, report)
-        return store[key]
+    def functionals(self, atoms: Atoms, report: Report = silent, virial: bool = True) -> Functionals:
+        """Rows and prior variances of all functionals, and the features of every environment; a store keeps virials, too."""
+        if self.store is None:
+            return functionals(self.basis, self.forms, self.soap, atoms, self.device, report, virial)
+        key = structure_hash(atoms)
+        if key not in self.store.functionals:
+            found = functionals(self.basis, self.forms, self.soap, atoms, self.device, report)
+            self.store.functionals[key] = found
+        return self.store.functionals[key]
+
+    def functionals_of_many(self, structures: Sequence[Atoms], virial: bool = True) -> Iterator[Functionals]:
+        """Those of each structure, in order, on all threads where memory allows."""
+        make = partial(self.functionals, virial=virial)
+        yield from (
+            ordered_map(make, structures, self.device) if self.fits_threads(structures) else map(make, structures)
+        )
+
+    def fits_threads(self, structures: Sequence[Atoms]) -> bool:
+        """Whether the Jacobians of structures as large as the largest fit into THREADS_BYTES, one for each thread."""
+        if len(structures) < 2:
+            return False
+        nb = self.soap.neighborhoods([max(structures, key=len)])
+        return torch.get_num_threads() * float(jacobian_bytes(self.soap, nb).sum()) <= THREADS_BYTES
 
     def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Centre and neighbour of every pair of atoms within the cutoff, images included."""

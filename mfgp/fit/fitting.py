@@ -147,8 +147,10 @@ def prior_traces(
     isolated atoms."""
     out: dict[Key, Tensor] = {}
     chosen = [frame for frame in frames if not frame.isolated_atom]
-    for i, frame in enumerate(chosen):
-        functionals, composition = features.functionals(frame.atoms), columns.composition(frame.atoms.numbers)
+    virial = any(frame.stress is not None for frame in chosen)
+    every = features.functionals_of_many([frame.atoms for frame in chosen], virial)
+    for i, (frame, functionals) in enumerate(zip(chosen, every, strict=True)):
+        composition = columns.composition(frame.atoms.numbers)
         found = functionals.phi[:1] - composition.to(features.centre) @ features.centre
         prior = functionals.prior.clone()
         prior[:1] = centred_prior(prior[:1], functionals.phi[:1], found, features.basis)

@@ -3,6 +3,7 @@
 Rows come as in a fit (rows.py), but for the virial's, which dq/d(strain) of all centres gives. Prior variances need the
 Jacobian: of all centres, where it fits into BYTES; in a larger structure those of energy and virial come from dq/d(strain),
 and the forces' from Jacobians of a few atoms at a time, neighbours together: what sees them is most of what a part needs.
+Where virials are not wanted dq/d(strain) is not made.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ HALO = 4.0  # a part, with the centres that see its atoms, needs about so many t
 class Functionals:
     """What every prediction for a structure starts from, whatever the level and the hyperparameters."""
 
-    phi: Tensor  # [1+3N+6, M] whitened rows of energy, forces, virial
-    prior: Tensor  # [1+3N+6, S] their prior variances at unit amplitude, by central species
+    phi: Tensor  # [1+3N+6, M] whitened rows of energy, forces, virial; NaN where virials are not wanted
+    prior: Tensor  # [1+3N+6, S] their prior variances at unit amplitude, by central species; NaN as phi
     local: Tensor  # [N, M] whitened features of each environment
 
 
@@ -43,12 +44,13 @@ def functionals(
     atoms: Atoms,
     device: torch.device,
     report: Report = silent,
+    virial: bool = True,
 ) -> Functionals:
     """Those of one structure; `report` is told of structures that are taken in parts."""
     nb = soap.neighborhoods([atoms], device=device)
     if float(jacobian_bytes(soap, nb).sum()) > BYTES:
-        return _in_parts(basis, forms, soap, nb, list(_parts(soap, atoms, nb, BYTES / HALO)), report)
-    jac = jacobian(soap, nb)
+        return _in_parts(basis, forms, soap, nb, list(_parts(soap, atoms, nb, BYTES / HALO)), report, virial)
+    jac = jacobian(soap, nb, strain=virial)
     return Functionals(
         phi=_rows(basis, forms, soap, nb, jac.features, jac.d_strain),
         prior=functional_variances(jac, nb.numbers, basis.species, basis.zeta),
@@ -57,14 +59,17 @@ def functionals(
 
 
 def _in_parts(
-    basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, parts: Sequence[Tensor], report: Report
+    basis: InducingBasis,
+    forms: InducingForms,
+    soap: SOAP,
+    nb: Neighborhoods,
+    parts: Sequence[Tensor],
+    report: Report,
+    virial: bool,
 ) -> Functionals:
     n, done = len(nb.numbers), 0
     report("atoms of a structure", done, n, "")
-    q = nb.vectors.new_empty(n, soap.n_features)
-    strain = q.new_empty(n, 6, soap.n_features)
-    for centres in soap.centre_blocks(nb, BYTES):
-        q[centres], strain[centres] = strain_jacobian(soap, nb, centres)
+    q, strain = _by_strain(soap, nb) if virial else (soap.values(nb), nb.vectors.new_empty(0, 6, soap.n_features))
     phi = _rows(basis, forms, soap, nb, q, strain)
     whole = collective_variances(q, strain, nb.numbers, basis.species, basis.zeta)
     del strain
@@ -76,12 +81,22 @@ def _in_parts(
     return Functionals(phi, torch.cat([whole[:1], forces, whole[1:]]), local_features(basis, q, nb.numbers))
 
 
+def _by_strain(soap: SOAP, nb: Neighborhoods) -> tuple[Tensor, Tensor]:
+    """Features [N, D] and dq/d(strain) [N, 6, D] of all centres, in blocks."""
+    q = nb.vectors.new_empty(len(nb.numbers), soap.n_features)
+    strain = q.new_empty(len(nb.numbers), 6, soap.n_features)
+    for centres in soap.centre_blocks(nb, BYTES):
+        q[centres], strain[centres] = strain_jacobian(soap, nb, centres)
+    return q, strain
+
+
 def _rows(
     basis: InducingBasis, forms: InducingForms, soap: SOAP, nb: Neighborhoods, features: Tensor, d_strain: Tensor
 ) -> Tensor:
-    """Phi of one structure, [1+3N+6, M]; features [N, D] and d_strain [N, 6, D] of all of its centres."""
+    """Phi of one structure, [1+3N+6, M]; features [N, D] and d_strain [N, 6, D], or [0, 6, D], of all of its centres."""
     raw = raw_rows(basis, forms, soap, nb, virial=False).of_structure(0, 0, len(nb.numbers))
-    raw[-6:] = virial_rows(basis, features, d_strain, nb.numbers)
+    if len(d_strain):
+        raw[-6:] = virial_rows(basis, features, d_strain, nb.numbers)
     return whiten_all(basis, raw)
 
 

@@ -175,17 +175,17 @@ def force_variances(jacobian: Jacobian, numbers: Tensor, species: tuple[int, ...
 
 
 def collective_variances(q: Tensor, strain: Tensor, numbers: Tensor, species: tuple[int, ...], zeta: int) -> Tensor:
-    """Those of the energy and of the virial, [7, species], from q [N, D] and dq/d(strain) [N, 6, D] of all centres.
+    """Those of the energy and of the virial, [7, species], from q [N, D] and dq/d(strain) [N, 6, D] of all centres; NaN for
+    the virial where dq/d(strain) is unknown, [0, 6, D].
 
     Every pair of centres of a species counts: the cost grows as N^2, the memory does not.
     """
-    out = q.new_zeros(7, len(species))
+    out = q.new_full((7, len(species)), torch.nan)
     for column, z in enumerate(species):
         centres = torch.nonzero(numbers == z).squeeze(1)
-        own, t = q[centres], strain[centres]
-        out[0, column] = energy_variance(own, zeta)
-        for rows in _rows_at_a_time(own, 14 * len(own)):
-            out[1:, column] += _strain_variance(t, own, rows, zeta)
+        out[0, column] = energy_variance(q[centres], zeta)
+        if len(strain):
+            out[1:, column] = _virial_variances(strain[centres], q[centres], zeta)
     return out
 
 
@@ -202,14 +202,17 @@ def _rows_at_a_time(q: Tensor, entries: int) -> tuple[Tensor, ...]:
     return torch.arange(len(q), device=q.device).split(max(1, PAIRS[q.device.type] // max(entries, 1)))
 
 
-def _strain_variance(t: Tensor, q: Tensor, rows: Tensor, zeta: int) -> Tensor:
-    """The sum of `_variance` over i in `rows` and all j: t [N, 6, D], q [N, D] -> [6]."""
-    mine, dot = t[rows], q[rows] @ q.T  # [i, 6, D], [i, j]
-    out = ((kernel_slope(dot, zeta) @ t.flatten(1)).view_as(mine) * mine).sum((0, 2))
-    tq = (mine.flatten(0, 1) @ q.T).view(len(rows), 6, len(q))  # t_i . q_j
-    tq *= kernel_curvature(dot, zeta)[:, None, :]
-    qt = (t.flatten(0, 1) @ q[rows].T).view(len(q), 6, len(rows))  # [j, 6, i] t_j . q_i
-    return out + tq.mul_(qt.permute(2, 1, 0)).sum((0, 2))
+def _virial_variances(t: Tensor, q: Tensor, zeta: int) -> Tensor:
+    """`_variance` of collective motions of centres of one species, a few i at a time: t [N, 6, D], q [N, D] -> [6]."""
+    out = q.new_zeros(6)
+    for rows in _rows_at_a_time(q, 14 * len(q)):
+        mine, dot = t[rows], q[rows] @ q.T  # [i, 6, D], [i, j]
+        out += ((kernel_slope(dot, zeta) @ t.flatten(1)).view_as(mine) * mine).sum((0, 2))
+        tq = (mine.flatten(0, 1) @ q.T).view(len(rows), 6, len(q))  # t_i . q_j
+        tq *= kernel_curvature(dot, zeta)[:, None, :]
+        qt = (t.flatten(0, 1) @ q[rows].T).view(len(q), 6, len(rows))  # [j, 6, i] t_j . q_i
+        out += tq.mul_(qt.permute(2, 1, 0)).sum((0, 2))
+    return out
 
 
 def _variance(t: Tensor, q: Tensor, dot: Tensor, zeta: int) -> Tensor:

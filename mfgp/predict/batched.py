@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from ase import Atoms
 
-from descriptors.soap import jacobian_bytes
 from mfgp.base.progress import Report, late_bars, silent
 from mfgp.base.threads import ordered_map
 from mfgp.data.reading import MIN_DISTANCE
@@ -24,7 +23,6 @@ from mfgp.predict.predictor import Predictor
 
 BATCH_ATOMS = 450  # expanded at a time
 QUICK_ATOMS = 64  # that are predicted before a bar would be drawn
-THREADS_BYTES = 2e9  # of the Jacobians that are held at once; larger structures come one after the other
 
 
 def predictions(
@@ -75,7 +73,7 @@ def functionals_of_many(
     that cannot be predicted, in its turn.
     """
     features = predictor.model.features
-    threads = len(structures) > 1 and fits_threads(predictor, structures)
+    threads = fits_threads(predictor, structures)
 
     def functionals(atoms: Atoms) -> Functionals:
         predictor.check(atoms)
@@ -124,16 +122,15 @@ def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mea
 
 
 def fits_threads(predictor: Predictor, structures: Sequence[Atoms]) -> bool:
-    """Whether the Jacobians of structures as large as the largest fit into THREADS_BYTES, one for each thread."""
-    soap, largest = predictor.model.soap, max(structures, key=len, default=None)
+    """Whether Jacobians of these structures fit into memory, one for each thread (Features)."""
+    largest = max(structures, key=len, default=None)
     if largest is None:
         return False
     try:
         predictor.check(largest)
     except DataError:  # raised again in its turn, after the structures before it
         return False
-    needed = float(jacobian_bytes(soap, soap.neighborhoods([largest])).sum())
-    return torch.get_num_threads() * needed <= THREADS_BYTES
+    return predictor.model.features.fits_threads(structures)
 
 
 def _check_each(predictor: Predictor, structures: Sequence[Atoms]) -> None:

@@ -1,0 +1,169 @@
+"""Baselines by name: tight binding and dispersion that are really calculated, and networks whose weights are elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from numpy.testing import assert_allclose
+
+from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.baselines.columns import make_baselines
+from mfgp.baselines.registry import make_calculator
+from mfgp.config import BaselineConfig
+
+STEP = 1e-3  # Å
+
+
+def water(method: str, n: int, seed: int) -> FrameSet:
+    """Displaced water molecules with tight-binding labels."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.08, (3, 3))
+        calculated = atoms.copy()
+        calculated.calc = make_calculator("tblite", {"method": method})
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = (
+            calculated.get_potential_energy(),
+            calculated.get_forces(),
+        )
+        out.append(atoms)
+    return read_frames({"xtb": out})
+
+
+def test_tight_binding_below_another_tight_binding(tmp_path: Path) -> None:
+    """The correction from GFN1 to GFN2 is smaller than GFN2; the file of the model knows what it is over."""
+    plain = FitConfig(
+        descriptor={"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5},
+        model={"zeta": 2, "n_inducing": 60},
+        training={"calibrate": False},
+    )
+    over = plain.model_copy(update={"baselines": (BaselineConfig(name="tblite"),)})
+    frames, others = water("GFN2-xTB", 5, 0), water("GFN2-xTB", 6, 1)
+    errors = {}
+    for config in (plain, over):
+        model = MultiFidelityGP.fit(frames, config, progress=False)
+        predicted = [model.predict(f.atoms, "xtb", uncertainty="none").forces for f in others]
+        errors[bool(config.baselines)] = np.mean(
+            [np.abs(p - f.forces).mean() for p, f in zip(predicted, others, strict=True)]
+        )
+    assert errors[True] < 0.5 * errors[False], errors
+    model.save(tmp_path / "model.mfgp")
+    again = MultiFidelityGP.load(tmp_path / "model.mfgp")
+    first = next(iter(others)).atoms
+    assert_allclose(again.predict(first, "xtb").forces, model.predict(first, "xtb").forces, rtol=0, atol=1e-6)  # eV/Å
+
+
+@pytest.mark.parametrize(
+    ("name", "atoms"),
+    [("tblite", molecule("CH3OH")), ("tblite", bulk("Si")), ("d3", molecule("C6H6")), ("d3", bulk("Cu", cubic=True))],
+    ids=["tblite-methanol", "tblite-silicon", "d3-benzene", "d3-copper"],
+)
+def test_forces_and_stress_are_those_of_the_energy(name: str, atoms: Atoms) -> None:
+    (baseline,) = make_baselines([BaselineConfig(name=name)])
+    atoms = atoms.copy()
+    atoms.rattle(0.2, seed=0)
+    labels = baseline.labels(atoms)
+    atom, axis = np.unravel_index(np.abs(labels.forces).argmax(), labels.forces.shape)
+    energies = []
+    for step in (STEP, -STEP):
+        moved = atoms.copy()
+        moved.positions[atom, axis] += step
+        energies.append(baseline.labels(moved).energy)
+    assert abs(labels.forces[atom, axis]) > 1e-3  # eV/Å
+    assert labels.forces[atom, axis] == pytest.approx((energies[1] - energies[0]) / (2 * STEP), rel=1e-2, abs=1e-4)
+    assert (labels.stress is None) == (not atoms.pbc.any())
+    if labels.stress is not None:
+        energies = []
+        for strain in (STEP, -STEP):
+            strained = atoms.copy()
+            strained.set_cell(atoms.cell.array * (1 + strain), scale_atoms=True)
+            energies.append(baseline.labels(strained).energy)
+        expected = (energies[0] - energies[1]) / (2 * STEP) / atoms.get_volume()  # eV/Å^3, xx + yy + zz
+        assert labels.stress[:3].sum() == pytest.approx(expected, rel=1e-2)
+
+
+def test_dispersion_reaches_beyond_the_cutoff() -> None:
+    """Two argon atoms 8 Å apart attract each other by what D3 says, with a cutoff of 4 Å and a coefficient held at 1."""
+    frames = []
+    for r in np.linspace(3.4, 4.6, 8):
+        pair = Atoms("Ar2", [[0, 0, 0], [0, 0, r]])
+        pair.calc = make_calculator("d3")
+        labelled = pair.copy()
+        labelled.info["REF_energy"], labelled.arrays["REF_forces"] = pair.get_potential_energy(), pair.get_forces()
+        frames.append(labelled)
+    config = FitConfig(
+        baselines=[{"name": "d3", "coefficient": {"mean": 1.0, "std": 0.001}, "settings": {"method": "pbe"}}],
+        descriptor={"r_cut": 4.0, "n_max": 4, "l_max": 2, "sigma": 0.5},
+        model={"n_inducing": 10},
+        training={"calibrate": False},
+    )
+    model = MultiFidelityGP.fit(read_frames({"dft": frames}), config, progress=False)
+    far = Atoms("Ar2", [[0, 0, 0], [0, 0, 8.0]])
+    far.calc = make_calculator("d3")
+    assert far.get_forces()[1, 2] < -1e-5  # eV/Å
+    assert model.predict(far.copy(), "dft").forces[1, 2] == pytest.approx(far.get_forces()[1, 2], rel=0.01)
+
+
+def test_settings_that_a_name_does_not_take() -> None:
+    for name, settings, message in (
+        ("tblite", {"method": "GFN7"}, "no method 'GFN7'; known are GFN1-xTB, GFN2-xTB"),
+        ("tblite", {"solvation": "water"}, "no setting 'solvation'; known are method, charge"),
+        ("d3", {"method": "no-such-functional"}, "'d3' with settings"),
+        ("d3", {"damping": "bj"}, "no damping 'bj'; known are d3bj"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_calculator(name, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("mace", "mace"), ("mace-off", "mace"), ("tblite", "tblite"), ("d3", "d3")]
+)
+def test_a_missing_package_is_said_once(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("mace", "mace.calculators", "tblite", "tblite.ase", "dftd3", "dftd3.ase"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"^baseline '{name}' needs a package .*pip install -e '\.\[{extra}\]'"):
+        make_calculator(name)
+
+
+def test_mace_by_the_name_of_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its package is asked for names alone, what it says is no output, and PyTorch's default dtype is put back."""
+    asked: list[dict[str, Any]] = []
+
+    def pretrained(**settings: Any) -> EMT:
+        asked.append(settings)
+        if settings["model"] == "smal":
+            raise RuntimeError("Model download failed and no local model found")
+        torch.set_default_dtype(torch.float64)
+        print("Using Materials Project MACE for MACECalculator")
+        return EMT()
+
+    package = types.ModuleType("mace.calculators")
+    package.mace_mp = package.mace_off = pretrained  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mace", types.ModuleType("mace"))
+    monkeypatch.setitem(sys.modules, "mace.calculators", package)
+    assert isinstance(make_calculator("mace", {"model": "small"}), EMT)
+    assert isinstance(make_calculator("mace-off"), EMT)
+    assert [(a["model"], a["default_dtype"]) for a in asked] == [("small", "float32"), ("medium", "float32")]
+    assert torch.get_default_dtype() == torch.float32
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Using Materials Project MACE" in printed.err
+    with pytest.raises(ConfigError, match=r"Model download failed .*is 'smal' one of mace-torch's names"):
+        make_calculator("mace", {"model": "smal"})
+    monkeypatch.chdir(tmp_path)
+    Path("weights").write_bytes(b"")
+    for model in ("weights", "/tmp/weights.model", "https:x"):
+        with pytest.raises(ConfigError, match="is no name of pretrained weights; pass a calculator"):
+            make_calculator("mace", {"model": model})
+    assert len(asked) == 3
