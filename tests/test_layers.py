@@ -20,7 +20,7 @@ def _in(folder: str, names: str) -> list[str]:
 LAYERS = [
     *_in("", "errors"),
     *_in("base", "extxyz_limits files progress threads units console config_errors yaml_files devices"),
-    *_in("data", "transposed_cells held_atoms label_values labels reading sources label_warnings"),
+    *_in("data", "transposed_cells structure_warnings held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
     *_in("data", "single_point same_structure trajectories training_frames costs structure_json"),
     *_in("baselines", "zbl coulomb columns checks"),
