@@ -19,7 +19,7 @@ def _in(folder: str, names: str) -> list[str]:
 # those above it in this list, not those below.
 LAYERS = [
     *_in("", "errors"),
-    *_in("base", "extxyz_limits files progress threads units console config_errors yaml_files devices"),
+    *_in("base", "extxyz_limits files progress threads units words console config_errors yaml_files devices"),
     *_in("data", "transposed_cells structure_warnings held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
     *_in("data", "scored_frames single_point same_structure trajectories training_frames costs structure_json"),

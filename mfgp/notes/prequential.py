@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mfgp.base.words import counted
 from mfgp.calibration.carried import Left
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.data.training_frames import spread
@@ -116,5 +117,6 @@ def _too_narrow(calibration: Calibration, levels: Sequence[str]) -> Iterator[str
 def listed(found: Sequence[NewLabels]) -> str:
     """'88 % of the forces of 24 structures, 75 % of ...'."""
     return ", ".join(
-        f"{100 * t.share:.0f} % of the {NAMES.get(t.kind, t.kind)} of {t.structures} structures" for t in found
+        f"{100 * t.share:.0f} % of the {NAMES.get(t.kind, t.kind)} of {counted(t.structures, 'structure')}"
+        for t in found
     )
