@@ -119,6 +119,7 @@ class MultiFidelityCalculator(Calculator):
             "compression": compression,
         }
         self.predictor = model.predictor(**self._options)
+        self.parameters["fidelity"] = self.fidelity  # ASE writes it into trajectories and databases
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
         self._slow_calls, self._looked_at = 0, False

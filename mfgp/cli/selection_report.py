@@ -120,7 +120,9 @@ def plan_table(plan: Plan, unit: str) -> Table:
         rows.append((f"{row['hours']:.3g}", *split, f"{row['std']:.4g}", *alone))
     title = f"expected std at {plan.joint.target} (now {plan.joint.std_before:.4g} {unit}): calculations by level"
     if len(rows) > 1:
-        title += "\n(after a part of the choice for the whole budget; a smaller one may be spent better: give it as --budget-hours)"
+        title += (
+            "\n(after a part of the choice for the whole budget; a smaller one may be spent better: --budget-hours)"
+        )
     return console.table(title, columns, rows)
 
 
