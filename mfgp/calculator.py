@@ -20,6 +20,7 @@ from ase.data import chemical_symbols
 from ase.outputs import Properties
 
 from mfgp.calibration.cell_widths import warn_of_larger_cells
+from mfgp.data.structure_warnings import warn_of_structures
 from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class MultiFidelityCalculator(Calculator):
 
     The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`), and of the
     first structure whose cell is larger than those trained on (`mfgp.calibration.cell_widths`), once for a model and level.
+    Of the first structure that it calculates it tells disorder and a transposed cell (`mfgp.data.structure_warnings`).
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
@@ -117,9 +119,10 @@ class MultiFidelityCalculator(Calculator):
             "compression": compression,
         }
         self.predictor = model.predictor(**self._options)
+        self.parameters["fidelity"] = self.fidelity  # ASE writes it into trajectories and databases
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
-        self._slow_calls = 0
+        self._slow_calls, self._looked_at = 0, False
         self._stress_note = stress_note(model, self.fidelity)  # None when there is nothing to say, or it has been said
 
     def refresh(self) -> None:
@@ -197,6 +200,9 @@ class MultiFidelityCalculator(Calculator):
                 names = ", ".join(b.name for b in self.model.baselines)
                 without = f"no stress: a baseline ({names}) gives none for this structure"
             raise PropertyNotImplementedError(without)
+        if not self._looked_at:  # the first structure alone: steps are to be fast
+            self._looked_at = True
+            warn_of_structures([self.atoms], stacklevel=6)
         if self.uncertainty != "none":
             warn_of_larger_cells(self.model, self.predictor.level, [self.atoms], stacklevel=6)
         if self.uncertainty_threshold is not None:

@@ -15,19 +15,17 @@ said of the standard deviations: they are inside any interval, and a quarter of 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mfgp.base.progress import Report, silent
-from mfgp.calibration.scores import Scores, scores
-from mfgp.data.labels import FIDELITY_TAGS
+from mfgp.calibration.new_labels import NewLabels
+from mfgp.calibration.scores import Scores, coverage, scores
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.observations import ISOLATED_NOISE, components
@@ -84,6 +82,12 @@ class Comparison:
         mae, rmse = float(np.abs(self.error).mean()), float(np.sqrt((self.error**2).mean()))
         return replace(scores(telling.error, telling.std), mae=mae, rmse=rmse, n=n)
 
+    @property
+    def inside(self) -> float | None:
+        """Share of the telling labels that lie in their 95 % intervals; None where none tells."""
+        told = self.telling
+        return coverage(told.error / told.std, 0.95) if len(told.error) else None
+
     def subset(self, mask: NDArray[np.bool_]) -> Comparison:
         """The labels where mask [n] is true."""
         return Comparison(self.label[mask], self.predicted[mask], self.std[mask])
@@ -91,7 +95,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Energies per atom (eV), force components (eV/Å) with the species they act on, stress components (eV/Å^3)."""
+    """Energies per atom (eV), force components (eV/Å) with the species they act on, stress components (eV/Å^3).
+
+    intervals: how many labels lie in their 95 % intervals, a structure of them counting as one, isolated atoms aside.
+    """
 
     fidelity: str
     n_structures: int
@@ -102,6 +109,7 @@ class Evaluation:
     force_species: NDArray[np.int64]  # [n] atomic number for every force component
     magmoms: Comparison | None = None  # Bohr magnetons
     magmom_species: NDArray[np.int64] | None = None  # [n] atomic number for every moment
+    intervals: tuple[NewLabels, ...] = ()
 
     def forces_by_species(self) -> dict[str, Scores]:
         """Scores of the forces on the atoms of each element, by its symbol."""
@@ -192,86 +200,6 @@ def _calibrated_std(model: MultiFidelityGP, frame: Frame, prediction: Prediction
     return LabelStd(math.sqrt(energy), np.sqrt(forces), prediction.stress_std)
 
 
-def frames_to_score(
-    frames: FrameSet,
-    fidelity: str,
-    levels: Sequence[str],
-    everything: bool = False,
-    *,
-    split: str | None = None,
-    tag: str | None = None,
-    named: bool = False,
-) -> tuple[list[Frame], str]:
-    """The labelled frames of a file to score at a level, and a sentence that says which they are.
-
-    Frames whose own tag names another level are left out, whether it is one of `levels` or not; frames without a tag are
-    taken for that level, and those whose tag is `tag`; `named`, where the user said which level it is, those whose tag is
-    bookkeeping (`_bookkeeping`). Where frames carry split marks the held-out ones are taken when there are any, all others
-    are left out; `everything` takes all, `split` those of one split. Raises DataError, naming the tags, splits and levels
-    there are, when none is left.
-    """
-    tags = [level_tag(f.atoms, levels) for f in frames]
-    bookkeeping = _bookkeeping(tags, levels) if named and tag is None else set[str]()
-    taken = {None, fidelity, tag, *bookkeeping}
-    own = [f for f, found in zip(frames, tags, strict=True) if found in taken]
-    if not own:
-        raise DataError(
-            f"no frame of level {fidelity!r} to evaluate: the {len(frames)} frames are tagged with "
-            f"{_counted(tags)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
-            f"is only another name of {fidelity!r}, say so with --tag."
-        )
-    labelled = [f for f in own if f.labelled]
-    if not labelled:
-        raise DataError(
-            f"no labelled frame of level {fidelity!r} to evaluate: the {len(own)} frames are without labels."
-        )
-    chosen, what, rest = _of_split(labelled, split) if split is not None else _held_out(labelled, everything)
-    others = [found for found in tags if found not in taken]
-    left_out = {
-        f"{len(others)} of other levels ({_counted(others)})": len(others),
-        f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
-        f"{len(labelled) - len(chosen)} {rest}": len(labelled) - len(chosen),
-    }
-    notes = [text for text, count in left_out.items() if count]
-    if bookkeeping:
-        what += f" (tagged with {_counted(found for found in tags if found in bookkeeping)})"
-    return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
-
-
-def _bookkeeping(tags: Sequence[str | None], levels: Sequence[str]) -> set[str]:
-    """Tags that say nothing of the level (head=Default): all, where none of a file's is one of the model's levels."""
-    found = {tag for tag in tags if tag is not None}
-    return set() if found & set(levels) else found
-
-
-def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str, str]:
-    """The held-out frames if there are any, what they are, and what the others are."""
-    test = [f for f in labelled if f.held_out]
-    chosen = test if test and not everything else labelled
-    what = "held-out frames" if len(test) == len(chosen) else "labelled frames"
-    return chosen, what, "not held out (--all takes them)"
-
-
-def _of_split(labelled: list[Frame], split: str) -> tuple[list[Frame], str, str]:
-    chosen = [f for f in labelled if f.split == split]
-    if not chosen:
-        found = _counted("no split" if f.split is None else f.split for f in labelled)
-        raise DataError(f"no labelled frame of split {split!r}; found {found}.")
-    return chosen, f"frames of split {split}", "of other splits"
-
-
-def _counted(names: Iterable[str | None]) -> str:
-    """'gfn1 (28 frames), nm (3 frames)'."""
-    counts = Counter(map(str, names)).items()
-    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts)
-
-
-def level_tag(atoms: Atoms, known: Collection[str] = ()) -> str | None:
-    """The level that a structure names itself (info fidelity, head or data_modality): the first that is known, if one is."""
-    tags = [str(atoms.info[key]) for key in FIDELITY_TAGS if atoms.info.get(key) is not None]
-    return next((tag for tag in tags if tag in known), tags[0] if tags else None)
-
-
 def evaluate(
     model: MultiFidelityGP,
     frames: FrameSet | Sequence[Frame],
@@ -290,6 +218,7 @@ def evaluate(
     predictor = model.predictor(fidelity, calibrated=calibrated)
     chosen = _labelled(frames, fidelity, predictor)
     parts: dict[str, list[Comparison]] = {"energy": [], "forces": [], "stress": [], "magmoms": []}
+    shares: dict[str, list[float]] = {kind: [] for kind in parts}
     species: dict[str, list[NDArray[np.int64]]] = {
         kind: [np.zeros(0, dtype=np.int64)] for kind in ("forces", "magmoms")
     }
@@ -298,6 +227,8 @@ def evaluate(
     ):
         for kind, compared in compare(frame, prediction, label_std(model, frame, prediction)).items():
             parts[kind].append(compared)
+            if (share := compared.inside) is not None and not frame.isolated_atom:
+                shares[kind].append(share)
             if kind == "forces":
                 species[kind].append(np.repeat(frame.atoms.numbers[frame.force_mask], 3).astype(np.int64))
             if kind == "magmoms":
@@ -314,6 +245,7 @@ def evaluate(
         force_species=np.concatenate(species["forces"]),
         magmoms=joined["magmoms"] if parts["magmoms"] else None,
         magmom_species=np.concatenate(species["magmoms"]),
+        intervals=tuple(NewLabels(fidelity, kind).plus(of_kind) for kind, of_kind in shares.items() if of_kind),
     )
 
 

@@ -296,8 +296,8 @@ class MultiFidelityGP:
         atoms without a term, are told. DataError, and no change, for unseen elements or levels. Calculators keep the old.
         """
         frames = frames_from(new_frames, self.levels, self.config.keys)
-        if frames.held_out():
-            warnings.warn(f"{len(frames.held_out())} frames are held out (info['split']); skipped", stacklevel=2)
+        if n := len(frames.held_out()):
+            warnings.warn(f"held out (info['split']) and skipped: {n} of {len(frames)} frames", stacklevel=2)
         self.check_elements(frames)
         chosen = distinct(new_calculations(frames.training(), self.calculated, self.seen))
         if not chosen:

@@ -13,8 +13,9 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
+from ase.db import connect
 from ase.filters import FrechetCellFilter
-from ase.io import write
+from ase.io import read, write
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
@@ -52,6 +53,17 @@ def test_ase_gets_its_own_properties(model: MultiFidelityGP) -> None:
     assert found["energy"] == atoms.calc.results["energy"] == atoms.get_potential_energy()
     assert_allclose(found["forces"], atoms.get_forces(), rtol=0, atol=0)
     assert "energy_std" in atoms.calc.results
+
+
+def test_trajectories_and_databases_say_the_level(model: MultiFidelityGP, tmp_path: Path) -> None:
+    atoms = alloy(90)
+    atoms.calc = model.calculator(fidelity="low", uncertainty="none")
+    atoms.get_forces()
+    write(tmp_path / "run.traj", atoms)
+    assert read(tmp_path / "run.traj").calc.parameters["fidelity"] == "low"
+    with connect(tmp_path / "run.db") as rows:
+        rows.write(atoms)
+        assert rows.get(1).calculator_parameters["fidelity"] == "low"
 
 
 def test_a_vector_in_the_plane_of_a_slab_is_no_cell(model: MultiFidelityGP) -> None:

@@ -22,10 +22,12 @@ from typer.testing import CliRunner
 
 import mfgp.campaign.loop as campaign_module
 from mfgp import ConfigError, DataError, MultiFidelityGP
+from mfgp.calibration.calibration import Calibration
 from mfgp.campaign import Campaign
 from mfgp.campaign.store import Store
 from mfgp.cli import app
-from mfgp.frames import to_atoms
+from mfgp.errors import NumericalError
+from mfgp.frames import FrameSet, to_atoms
 
 ROOT = Path(__file__).parent.parent
 N_POOL = 5
@@ -331,6 +333,32 @@ def test_structures_that_the_inducing_points_do_not_carry_are_followed_by_a_refi
     assert points[1] > points[0]  # of copper
     assert versions[1].calibration is not None
     assert versions[1].calibration.carries
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_refit_that_failed_is_tried_again_with_more_labels_alone(
+    folder: Path, two_levels: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_fit(folder, two_levels, config, stop={"steps": 3})
+    fit = yaml.safe_load((folder / "fit.yaml").read_text())
+    fit["training"]["calibrate"] = True
+    (folder / "fit.yaml").write_text(yaml.safe_dump(fit))
+    write(folder / "pool.extxyz", [alloy(200 + i) for i in range(6)])
+    start(folder)
+    tried = []
+
+    def failing(frames: FrameSet, *args: Any, **kwargs: Any) -> MultiFidelityGP:
+        tried.append(len(frames))
+        raise NumericalError("float64 does not do")
+
+    monkeypatch.setattr(MultiFidelityGP, "fit", failing)
+    monkeypatch.setattr(Calibration, "carries", False)
+    run(folder)
+    assert tried == [19, 23]  # not with 21
+    whys = [why for (why,) in rows(folder, "SELECT why FROM models ORDER BY version")]
+    assert "the refit failed (float64 does not do)" in whys[1]
+    assert "but a refit failed before: another one is tried with 23 labels" in whys[2]
+    assert "the refit failed" in whys[3]
 
 
 def test_only_one_process_works_on_a_campaign(folder: Path) -> None:

@@ -14,7 +14,8 @@ from numpy.testing import assert_allclose
 
 from mfgp import DataError, Frame, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.scores import Scores
-from mfgp.evaluation import evaluate, frames_to_score, label_std
+from mfgp.data.scored_frames import frames_to_score
+from mfgp.evaluation import evaluate, label_std
 from mfgp.frames import to_atoms
 from mfgp.gp.observations import SHEAR, labelled_rows
 

@@ -135,3 +135,13 @@ def test_what_is_printed_is_short() -> None:
     assert repr(frames) == "<FrameSet of nm: 50 frames, mag: 2 frames (1 held out)>"
     assert repr(frames.frames[0]) == f"<Frame {frames.frames[0].source}: CO at nm, energy, forces>"
     assert repr(frames.frames[-1]).endswith("Cu2 at mag, energy>")
+
+
+def test_many_frames_without_a_level_are_one_problem() -> None:
+    with pytest.raises(DataError) as caught:
+        frames_from([dimer(1.0 + 0.1 * i) for i in range(6)], ("low", "high"))
+    contains(str(caught.value), "list of Atoms frame 0 (CO) and 5 more of 6 frames", "pass {'high': frames}")
+    assert str(caught.value).count("tag with") == 1
+    with pytest.raises(DataError) as caught:
+        frames_from([dimer(1.0 + 0.1 * i, fidelity="top") for i in range(6)], ("low", "high"))
+    assert str(caught.value).count("unknown fidelity 'top'") == 1

@@ -17,8 +17,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCom
 from ase.db import connect
 from ase.io import read, write
+from conftest import alloy
 from numpy.testing import assert_allclose
 
+from mfgp import MultiFidelityGP
 from mfgp.data.reading import read_structures
 from mfgp.errors import ConfigError, DataError
 from mfgp.frames import LabelKeys, read_frames
@@ -231,6 +233,25 @@ def test_disorder_in_a_cif_is_told(tmp_path: Path) -> None:
         path.write_text(CIF + ORDERED + sites)
         with pytest.warns(UserWarning, match=rf"a.cif \(.*\): sites are shared or partly empty \({said}\).*ordered"):
             assert len(read_structures(path)[0]) == 3
+
+
+def test_disorder_is_told_in_python_until_atoms_are_drawn(tmp_path: Path, model: MultiFidelityGP) -> None:
+    path = tmp_path / "a.cif"
+    path.write_text(CIF + ORDERED + "Au1 Au 0.45 0.5 0 0.5\nCu3 Cu 0.55 0.5 0 0.5\n")
+    atoms = read(path)
+    with pytest.warns(UserWarning, match=r"the structure \(Cu3\): sites are shared .*Au 0.45 Cu 0.55") as caught:
+        model.predict(atoms, "low", uncertainty="none")
+    assert caught[0].filename == __file__
+    atoms = atoms * (2, 1, 1)
+    with pytest.warns(UserWarning, match=r"structure 1 of the list \(Cu6\): sites are shared"):
+        model.predict([alloy(1), atoms], "low", uncertainty="none")
+    atoms.calc = model.calculator("low", uncertainty="none")
+    with pytest.warns(UserWarning, match="sites are shared"):
+        atoms.get_potential_energy()
+    atoms.symbols[2] = "Au"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(atoms, "low", uncertainty="none")
 
 
 @pytest.mark.parametrize("name", ["Cu1", "Cu_pv", "29"])

@@ -19,10 +19,10 @@ def _in(folder: str, names: str) -> list[str]:
 # those above it in this list, not those below.
 LAYERS = [
     *_in("", "errors"),
-    *_in("base", "extxyz_limits files progress threads units console config_errors yaml_files devices"),
-    *_in("data", "transposed_cells held_atoms label_values labels reading sources label_warnings"),
+    *_in("base", "extxyz_limits files progress threads units words console config_errors yaml_files devices"),
+    *_in("data", "transposed_cells structure_warnings held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
-    *_in("data", "single_point same_structure trajectories training_frames costs structure_json"),
+    *_in("data", "scored_frames single_point same_structure trajectories training_frames costs structure_json"),
     *_in("baselines", "zbl coulomb registry columns checks"),
     *_in(
         "gp",
@@ -42,7 +42,10 @@ LAYERS = [
         "calibration factors moments left_out_warnings calibrating",
     ),
     *_in("", "evaluation"),
-    *_in("notes", "surprises training_residuals contradictions stress_order not_carried prequential fit_notes"),
+    *_in(
+        "notes",
+        "surprises training_residuals contradictions stress_order not_carried prequential narrow_intervals fit_notes",
+    ),
     *_in(
         "",
         "calculator model model_upgrades model_file compression tuning rates estimate learning_curve report",

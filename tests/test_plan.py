@@ -138,7 +138,7 @@ def test_held_out_structures_are_not_offered_where_there_are_others(files: tuple
         else:
             assert found == expected
             assert f"not offered, since they are held out (info['split']): {n_held_out} of" in result.stderr
-    forecast = run("plan", files[0], files[1], "--hours", 0.1, *GIVEN)
+    forecast = run("plan", files[0], files[1], "--budget-hours", 0.1, *GIVEN)
     assert "held out" not in forecast.stderr
 
 

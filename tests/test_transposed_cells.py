@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, hcp0001, make_supercell, molecule
 from ase.io import read, write
 
+from mfgp import MultiFidelityGP
 from mfgp.data.reading import geometry_problems, read_structures
 from mfgp.data.transposed_cells import closest_pair, transposed, with_transposed_cell
 from mfgp.doctor import examine
@@ -120,3 +121,41 @@ def test_structures_without_labels_are_told_when_they_are_read(tmp_path: Path) -
     write(tmp_path / "wrong.extxyz", with_columns(rattled(OBLIQUE["hcp"])))
     with pytest.warns(UserWarning, match=r"wrong\.extxyz frame 0 first\) are closer .* atoms\.set_cell"):
         read_structures(tmp_path / "wrong.extxyz")
+
+
+def test_python_is_told_as_the_commands_are(tmp_path: Path, model: MultiFidelityGP) -> None:
+    right = [alloy_cell(seed) for seed in range(4)]
+    wrong = with_columns(right)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(right, "low", uncertainty="none")
+        model.predict(right[0], "low", uncertainty="none")
+    with pytest.warns(UserWarning, match=r"atoms of the structure are closer .* atoms\.set_cell") as caught:
+        model.predict(wrong[0], "low", uncertainty="none")
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"atoms of 4 structures \(structure 0 of the list first\) are closer"):
+        model.predict(wrong, "low", uncertainty="none")
+    write(tmp_path / "POSCAR", wrong[0])
+    with pytest.warns(UserWarning, match="POSCAR frame 0 are closer"):
+        read_structures(tmp_path / "POSCAR")
+    moving = wrong[0]
+    moving.calc = model.calculator("low", uncertainty="none")
+    with pytest.warns(UserWarning, match="atoms of the structure are closer"):
+        moving.get_forces()
+    moving.positions += 1e-3
+    with warnings.catch_warnings():  # later steps do not look again
+        warnings.simplefilter("error")
+        moving.get_forces()
+
+
+def test_of_one_or_two_structures_all_speak_for_it() -> None:
+    (wrong,) = with_columns([alloy_cell(0)])
+    assert transposed([wrong], 1) == [0]
+    assert transposed([wrong, alloy_cell(1)], 2) == []
+
+
+def alloy_cell(seed: int) -> Atoms:
+    """A cell of CuAu with angles far from 90 degrees, rattled."""
+    atoms = make_supercell(bulk("Ti", a=2.6, c=4.25), [[2, 0, 0], [1, 2, 0], [0, 1, 2]])
+    atoms.symbols = ["Cu", "Au"] * (len(atoms) // 2)
+    return rattled(atoms, 1, seed)[0]

@@ -5,6 +5,7 @@ A version is a file first (written whole) and a row then, in the transaction tha
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from mfgp.model import MultiFidelityGP
 from mfgp.predict.prediction import Prediction
 
 MODELS = "models"
+FAILED = "refit_failed"  # key of the number of labels that a refit failed with
+MORE = 1.2  # times as many labels, from which on another one is tried
 
 
 class Models:
@@ -72,7 +75,7 @@ class Models:
         """The model with the new labels and without those that were replaced, what was done, and why.
 
         All is fitted again where labels were replaced, every `refit_every` steps, and, in a campaign with `fit`, where the
-        inducing points do not carry the new structures (calibration/carried.py).
+        inducing points do not carry the new structures (calibration/carried.py), unless that failed with nearly as many.
         """
         counts = ", ".join(f"{n} {t}" for t in model.levels if (n := sum(r.level == t for r in rows)))
         every, why = self.config.refit_every, f"{counts or 'no'} labels learned"
@@ -82,7 +85,11 @@ class Models:
         if updated := not because:
             model.update(new)
             if self.config.fit is not None and model.calibration is not None and not model.calibration.carries:
-                because = "the inducing points do not carry them, so"
+                missed, wanted = "the inducing points do not carry them", self._wanted_for_another()
+                if len(self.store.labels("accepted = 1")) >= wanted:
+                    because = f"{missed}, so"
+                else:
+                    why += f"; {missed}, but a refit failed before: another one is tried with {wanted} labels"
         if because:
             report("refit", 0, 1, "")
             accepted = self.store.labels("accepted = 1")  # an error of the database is none of the fit
@@ -90,6 +97,7 @@ class Models:
                 every_frame = frames_of(accepted, model.levels)
                 model = MultiFidelityGP.fit(every_frame, self.fit_config(), progress=False)
                 report("refit", 1, 1, "")
+                self.store.set_meta(FAILED, "0")
                 return model, "refit", f"{why}; {because} all is fitted again"
             except MfgpError as error:
                 if replaced:
@@ -97,6 +105,7 @@ class Models:
                         f"{replaced} labels that the model learned were replaced, so all is to be fitted again; the fit "
                         f"failed: {error}"
                     ) from error
+                self.store.set_meta(FAILED, str(len(accepted)))
                 why += f"; the refit failed ({error}), so an update at the old hyperparameters"
         if not updated:
             model.update(new)
@@ -104,6 +113,10 @@ class Models:
             model.calibrate(frames_of(self.store.labels("accepted = 1"), model.levels), report)
             why += "; calibrated on all"
         return model, "update", why
+
+    def _wanted_for_another(self) -> int:
+        """Labels from which on a refit is tried again after one that failed; 0 where none has."""
+        return math.ceil(MORE * int(self.store.meta(FAILED) or 0))
 
     def fit_config(self) -> FitConfig:
         """The configuration of the fit, as `init` read it."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mfgp.base import console
+from mfgp.base.words import counted
 from mfgp.campaign.schema import CONFIG, DATABASE
 from mfgp.cli.command_line import check_outputs, friendly, training_files
 from mfgp.errors import DataError
@@ -210,7 +211,7 @@ def export(
             what = "rejected" if rejected else "of its own"
             raise DataError(f"{where} has no labels {what} to write; {output} is left as it is.")
         write_extxyz(output, frames)
-        console.say(console.stdout(), f"wrote {len(frames)} labels to {output}")
+        console.say(console.stdout(), f"wrote {counted(len(frames), 'label')} to {output}")
 
 
 @campaign.command()

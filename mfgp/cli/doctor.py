@@ -111,8 +111,8 @@ def _levels_of_files(data: list[Path], names: list[str], notices: Console) -> tu
     Says so where files of one name, in several folders, become one level.
     """
     from mfgp.data.reading import load
+    from mfgp.data.scored_frames import level_tag
     from mfgp.data.sources import stem_of
-    from mfgp.evaluation import level_tag
 
     if names and len(names) != len(data):
         raise ConfigError(

@@ -188,8 +188,10 @@ def evaluate(
     with friendly() as notices:
         from mfgp import evaluation
         from mfgp.base.progress import bars
+        from mfgp.data.scored_frames import frames_to_score
         from mfgp.data.training_frames import calculation_key
         from mfgp.model import MultiFidelityGP
+        from mfgp.notes.narrow_intervals import narrow_intervals
 
         check_outputs([json_path], [model, data])
         if plots is not None and plots.exists() and not plots.is_dir():
@@ -199,7 +201,7 @@ def evaluate(
         fitted = MultiFidelityGP.load(model)
         level = fitted.levels[fitted.level(fidelity)]
         frames = _read_labelled(data, level, fitted, label_keys(keys))
-        chosen, note = evaluation.frames_to_score(
+        chosen, note = frames_to_score(
             frames, level, fitted.levels, everything, split=split, tag=tag, named=fidelity is not None
         )
         which = "the posterior's own" if raw_std or fitted.calibration is None else "calibrated"
@@ -214,6 +216,8 @@ def evaluate(
         if result.stress is not None:
             say_stress(fitted, fidelity, notices)
         _report(result, json_path, plots, notices)
+        if (narrow := narrow_intervals(fitted, result, calibrated=not raw_std)) is not None:
+            console.say(notices, f"warning: {narrow}", "yellow")
 
 
 def _report(result: Evaluation, json_path: Path | None, plots: Path | None, notices: Console) -> None:

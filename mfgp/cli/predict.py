@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mfgp.base import console
+from mfgp.base.words import counted
 from mfgp.cli.command_line import Fidelity, ModelPath, RawStd, check_outputs, friendly, say_stress
 from mfgp.errors import ConfigError
 
@@ -75,7 +76,7 @@ def predict(
             )
         if by_level:
             console.stdout().print(shares_table(predictions))
-        console.say(notices, f"wrote {len(predicted)} structures at level {predictor.fidelity} to {output}")
+        console.say(notices, f"wrote {counted(len(predicted), 'structure')} at level {predictor.fidelity} to {output}")
 
 
 def with_results(atoms: Atoms, p: Prediction) -> Atoms:

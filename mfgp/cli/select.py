@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mfgp.base import console
+from mfgp.base.words import counted
 from mfgp.cli.command_line import ModelPath, check_outputs, friendly, write_json
 from mfgp.errors import ConfigError
 
@@ -165,7 +166,7 @@ def select(
             console.say(notices, text, "yellow")
             return
         write_selected(chosen, asked.pool, asked.model.config.keys, output)
-        console.say(notices, f"wrote {len(chosen.choices)} structures to {output}")
+        console.say(notices, f"wrote {counted(len(chosen.choices), 'structure')} to {output}")
         if json_path is not None:
             write_json(selection_json(chosen, asked.unit), json_path)
 
@@ -183,7 +184,9 @@ def _say_same(chosen: Selection, notices: Console) -> None:
 def plan(
     model: ModelPath,
     pool: Pool,
-    hours: Annotated[float, typer.Option("--hours", metavar="H", help="the budget", min=0.0, show_default=False)],
+    hours: Annotated[
+        float, typer.Option("--budget-hours", "--hours", metavar="H", help="as of select", min=0.0, show_default=False)
+    ],
     target: TargetLevel = None,
     costs: Costs = None,
     levels: Levels = None,

@@ -121,7 +121,7 @@ def plan_table(plan: Plan, unit: str) -> Table:
     title = f"expected std at {plan.joint.target} (now {plan.joint.std_before:.4g} {unit}): calculations by level"
     if len(rows) > 1:
         title += (
-            "\n(after a part of the choice for the whole budget; a smaller one may be spent better: give it as --hours)"
+            "\n(after a part of the choice for the whole budget; a smaller one may be spent better: --budget-hours)"
         )
     return console.table(title, columns, rows)
 

@@ -24,14 +24,14 @@ from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from descriptors import without_gaps
-from mfgp.data.transposed_cells import WAY_OUT, columns_warning, fits_transposed, transposed
+from mfgp.data.structure_warnings import disorder
+from mfgp.data.transposed_cells import FEW, WAY_OUT, columns_warning, fits_transposed, transposed
 from mfgp.errors import DataError
 
 MIN_DISTANCE = 0.3  # Å; closer atoms are a mistake in the file, not physics
 _SEARCH_CUTOFF = 1.5  # Å; of the pair search, which slows down when its cells are much smaller than an atom
 _THINNEST_CELL = 1e-3  # Å; smallest singular value of the periodic lattice vectors
 _COMPRESSED = (".gz", ".bz2", ".xz")
-_WHOLE = 0.99  # of a site; refinements give a full one 0.998 and the like
 _SHOWN = 5
 
 
@@ -49,7 +49,7 @@ def read_structures(path: str | os.PathLike[str]) -> list[Atoms]:
         for problem in geometry_problems(atoms)
     ]
     raise_problems(problems)
-    if found := transposed(frames):
+    if found := transposed(frames, min(FEW, len(frames))):
         warnings.warn(columns_warning(len(found), f"{path} frame {found[0]}"), stacklevel=2)
     return frames
 
@@ -121,24 +121,9 @@ def _iread(path: Path) -> Iterator[Atoms]:
         yield from iread(text, index=":", format="extxyz")
     else:
         for atoms in iread(path, index=":", format=kind, do_not_split_by_at_sign=True):
-            if kind == "cif":
-                _warn_of_disorder(path, atoms)
+            if kind == "cif" and (said := disorder(atoms)):
+                warnings.warn(f"{path} ({atoms.symbols}): {said}", stacklevel=2)
             yield atoms
-
-
-def _warn_of_disorder(path: Path, atoms: Atoms) -> None:
-    """ASE puts one element on each site of a CIF, the most frequent one, and keeps what the file says in info."""
-    sites = [
-        site for site in atoms.info.get("occupancy", {}).values() if any(not share > _WHOLE for share in site.values())
-    ]
-    if sites:
-        shares = dict.fromkeys(" ".join(f"{symbol} {share:g}" for symbol, share in sorted(s.items())) for s in sites)
-        warnings.warn(
-            f"{path} ({atoms.symbols}): sites are shared or partly empty ({', '.join(list(shares)[:_SHOWN])}), and each is "
-            "taken as full of its most frequent element. Make ordered structures of it, for example a few supercells with "
-            "atoms drawn at random, and name these",
-            stacklevel=2,
-        )
 
 
 def _database(path: Path, kind: str) -> Iterator[Atoms]:

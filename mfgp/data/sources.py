@@ -94,21 +94,31 @@ def from_mapping(sources: Mapping[str, Source], known: Sequence[str], problems: 
 
 def tagged(sources: Source, known: Sequence[str], problems: list[str]) -> list[Entry]:
     """Frames that carry one of the `known` levels in info, or come from a file of that name; an only level needs neither."""
-    entries: list[Entry] = []
-    for entry in _load(sources, problems):
+    given, entries, unnamed = _load(sources, problems), list[Entry](), list[Entry]()
+    unknown: dict[str, list[Entry]] = {}
+    for entry in given:
         level = _tag(entry.atoms) or (known[0] if len(known) == 1 else None)
         if level is None and entry.stem in known:
             level = entry.stem
         if level is None:
-            problems.append(
-                f"{named(entry)} carries no level in info ({', '.join(FIDELITY_TAGS)}); tag it with "
-                f"info['fidelity'], one of {', '.join(known)}, name its file so, or pass {{level: frames}}"
-            )
+            unnamed.append(entry)
         elif level not in known:
-            problems.append(f"{named(entry)}: unknown fidelity {level!r}; known are {', '.join(known)}")
+            unknown.setdefault(level, []).append(entry)
         else:
             entries.append(replace(entry, level=level))
+    if unnamed:
+        problems.append(
+            f"{_first_of(unnamed, given)} with no level in info ({', '.join(FIDELITY_TAGS)}); tag with "
+            f"info['fidelity'], one of {', '.join(known)}, name the file so, or pass {{{known[-1]!r}: frames}}"
+        )
+    for level, own in unknown.items():
+        problems.append(f"{_first_of(own, given)}: unknown fidelity {level!r}; known are {', '.join(known)}")
     return entries
+
+
+def _first_of(found: Sequence[Entry], given: Sequence[Entry]) -> str:
+    """'list of Atoms frame 0 (Cu4) and 5 more of 6 frames'."""
+    return named(found[0]) if len(found) == 1 else f"{named(found[0])} and {len(found) - 1} more of {len(given)} frames"
 
 
 def _levels_of(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from mfgp.base.words import counted
 from mfgp.data.same_structure import groups
 from mfgp.data.single_point import geometry
 from mfgp.errors import DataError
@@ -127,5 +128,5 @@ def distinct(frames: FrameSet) -> FrameSet:
             known.add(key)
     if len(fresh) < len(frames):
         n = len(frames) - len(fresh)
-        warnings.warn(f"{n} frames are repeated (same structure and labels); skipped", stacklevel=3)
+        warnings.warn(f"repeated (same structure and labels) and skipped: {counted(n, 'frame')}", stacklevel=3)
     return FrameSet(frames.levels, tuple(fresh))

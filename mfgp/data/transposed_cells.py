@@ -14,7 +14,8 @@ UO2 2+ 0.68, N2 and CO 0.77 - 0.79), and most strained or rattled crystals have 
 speaks for the transposed cell. Orthogonal cells, molecules in boxes and small cells with angles near 90 degrees say nothing.
 Where structures have short distances of their own (atoms at random, pairs pressed together) few of them are gone in the
 transposed cell: of two to eight random atoms, 0 - 21 %. So those of a level are told where there are three or more, and
-at least half of the structures with q(C) < 0.6. Cells of one atom are left out: any flat one would do.
+at least half of the structures with q(C) < 0.6; of one or two structures to be predicted all must. Cells of one atom are
+left out: any flat one would do.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ WAY_OUT = "if the lattice vectors were written as columns, call atoms.set_cell(a
 _THINNEST = 1e-3  # of a cell's periodic vectors, smallest over largest singular value
 
 
-def transposed(structures: Sequence[Atoms]) -> list[int]:
-    """Which structures speak for the transposed cell, where they do so often enough, else none."""
+def transposed(structures: Sequence[Atoms], few: int = FEW) -> list[int]:
+    """Which structures speak for the transposed cell, where `few` of them or more do so, and half of the short ones."""
     periodic = [i for i, atoms in enumerate(structures) if len(atoms) > 1 and atoms.pbc.any()]
     short = [i for i in periodic if closest_pair(structures[i]) < SHORT]
     found = [i for i in short if fits_transposed(structures[i])]
-    return found if len(found) >= max(FEW, len(short) / 2) else []
+    return found if len(found) >= max(few, len(short) / 2) else []
 
 
 def columns_warning(count: int, first: str) -> str:
     """What a user is told of `count` such structures, the first of which comes from `first`."""
+    which = first if count == 1 else f"{count} structures ({first} first)"
     return (
-        f"atoms of {count} structures ({first} first) are closer to each other than bonds are, but would not be in the "
-        f"transposed cell; {WAY_OUT}, with the same positions"
+        f"atoms of {which} are closer to each other than bonds are, but would not be in the transposed cell; {WAY_OUT}, "
+        "with the same positions"
     )
 
 

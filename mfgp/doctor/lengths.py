@@ -54,7 +54,7 @@ def cell_checks(level: str, frames: Sequence[Frame]) -> list[Finding]:
         return []
     message = (
         f"fidelity {level!r}: atoms of {len(found)} of {len(frames)} frames are closer to each other than bonds are "
-        f"in the given cell and would not be in the transposed one, {examples(found)}; {WAY_OUT}, with the same "
+        f"in the given cell and would not be in the transposed one, {examples(found, 3)}; {WAY_OUT}, with the same "
         "positions. Other frames of the same origin may be wrong, too: small cells do not tell."
     )
     return [about("error", "cells", message, found)]

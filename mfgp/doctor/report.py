@@ -76,10 +76,10 @@ class Report:
         return not self.of("error")
 
 
-def examples(frames: Sequence[Frame]) -> str:
+def examples(frames: Sequence[Frame], most: int = _SHOWN) -> str:
     """'nm.extxyz frame 3 (Li4Fe4P4O16), nm.extxyz frame 7 (Li4P4O16)', of many the first few, and how to see all."""
-    shown = ", ".join(f"{frame.source} ({frame.atoms.symbols})" for frame in frames[:_SHOWN])
-    return shown if len(frames) <= _SHOWN else f"{shown} and {len(frames) - _SHOWN} more ({SEE_ALL})"
+    shown = ", ".join(f"{frame.source} ({frame.atoms.symbols})" for frame in frames[:most])
+    return shown if len(frames) <= most else f"{shown} and {len(frames) - most} more ({SEE_ALL})"
 
 
 def enumerated(words: Iterable[str], last_by: str = "and") -> str:

@@ -15,6 +15,7 @@ from ase import Atoms
 from mfgp.base.progress import Report, late_bars, silent
 from mfgp.base.threads import ordered_map
 from mfgp.data.reading import MIN_DISTANCE
+from mfgp.data.structure_warnings import warn_of_structures
 from mfgp.errors import DataError
 from mfgp.gp.functionals import Functionals
 from mfgp.predict.means import Mean, local_gradient, voigt
@@ -28,7 +29,7 @@ QUICK_ATOMS = 64  # that are predicted before a bar would be drawn
 def predictions(
     predictor: Predictor, atoms: Atoms | Sequence[Atoms], uncertainty: str, progress: bool = True
 ) -> Prediction | list[Prediction]:
-    """What `MultiFidelityGP.predict` returns, with a bar of what takes long (progress.late_bars)."""
+    """What `MultiFidelityGP.predict` returns, with its warnings and a bar of what takes long (progress.late_bars)."""
     structures: Sequence[Atoms] = [atoms] if isinstance(atoms, Atoms) else atoms
     if structures is atoms:
         checked_structures(predictor, structures, "predict takes ase.Atoms or a list of them")
@@ -36,11 +37,13 @@ def predictions(
     with late_bars(progress and sum(map(len, structures)) > QUICK_ATOMS) as report:
         report("prediction", 0, len(structures), predictor.fidelity)
         if structures is not atoms:
-            return predictor(structures[0], uncertainty, report)
-        for prediction in predict_many(predictor, structures, uncertainty, report):
-            out.append(prediction)
-            report("prediction", len(out), len(structures), predictor.fidelity)
-    return out
+            out.append(predictor(structures[0], uncertainty, report))
+        else:
+            for prediction in predict_many(predictor, structures, uncertainty, report):
+                out.append(prediction)
+                report("prediction", len(out), len(structures), predictor.fidelity)
+    warn_of_structures(structures, stacklevel=3)
+    return out if structures is atoms else out[0]
 
 
 def predict_many(
