@@ -12,7 +12,7 @@ from mfgp.base.progress import Report, silent
 from mfgp.calibration.calibration import Calibration
 from mfgp.calibration.carried import Carried, usually_carried
 from mfgp.calibration.cell_widths import widths
-from mfgp.calibration.factors import fit_calibration
+from mfgp.calibration.factors import energies_by_element, fit_calibration
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.calibration.left_out_warnings import warn_of_left_out
@@ -52,7 +52,8 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
         reach = 2 * model.soap.config.r_cut
         carried = _carried(model) or usually_carried(left_out, model.levels)
         wide, shear = widths(frames, model.levels, reach), model.columns.shear
-        calibration = replace(calibration, widths=wide, carried=carried, shear=shear)
+        elements = tuple(energies_by_element(left_out, level) for level in model.levels)
+        calibration = replace(calibration, widths=wide, carried=carried, shear=shear, elements=elements)
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
 

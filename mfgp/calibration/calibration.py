@@ -7,16 +7,18 @@ The variance of the difference between a prediction and a new calculation is tak
 with the variance of the posterior weights, that which the inducing points do not carry, and that of the labels' noise (all
 as the fit has them), and factors a, r, b > 0 for each level and property, for forces by the species that they act on.
 v_weights and v_residual are multiplied by the factor of novelty.py first, and all three, but for virials, by that of the
-composition (composition_scatter.py). factors.py has how all that comes from left-out errors. The noise
-of a fit holds what the model cannot express as well as what is wrong with the labels; a user meets both, so a calibrated std
-is that of the difference to a new calculation at that level, noise included. Where v_residual is not known (sampled standard
-deviations) a second pair a', b' without it takes over. Magnetic moments have one factor (moments.py). Variance
-scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al., Mach. Learn.: Sci. Technol. 3, 015012 (2022).
+composition (composition_scatter.py). factors.py has how all that comes from left-out errors. Where these are hardly of
+structures with an element (`rare`) they do not tell how well its e0 and local energies are known, and energies of such
+structures have no factor below 1. The noise of a fit holds what the model cannot express as well as what is wrong with the
+labels; a user meets both, so a calibrated std is that of the difference to a new calculation at that level, noise included.
+Where v_residual is not known (sampled standard deviations) a second pair a', b' without it takes over. Magnetic moments
+have one factor (moments.py). Variance scaling after the fit: Levi et al., Sensors 22, 5540 (2022); Busk et al., Mach.
+Learn.: Sci. Technol. 3, 015012 (2022).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -33,6 +35,8 @@ from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
 from mfgp.gp.observations import SHEAR, components
 
+MIN_STRUCTURES = 3  # left out, of a property of a level or with an element: fewer do not tell what errors are like
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -47,6 +51,11 @@ class Scale:
     def times(self, factor: float) -> Scale:
         """All of them times a factor."""
         return Scale(*(factor * x for x in astuple(self)))
+
+    @property
+    def widening(self) -> Scale:
+        """Those above 1, and 1 for the others: of what the errors that they were fitted to say nothing of."""
+        return Scale(*(max(1.0, x) for x in astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Calibration:
     tested: tuple[NewLabels, ...] = ()
     shear: float = SHEAR  # of the model's labelled rows of shear (observations.Columns)
     carried: tuple[Carried, ...] = ()
+    elements: tuple[dict[int, int], ...] = ()  # by level and atomic number, left-out energies of structures with it
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -151,14 +161,21 @@ class Calibration:
         return np.array([found.get(int(z), 1.0) for z in numbers])
 
     def energy_scale(self, level: int, numbers: NDArray[np.int64]) -> Scale:
-        """Of the energy of a structure with these atomic numbers [N]."""
+        """Of the energy of a structure with these atomic numbers [N]: errors of other elements narrow no energy of one that
+        is rare."""
         factor = self.energy_scatter[level].factor(numbers) if self.energy_scatter else 1.0
-        return self.energy[level].times(factor)
+        scale = self.energy[level].times(factor)
+        return scale.widening if self.rare(level, np.unique(numbers).tolist()) else scale
 
     def force_scales(self, level: int, numbers: NDArray[np.int64]) -> dict[int, Scale]:
         """Of the forces in a structure with these atomic numbers [N], by atomic number."""
         factor = self.force_scatter[level].factor(numbers) if self.force_scatter else 1.0
         return {z: scale.times(factor) for z, scale in self.forces[level].items()}
+
+    def rare(self, level: int, elements: Iterable[int]) -> list[int]:
+        """Of atomic numbers those that fewer than MIN_STRUCTURES of the left-out energies of a level tell of."""
+        counts = self.elements[level] if self.elements else {}
+        return [z for z in elements if counts and counts.get(z, 0) < MIN_STRUCTURES]
 
     def _scales(self, level: int, numbers: NDArray[np.int64], size: int) -> list[Scale]:
         energy = self.energy_scale(level, numbers)
@@ -186,6 +203,7 @@ class Calibration:
             "tested": [asdict(t) for t in self.tested],
             "shear": self.shear,
             "carried": [c.to_json() for c in self.carried],
+            "elements": [{chemical_symbols[z]: n for z, n in level.items()} for level in self.elements],
         }
 
     @staticmethod
@@ -208,6 +226,7 @@ class Calibration:
             tuple(NewLabels(**t) for t in data.get("tested", [])),
             data.get("shear", 1.0),
             tuple(Carried.from_json(c) for c in data.get("carried", [])),
+            tuple({atomic_numbers[z]: n for z, n in level.items()} for level in data.get("elements", [])),
         )
 
 

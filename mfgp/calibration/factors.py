@@ -17,15 +17,16 @@ scatter of composition_scatter.py last.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from mfgp.calibration.calibration import Calibration, Fitted, Scale
+from mfgp.calibration.calibration import MIN_STRUCTURES, Calibration, Fitted, Scale
 from mfgp.calibration.composition_scatter import ENERGIES, FORCES, CompositionScatter, fit_scatter, fractions
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.novelty import (
@@ -43,7 +44,6 @@ Array = NDArray[np.float64]
 Alike = Mapping[tuple[str, str], Sequence[LeftOut]]  # by level and kind
 PRIOR_STD = 2.0  # of the logarithm of a factor
 BOUNDS = (-30.0, 6.0)  # an amplitude that ran away, as in earlier fits, makes the residual 10^6 times too large
-MIN_STRUCTURES = 3  # with fewer a property of a level is left as it is
 FIXED = {"energy": ENERGY_EXPONENT, "virial": VIRIAL_EXPONENT}
 ROUNDS = 3  # of factors and exponents in turns
 
@@ -237,8 +237,17 @@ def fit_scales(left_out: Iterable[LeftOut], levels: Sequence[str], species: Sequ
         pooled = _pooled(everything)
         energy.append(fit(level, "energy", 0, pooled))
         forces.append({z: fit(level, "forces", z, pooled) for z in species})
-        virial.append(fit(level, "virial", 0, Scale(*(max(1.0, x) for x in astuple(pooled)))))
+        virial.append(fit(level, "virial", 0, pooled.widening))
     return Calibration(tuple(energy), tuple(forces), tuple(virial), tuple(fitted))
+
+
+def energies_by_element(left_out: Iterable[LeftOut], level: str) -> dict[int, int]:
+    """How many left-out energies of a level are of structures with an element, by atomic number; empty where they are too
+    few for a scale.
+    """
+    energies = [p for p in left_out if (p.frame.fidelity, p.kind) == (level, "energy")]
+    counts = Counter(z for p in energies for z in np.unique(p.frame.atoms.numbers).tolist())
+    return dict(counts) if len(energies) >= MIN_STRUCTURES else {}
 
 
 def fit_factors(

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mfgp.calibration.calibration import Calibration
-from mfgp.calibration.factors import MIN_STRUCTURES
+from mfgp.calibration.calibration import MIN_STRUCTURES, Calibration
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.scores import MIN_LABELS, bulk
 from mfgp.frames import Frame, FrameSet

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfgp.base.progress import Report, silent
-from mfgp.calibration.calibration import Calibration, Fitted, Scale
-from mfgp.calibration.factors import MIN_STRUCTURES, fit_factors
+from mfgp.calibration.calibration import MIN_STRUCTURES, Calibration, Fitted, Scale
+from mfgp.calibration.factors import fit_factors
 from mfgp.calibration.leave_one_out import left_out_moments
 from mfgp.calibration.scores import scores
 from mfgp.data.trajectories import Relatives

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ase.data import chemical_symbols
 
+from mfgp.calibration.calibration import MIN_STRUCTURES
 from mfgp.calibration.cell_widths import narrow_cells
 from mfgp.calibration.scores import coverage_of_few
 from mfgp.notes.contradictions import contradiction_notes
@@ -44,6 +45,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
         )
     out += _missing_labels(model)
     out += _calibrated_on_few(model)
+    out += _rare_elements(model)
     out += _isolated_at_some_levels(model)
     out += narrow_cells(model)
     out += prequential_notes(model)
@@ -86,6 +88,20 @@ def _calibrated_on_few(model: MultiFidelityGP) -> list[str]:
         "fit fewer, in another more."
         for f in few
     ]
+
+
+def _rare_elements(model: MultiFidelityGP) -> list[str]:
+    """Of levels where so few left-out energies are of an element that its energies are known by chance."""
+    out = []
+    for t, level in enumerate(model.levels):
+        if model.calibration is not None and (rare := model.calibration.rare(t, model.basis.species)):
+            names = ", ".join(chemical_symbols[z] for z in rare)
+            out.append(
+                f"note: fewer than {MIN_STRUCTURES} left-out energies at {level} are of structures with {names}: those of "
+                "others with it can be off by far more than those of the other elements, whose errors do not narrow their "
+                f"standard deviations. Label more structures with {names} there."
+            )
+    return out
 
 
 def warn_of_labels(model: MultiFidelityGP, frames: FrameSet) -> None:

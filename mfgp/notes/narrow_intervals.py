@@ -15,7 +15,7 @@ CALIBRATED = {
     "forces": "forces",
     "stress": "virial",
     "magmoms": "moments",
-}  # kinds of an evaluation
+}  # by kind of an evaluation
 MANY = 10**6  # structures: a standard deviation that is fitted to no errors has none of its own
 
 
