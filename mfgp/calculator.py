@@ -20,6 +20,7 @@ from ase.data import chemical_symbols
 from ase.outputs import Properties
 
 from mfgp.calibration.cell_widths import warn_of_larger_cells
+from mfgp.data.closest_pairs import warn_of_close_pairs
 from mfgp.data.structure_warnings import warn_of_structures
 from mfgp.predict.prediction import UNCERTAINTIES, Prediction
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
 
+LOOK = 10  # calls; atoms that fall into each other stay there
 SLOW = 2.0  # seconds of a step
 SKIN = 0.2  # Å; a larger one means fewer searches and more pairs beyond the cutoff
 
@@ -80,7 +82,8 @@ class MultiFidelityCalculator(Calculator):
 
     The first time that someone asks for the stress of a level without stress labels it warns (`stress_note`), and of the
     first structure whose cell is larger than those trained on (`mfgp.calibration.cell_widths`), once for a model and level.
-    Of the first structure that it calculates it tells disorder and a transposed cell (`mfgp.data.structure_warnings`).
+    Of the first structure that it calculates it tells disorder and a transposed cell (`mfgp.data.structure_warnings`); in
+    every tenth, once, atoms that are closer than any of their elements in the training data (`mfgp.data.closest_pairs`).
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "magmoms", "magmom"]  # noqa: RUF012
@@ -122,7 +125,7 @@ class MultiFidelityCalculator(Calculator):
         self.parameters["fidelity"] = self.fidelity  # ASE writes it into trajectories and databases
         self.uncertainty = uncertainty
         self.uncertainty_threshold = uncertainty_threshold
-        self._slow_calls, self._looked_at = 0, False
+        self._calls, self._slow_calls, self._close_told = 0, 0, False
         self._stress_note = stress_note(model, self.fidelity)  # None when there is nothing to say, or it has been said
 
     def refresh(self) -> None:
@@ -200,13 +203,19 @@ class MultiFidelityCalculator(Calculator):
                 names = ", ".join(b.name for b in self.model.baselines)
                 without = f"no stress: a baseline ({names}) gives none for this structure"
             raise PropertyNotImplementedError(without)
-        if not self._looked_at:  # the first structure alone: steps are to be fast
-            self._looked_at = True
-            warn_of_structures([self.atoms], stacklevel=6)
+        self._look_at_structure()
         if self.uncertainty != "none":
             warn_of_larger_cells(self.model, self.predictor.level, [self.atoms], stacklevel=6)
         if self.uncertainty_threshold is not None:
             self._warn(self.uncertainty_threshold)
+
+    def _look_at_structure(self) -> None:
+        """Disorder and the cell of the first structure, close atoms of every LOOK-th until told: steps are to be fast."""
+        if self._calls == 0:
+            warn_of_structures([self.atoms], stacklevel=7)
+        if self._calls % LOOK == 0 and self.model.calibration is not None and not self._close_told:
+            self._close_told = warn_of_close_pairs([self.atoms], self.model.calibration.closest, stacklevel=7)
+        self._calls += 1
 
     def _warn_of_slow_steps(self, seconds: float) -> None:
         """Once, at the second slow step: the first may compile loops, or be all that is wanted."""

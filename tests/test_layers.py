@@ -22,7 +22,10 @@ LAYERS = [
     *_in("base", "extxyz_limits files progress threads units words console config_errors yaml_files devices"),
     *_in("data", "transposed_cells structure_warnings held_atoms label_values labels reading sources label_warnings"),
     *_in("", "frames datasets config"),
-    *_in("data", "scored_frames single_point same_structure trajectories training_frames costs structure_json"),
+    *_in(
+        "data",
+        "scored_frames closest_pairs single_point same_structure trajectories training_frames costs structure_json",
+    ),
     *_in("baselines", "zbl coulomb registry columns checks"),
     *_in(
         "gp",

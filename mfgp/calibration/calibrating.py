@@ -17,6 +17,7 @@ from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
 from mfgp.calibration.left_out_warnings import warn_of_left_out
 from mfgp.calibration.moments import leave_moments_out, with_moments
+from mfgp.data.closest_pairs import closest_pairs
 from mfgp.data.training_frames import CALIBRATION_STRUCTURES, spread
 from mfgp.data.trajectories import Relatives, relatives, warn_of_trajectories
 from mfgp.frames import FrameSet
@@ -53,7 +54,10 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
         carried = _carried(model) or usually_carried(left_out, model.levels)
         wide, shear = widths(frames, model.levels, reach), model.columns.shear
         elements = tuple(energies_by_element(left_out, level) for level in model.levels)
-        calibration = replace(calibration, widths=wide, carried=carried, shear=shear, elements=elements)
+        closest = closest_pairs(frame.atoms for frame in frames)
+        calibration = replace(
+            calibration, widths=wide, carried=carried, shear=shear, closest=closest, elements=elements
+        )
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
 

@@ -19,7 +19,7 @@ Learn.: Sci. Technol. 3, 015012 (2022).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from mfgp.calibration.carried import Carried
 from mfgp.calibration.composition_scatter import CompositionScatter
 from mfgp.calibration.new_labels import NewLabels
 from mfgp.calibration.novelty import EnergyNovelty, Novelty, Pairs
+from mfgp.data.closest_pairs import Closest
 from mfgp.gp.observations import SHEAR, components
 
 MIN_STRUCTURES = 3  # left out, of a property of a level or with an element: fewer do not tell what errors are like
@@ -98,6 +99,7 @@ class Calibration:
     tested: tuple[NewLabels, ...] = ()
     shear: float = SHEAR  # of the model's labelled rows of shear (observations.Columns)
     carried: tuple[Carried, ...] = ()
+    closest: Closest = field(default_factory=dict)  # of the training structures of all levels
     elements: tuple[dict[int, int], ...] = ()  # by level and atomic number, left-out energies of structures with it
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
@@ -203,6 +205,7 @@ class Calibration:
             "tested": [asdict(t) for t in self.tested],
             "shear": self.shear,
             "carried": [c.to_json() for c in self.carried],
+            "closest": [[*(chemical_symbols[z] for z in key), r] for key, r in sorted(self.closest.items())],
             "elements": [{chemical_symbols[z]: n for z, n in level.items()} for level in self.elements],
         }
 
@@ -226,6 +229,7 @@ class Calibration:
             tuple(NewLabels(**t) for t in data.get("tested", [])),
             data.get("shear", 1.0),
             tuple(Carried.from_json(c) for c in data.get("carried", [])),
+            {(atomic_numbers[a], atomic_numbers[b]): r for a, b, r in data.get("closest", [])},
             tuple({atomic_numbers[z]: n for z, n in level.items()} for level in data.get("elements", [])),
         )
 

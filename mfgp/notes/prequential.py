@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mfgp.base.words import counted
 from mfgp.calibration.carried import Left
 from mfgp.calibration.new_labels import NewLabels
+from mfgp.data.closest_pairs import closest_pairs, merged
 from mfgp.data.training_frames import spread
 from mfgp.evaluation import compare, label_std
 from mfgp.frames import Frame, FrameSet
@@ -50,7 +51,10 @@ def tested(model: MultiFidelityGP, frames: FrameSet) -> Calibration | None:
         if key in fitted:
             known[key] = known.get(key, NewLabels(*key)).plus(of_kind)
     carried = tuple(c.plus(left[c.level], _least(model, model.level(c.level))) for c in model.calibration.carried)
-    calibration = replace(model.calibration, tested=tuple(known.values()), carried=carried)
+    closest = model.calibration.closest and merged(
+        model.calibration.closest, closest_pairs(frame.atoms for frame in frames)
+    )
+    calibration = replace(model.calibration, tested=tuple(known.values()), carried=carried, closest=closest)
     for says in (_too_narrow, not_carried):
         fresh = [level for level in model.levels if not any(says(model.calibration, [level]))]
         for text in says(calibration, fresh):

@@ -14,6 +14,7 @@ from ase import Atoms
 
 from mfgp.base.progress import Report, late_bars, silent
 from mfgp.base.threads import ordered_map
+from mfgp.data.closest_pairs import warn_of_close_pairs
 from mfgp.data.reading import MIN_DISTANCE
 from mfgp.data.structure_warnings import warn_of_structures
 from mfgp.errors import DataError
@@ -43,6 +44,8 @@ def predictions(
                 out.append(prediction)
                 report("prediction", len(out), len(structures), predictor.fidelity)
     warn_of_structures(structures, stacklevel=3)
+    if predictor.model.calibration is not None:
+        warn_of_close_pairs(structures, predictor.model.calibration.closest, stacklevel=3)
     return out if structures is atoms else out[0]
 
 
