@@ -56,7 +56,12 @@ CASES = {
     "acac": Case(
         ("isolated_atoms_pbe.extxyz", "train_300K_pbe.extxyz"),
         {"300 K": "test_300K_pbe.extxyz", "600 K": "test_600K_pbe.extxyz"},
-        {"GP, M = 4000": FitConfig(preset="molecule", model={"n_inducing": 4000}, device="cpu")},
+        {
+            "GP, M = 4000": FitConfig(preset="molecule", model={"n_inducing": 4000}, device="cpu"),
+            "GP over GFN1-xTB, M = 4000": FitConfig(
+                preset="molecule", model={"n_inducing": 4000}, baselines=[{"name": "tblite"}], device="cpu"
+            ),
+        },
         {
             "n_max": "8",
             "l_max": "4",
