@@ -141,7 +141,7 @@ class MultiFidelityGP:
         model = cls(config, frames.levels, features, *learned, calculators, data, seen)
         model.training, model.costs, model.own_sigmas = result, CostModel.learn(training), own_sigmas(training)
         model.calculated = calculations(training)
-        model.baseline_checks = baseline_checks(training, config.baselines, calculators)
+        model.baseline_checks = baseline_checks(training, config.baselines, calculators, baselines or {})
         model.site_statistics, model.sites = moments, fit_sites(moments)
         model.refresh()
         if config.training.calibrate:

@@ -195,6 +195,7 @@ def test_a_file_of_schema_5_knows_no_novelty_of_energies(
     assert again.predict(alloy(80)).energy_std > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*in the training data at least")  # atoms are that close
 def test_files_without_a_novelty_of_virials_have_none(model: MultiFidelityGP, two_levels: FrameSet, path: Path) -> None:
     """As written before it: their virials are calibrated with the factors of their scales alone."""
     loaded = MultiFidelityGP.load(path)
@@ -276,6 +277,25 @@ def test_a_baseline_is_the_one_of_the_fit(two_levels: FrameSet, tmp_path: Path) 
             MultiFidelityGP.load(tmp_path / name, baselines={"mylj": strong})
     as_written(tmp_path / "m.mfgp", {"schema": 10}, ("baseline_checks", "own_sigmas", "centred"))
     MultiFidelityGP.load(tmp_path / "m.mfgp", baselines={"mylj": strong})  # as files from before there was one
+
+
+def test_a_calculator_of_ones_own_under_a_known_name(two_levels: FrameSet, tmp_path: Path) -> None:
+    """The file does not load with the calculator that the name stands for."""
+    config = FitConfig(
+        descriptor=DESCRIPTOR,
+        model={"zeta": 2, "n_inducing": 20},
+        training={"optimise": False, "calibrate": False},
+        baselines=["emt"],
+    )
+    own = LennardJones(sigma=2.3, epsilon=0.05, rc=6.0, smooth=True)
+    model = MultiFidelityGP.fit(two_levels, config, baselines={"emt": own}, progress=False)
+    model.save(tmp_path / "own.mfgp")
+    with pytest.raises(ConfigError, match="'emt': this calculator gives"):
+        MultiFidelityGP.load(tmp_path / "own.mfgp")
+    loaded = MultiFidelityGP.load(tmp_path / "own.mfgp", baselines={"emt": own})
+    assert loaded.predict(alloy(80)).energy == pytest.approx(model.predict(alloy(80)).energy, abs=1e-9)
+    MultiFidelityGP.fit(two_levels, config, progress=False).save(tmp_path / "known.mfgp")
+    assert MultiFidelityGP.load(tmp_path / "known.mfgp").baseline_checks == {}
 
 
 @pytest.mark.parametrize("schema", [0, -1, "3", True, 2.0])

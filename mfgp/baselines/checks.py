@@ -1,19 +1,19 @@
 """Whether the calculator that a caller gives for a baseline on loading is the one that the model was fitted over.
 
-A model file keeps no code. Of each baseline that is not in the registry it keeps a training structure and the energy that
-the calculator of the fit had for it; loading computes that once more. Another calculator under the same name would change
-every prediction without a word.
+A model file keeps no code. Of each baseline whose calculator a caller gave it keeps a training structure and the energy that
+this had for it; loading computes that once more, also with the registry's calculator where it knows the name (a `mace` that
+was fine-tuned, a `d3` of another functional). Another calculator under the same name would change every prediction without
+a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
 
 from mfgp.baselines.columns import Baseline, first_levels
-from mfgp.baselines.registry import known_baselines
 from mfgp.config import BaselineConfig
 from mfgp.errors import ConfigError
 from mfgp.frames import FrameSet
@@ -24,16 +24,16 @@ Check = dict[str, Any]  # numbers, positions (Å), cell (Å), pbc, energy (eV): 
 
 
 def baseline_checks(
-    frames: FrameSet, configs: Sequence[BaselineConfig], baselines: Sequence[Baseline]
+    frames: FrameSet, configs: Sequence[BaselineConfig], baselines: Sequence[Baseline], given: Collection[str]
 ) -> dict[str, Check]:
-    """A check by name of each baseline that is not in the registry; of its smallest structure, isolated atoms aside.
+    """A check by name of each `given` baseline, one that a caller gave; of its smallest structure, isolated atoms aside.
 
     Only frames of levels that use a baseline count; one without any has no check.
     """
     out: dict[str, Check] = {}
     for baseline, first in zip(baselines, first_levels(configs, frames.levels), strict=True):
         used = [f.atoms for f in frames if frames.levels.index(f.fidelity) >= first and not f.isolated_atom]
-        if baseline.name not in known_baselines() and used:
+        if baseline.name in given and used:
             atoms = min(used, key=len)
             out[baseline.name] = {
                 "numbers": atoms.numbers.tolist(),
