@@ -283,6 +283,10 @@ def test_vacuum_makes_a_crystal_of_a_molecule() -> None:
     assert_allclose(seen[1].cell.array[:2], slab.cell.array[:2])
     assert seen[1].cell.lengths()[2] > 30
     assert [label.stress is None for label in labels] == [True, True, False]
+    known = Baseline("c", Seeing(), vacuum=15.0, open_space=True)
+    known.labels(Atoms("H"))
+    known.labels(slab)
+    assert [atoms.pbc.all() for atoms in seen[3:]] == [False, True]
 
 
 # Names

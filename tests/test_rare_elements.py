@@ -6,10 +6,12 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from ase import Atoms
 from conftest import DESCRIPTOR, alloy, label
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
+from mfgp.calibration import calibrating
 from mfgp.calibration.calibration import MIN_STRUCTURES, Calibration
 
 PD = 46
@@ -38,6 +40,7 @@ def without_elements(model: MultiFidelityGP) -> MultiFidelityGP:
     return out
 
 
+@pytest.mark.filterwarnings("ignore:.*in the training data at least")  # no two Pd were neighbours there
 def test_errors_of_other_elements_do_not_narrow_energies() -> None:
     model = fitted(1)
     assert model.calibration is not None
@@ -63,6 +66,16 @@ def test_errors_of_other_elements_do_not_narrow_energies() -> None:
     (note,) = [note for note in model.notes() if "of structures with Pd" in note]
     assert "at low" in note
     assert Calibration.from_json(model.calibration.to_json()) == model.calibration
+
+
+def test_structures_are_left_out_for_elements_that_few_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where some of the structures alone are left out: of four with Pd three, whatever is drawn."""
+    monkeypatch.setattr(calibrating, "CALIBRATION_STRUCTURES", 5)
+    model = fitted(MIN_STRUCTURES + 1)
+    assert model.calibration is not None
+    assert MIN_STRUCTURES <= model.calibration.elements[0][PD] <= MIN_STRUCTURES + 1
+    assert sum(n for n in model.calibration.elements[0].values()) < 3 * (20 + MIN_STRUCTURES)
+    assert not model.calibration.rare(0, model.basis.species)
 
 
 def test_an_element_of_enough_energies_is_as_others() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from numpy.testing import assert_allclose
 
@@ -89,6 +89,24 @@ def test_forces_and_stress_are_those_of_the_energy(name: str, atoms: Atoms) -> N
             energies.append(baseline.labels(strained).energy)
         expected = (energies[0] - energies[1]) / (2 * STEP) / atoms.get_volume()  # eV/Å^3, xx + yy + zz
         assert labels.stress[:3].sum() == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["tblite", "d3"])
+def test_the_box_around_a_slab_is_no_matter(name: str) -> None:
+    """tblite would repeat it along its normal, whatever is periodic."""
+    (baseline,) = make_baselines([BaselineConfig(name=name)])
+    found = []
+    for vacuum in (1.0, 6.0):
+        slab = fcc111("Al", (1, 1, 2), vacuum=vacuum, periodic=False)
+        slab.pbc = (True, True, False)
+        found.append(baseline.labels(slab))
+    assert found[0].energy == pytest.approx(found[1].energy, abs=1e-5)  # eV
+    assert_allclose(found[0].forces, found[1].forces, rtol=0, atol=1e-4)  # eV/Å
+    assert np.abs(found[0].forces).max() > 0.005  # eV/Å
+    crystal = slab.copy()
+    crystal.center(vacuum=1.0, axis=2)
+    crystal.pbc = True
+    assert abs(baseline.labels(crystal).energy - found[0].energy) > 0.1  # eV
 
 
 def test_dispersion_reaches_beyond_the_cutoff() -> None:

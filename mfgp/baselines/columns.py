@@ -26,7 +26,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
-from mfgp.baselines.registry import VACUUM, default_dtype_hint, known_baselines, make_calculator
+from mfgp.baselines.registry import OPEN_SPACE, VACUUM, default_dtype_hint, known_baselines, make_calculator
 from mfgp.config import BaselineConfig, Setting
 from mfgp.data.single_point import SinglePoint, compute_labels, structure_hash
 from mfgp.errors import ConfigError, DataError
@@ -38,9 +38,10 @@ class Baseline:
     """A named ASE calculator with a bounded cache of its labels.
 
     settings: what a model file keeps beside the name. vacuum: Å put around structures in the directions that are not
-    periodic, for calculators that know only crystals (their stress is left out then). cache_size: structures kept in
-    memory. cache_dir: directory for labels that outlive the process; one sub-directory for each name and settings, so
-    it must be another directory when the same name stands for another calculator.
+    periodic, for calculators that know only crystals (their stress is left out then); open_space: not around molecules,
+    which the calculator knows as they are. cache_size: structures kept in memory. cache_dir: directory for labels that
+    outlive the process; one sub-directory for each name and settings, so it must be another directory when the same name
+    stands for another calculator.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Baseline:
         settings: Mapping[str, Setting] | None = None,
         *,
         vacuum: float | None = None,
+        open_space: bool = False,
         cache_size: int = 4096,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.name = name
         self.calculator = calculator
         self.settings = dict(settings or {})
-        self.vacuum = vacuum
+        self.vacuum, self.open_space = vacuum, open_space
         self._cache: OrderedDict[str, SinglePoint] = OrderedDict()
         self._cache_size = cache_size
         self._lock = threading.Lock()  # an ASE calculator is no place for two threads
@@ -98,7 +100,8 @@ class Baseline:
 
     def _compute(self, atoms: Atoms) -> SinglePoint:
         bare = _right_handed(Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
-        boxed = self.vacuum is not None and not bare.pbc.all()
+        known = bare.pbc.all() or (self.open_space and not bare.pbc.any())
+        boxed = self.vacuum is not None and not known
         if boxed:
             bare.center(vacuum=self.vacuum, axis=tuple(np.flatnonzero(~bare.pbc)))
             bare.pbc = True
@@ -177,7 +180,8 @@ def _baseline(
     if isinstance(given, Baseline):
         return given
     calculator = make_calculator(config.name, config.settings) if given is None else given
-    return Baseline(config.name, calculator, config.settings, vacuum=VACUUM.get(config.name), cache_dir=cache_dir)
+    vacuum, open_space = VACUUM.get(config.name), config.name in OPEN_SPACE
+    return Baseline(config.name, calculator, config.settings, vacuum=vacuum, open_space=open_space, cache_dir=cache_dir)
 
 
 def first_levels(configs: Iterable[BaselineConfig], levels: Sequence[str]) -> tuple[int, ...]:

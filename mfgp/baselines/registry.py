@@ -214,3 +214,5 @@ _REGISTRY: dict[str, Callable[..., Calculator]] = {
     "zbl": _zbl,
 }
 VACUUM = {name: 15.0 for name in _REGISTRY if name.startswith("chgnet")}  # Å; beyond its cutoff of 6 Å: as open space
+VACUUM["tblite"] = 15.0  # it repeats slabs and wires in all directions
+OPEN_SPACE = ("tblite",)  # knows molecules as they are

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mfgp.base.progress import Report, silent
-from mfgp.calibration.calibration import Calibration
+from mfgp.calibration.calibration import MIN_STRUCTURES, Calibration
 from mfgp.calibration.carried import Carried, usually_carried
 from mfgp.calibration.cell_widths import widths
 from mfgp.calibration.factors import energies_by_element, fit_calibration
@@ -32,13 +32,14 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
     """What left-out errors of training frames of `model` say of its standard deviations; None, with a warning, where there
     are too few.
 
-    CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first; fewer
-    of trajectories, whose frames are left out with those that tell of them (trajectories.py), and whole stretches where
-    they are of one kind.
+    CALIBRATION_STRUCTURES of each level are left out, drawn with the seed of the configuration, highest level first, and
+    others for elements that too few of them have; fewer of trajectories, whose frames are left out with those that tell of
+    them (trajectories.py), and whole stretches where they are of one kind.
     """
     related = relatives(frames)
     warn_of_trajectories(frames, related)
-    sample = spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed)
+    few = spread(frames, related.enough(frames, CALIBRATION_STRUCTURES), model.config.seed)
+    sample = with_every_element(frames, few, related, model.config.seed)
     near = replace(related, stretches=())
     left_out = list(leave_relatives_out(model, frames, sample, near, report))
     if related.stretches:
@@ -60,6 +61,22 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
         )
     warn_of_left_out(frames, sample, found, left_out)
     return calibration
+
+
+def with_every_element(frames: FrameSet, sample: FrameSet, related: Relatives, seed: int) -> FrameSet:
+    """A sample and what it takes of the other structures for MIN_STRUCTURES energies with each element at each level."""
+    chosen = {related.same[id(f)] for f in sample if not f.isolated_atom}
+    for level in frames.levels:
+        of_element: dict[int, dict[int, None]] = {}  # structures with it that have an energy
+        for f in frames.of(level):
+            if f.energy is not None and not f.isolated_atom:
+                for z in np.unique(f.atoms.numbers).tolist():
+                    of_element.setdefault(z, {})[related.same[id(f)]] = None
+        for holding in of_element.values():
+            rest = [k for k in holding if k not in chosen]
+            missing = max(0, MIN_STRUCTURES - (len(holding) - len(rest)))
+            chosen |= {rest[i] for i in np.random.default_rng(seed).permutation(len(rest))[:missing]}
+    return FrameSet(frames.levels, tuple(f for f in frames if not f.isolated_atom and related.same[id(f)] in chosen))
 
 
 def _carried(model: MultiFidelityGP) -> tuple[Carried, ...]:

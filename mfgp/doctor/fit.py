@@ -162,6 +162,8 @@ def _scores(
     """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies, stresses)."""
     if part.kind == "energy":
         scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
+        if model.calibration is not None and model.calibration.rare(part.level, set(part.frame.atoms.numbers.tolist())):
+            scale = scale.widening
         score = _left_out(smoother, part, None, slice(0, 1), scale, None not in unseen)
         if score is not None:
             yield 0, score
