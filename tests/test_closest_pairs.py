@@ -61,7 +61,10 @@ def test_a_pair_that_is_too_close_and_what_is_not_known() -> None:
     )
     water.set_distance(0, 1, 0.9 * CLOSER + 0.01, fix=0)
     assert too_close(water, known) is None
-    assert too_close(molecule("O2"), known) == "O and O are 1.25 Å apart, in the training data at least 3.00 Å"
+    assert (
+        too_close(molecule("O2"), known)
+        == "O and O are 1.25 Å apart, in the training data at least 3.00 Å (never nearer there)"
+    )
     assert too_close(molecule("O2"), {}) is None
     assert too_close(Atoms("O"), known) is None
     assert too_close(bulk("Cu", a=2.8), {(29, 29): 2.4}) is not None  # an image of the atom itself

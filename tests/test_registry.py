@@ -137,6 +137,7 @@ def test_settings_that_a_name_does_not_take() -> None:
         ("tblite", {"solvation": "water"}, "no setting 'solvation'; known are method, charge"),
         ("d3", {"method": "no-such-functional"}, "'d3' with settings"),
         ("d3", {"damping": "bj"}, "no damping 'bj'; known are d3bj"),
+        ("d3", {"method": 3}, "method 3 is no name of a functional"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_calculator(name, settings)

@@ -103,6 +103,8 @@ def _tblite(
 
 def _d3(*, method: str = "pbe", damping: str = "d3bj") -> Calculator:
     """Grimme's D3 dispersion of s-dftd3, with the parameters of a functional (pbe, pbesol, scan, r2scan, ...)."""
+    if not isinstance(method, str):
+        raise ValueError(f"method {method!r} is no name of a functional, such as pbe")
     if damping not in _DAMPINGS:
         raise ValueError(f"no damping {damping!r}; known are {', '.join(_DAMPINGS)}")
     with _package("d3", "d3"):

@@ -58,7 +58,8 @@ def too_close(atoms: Atoms, closest: Closest) -> str | None:
         return None
     worst = int(ratio.argmin())
     one, other = (chemical_symbols[z] for z in pairs[worst])
-    return f"{one} and {other} are {distance[worst]:.2f} Å apart, in the training data at least {usual[worst]:.2f} Å"
+    never = " (never nearer there)" if usual[worst] == REACH else ""
+    return f"{one} and {other} are {distance[worst]:.2f} Å apart, in the training data at least {usual[worst]:.2f} Å{never}"
 
 
 def warn_of_close_pairs(structures: Sequence[Atoms], closest: Closest, stacklevel: int) -> bool:
