@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.io import write
 from conftest import alloy, label
+from typer.testing import CliRunner
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.calculator import LOOK
+from mfgp.cli import app
 from mfgp.data.closest_pairs import CLOSER, REACH, closest_pairs, merged, too_close
 
 
@@ -120,3 +123,13 @@ def test_models_of_earlier_versions_say_nothing(model: MultiFidelityGP) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         old.predict(pressed(1.3), uncertainty="none")
+
+
+def test_the_command_says_so(model: MultiFidelityGP, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.mfgp")
+    write(tmp_path / "in.extxyz", [alloy(130), pressed(1.3)])
+    command = ["predict", tmp_path / "model.mfgp", tmp_path / "in.extxyz", "-o", tmp_path / "out.extxyz", "-f", "high"]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0, said
+    assert "in 1 of 2 structures atoms are too close to trust forces: frame 1," in said

@@ -43,6 +43,7 @@ def predict(
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
         from mfgp.calibration.cell_widths import LARGER_CELLS, wider
+        from mfgp.data.closest_pairs import SHORT_RANGE, too_close
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
         from mfgp.predict.batched import predict_many
@@ -74,6 +75,11 @@ def predict(
                 f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
                 f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
             )
+        closest = {} if fitted.calibration is None else fitted.calibration.closest
+        if close := {i: said for i, atoms in enumerate(frames) if (said := too_close(atoms, closest)) is not None}:
+            i, said = next(iter(close.items()))
+            text = f"warning: in {len(close)} of {len(frames)} structures atoms are too close to trust forces"
+            console.say(notices, f"{text}: frame {i}, {said} ({SHORT_RANGE}).", "yellow")
         if by_level:
             console.stdout().print(shares_table(predictions))
         console.say(notices, f"wrote {counted(len(predicted), 'structure')} at level {predictor.fidelity} to {output}")
