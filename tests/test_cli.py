@@ -101,6 +101,8 @@ def test_help_is_quick_and_complete():
     assert all(command in out for command in ("fit", "evaluate", "predict", "info", "doctor"))
     assert not any(f"'{name}'" in out for name in ("torch", "scipy", "matplotlib", "pydantic"))
     assert ok("--version").output == f"mfgp {mfgp.__version__}\n"
+    module = subprocess.run([sys.executable, "-m", "mfgp", "--version"], check=True, capture_output=True, text=True)
+    assert module.stdout == f"mfgp {mfgp.__version__}\n"
 
 
 def test_modules_are_attributes_of_the_package():

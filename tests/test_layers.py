@@ -62,6 +62,7 @@ LAYERS = [
     ),
     *_in("", "active_plot active"),
     *_in("cli", "selection_report command_line doctor predict select tune campaign main"),
+    *_in("", "__main__"),
 ]
 
 

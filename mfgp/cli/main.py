@@ -23,6 +23,7 @@ from mfgp.cli.command_line import (
     check_outputs,
     friendly,
     label_keys,
+    say_close_pairs,
     say_stress,
     training_files,
     write_json,
@@ -215,6 +216,7 @@ def evaluate(
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         if result.stress is not None:
             say_stress(fitted, fidelity, notices)
+        say_close_pairs(fitted, {frame.source: frame.atoms for frame in chosen}, notices)
         _report(result, json_path, plots, notices)
         if (narrow := narrow_intervals(fitted, result, calibrated=not raw_std)) is not None:
             console.say(notices, f"warning: {narrow}", "yellow")
