@@ -140,7 +140,7 @@ def test_a_dry_run_makes_the_baselines(folder: Path):
     name, setting = "baselines=[zbll]", "baselines=[{name: zbl, settings: {r_in: 1.0}}]"
     fit = ("fit", folder / "config.yaml", "--dry-run", "--set")
     assert "no calculator for baseline 'zbll'" in refused(*fit, name)
-    assert "has no setting 'r_in'" in refused(*fit, setting)
+    assert "no setting 'r_in'; did you mean 'r_inner'?" in refused(*fit, setting)
     assert "what the baselines take (emt)" in ok(*fit, "baselines=[emt]").stderr
 
 
