@@ -53,6 +53,7 @@ def predict(
         from mfgp.calibration.cell_widths import LARGER_CELLS, wider
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
+        from mfgp.notes.far_structures import far_structures
         from mfgp.predict.batched import predict_many
 
         if no_uncertainty and by_level:
@@ -82,6 +83,8 @@ def predict(
                 f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
                 f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
             )
+        if (far := far_structures(frames, predictions)) is not None:
+            console.say(notices, f"warning: {far}", "yellow")
         say_close_pairs(fitted, {f"frame {i}": atoms for i, atoms in enumerate(frames)}, notices)
         if by_level:
             console.stdout().print(shares_table(predictions))

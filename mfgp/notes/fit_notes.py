@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 
 from mfgp.calibration.calibration import MIN_STRUCTURES
 from mfgp.calibration.cell_widths import narrow_cells
+from mfgp.calibration.left_out_warnings import consequence
 from mfgp.calibration.scores import coverage_of_few
 from mfgp.notes.contradictions import contradiction_notes
 from mfgp.notes.not_carried import not_carried_notes
@@ -47,6 +48,7 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
             f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     out += _missing_labels(model)
+    out += _passed_over(model)
     out += _calibrated_on_few(model)
     out += _rare_elements(model)
     out += _isolated_at_some_levels(model)
@@ -97,6 +99,22 @@ def _missing_labels(model: MultiFidelityGP) -> list[str]:
             "composition, are not touched by that."
         )
     return out
+
+
+def _passed_over(model: MultiFidelityGP) -> list[str]:
+    """Of levels many of whose structures could not be left out, and of a calibration that was wanted and is not there."""
+    if model.calibration is None:
+        if not model.config.training.calibrate:
+            return []
+        return [
+            "warning: the standard deviations are the posterior's own, never compared with an error: too few structures "
+            "could be left out for that. They can be too small or too wide: label more structures and fit again, or check "
+            "with `mfgp evaluate` on labels that were held out."
+        ]
+    return [
+        f"warning: {missing} of {of} structures at {level} could not be left out. {consequence(missing, of, fitted=True)}."
+        for level, (missing, of) in model.calibration.passed_over.items()
+    ]
 
 
 def _calibrated_on_few(model: MultiFidelityGP) -> list[str]:
