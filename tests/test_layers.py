@@ -47,8 +47,8 @@ LAYERS = [
     *_in("", "evaluation"),
     *_in(
         "notes",
-        "surprises training_residuals contradictions stress_order not_carried prequential narrow_intervals far_structures "
-        "fit_notes",
+        "surprises training_residuals contradictions stress_order not_carried prequential narrow_intervals energy_shift "
+        "far_structures fit_notes",
     ),
     *_in(
         "",
