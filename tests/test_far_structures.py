@@ -66,7 +66,7 @@ def test_others_are_told_and_those_of_the_kind_trained_on_are_not(model: MultiFi
     assert said is not None
     worst = max(range(2, 4), key=lambda i: (predictions[i].energy_std or 0.0) / len(structures[i]))
     assert said.startswith(f"{sum((p.novelty or 0) > 10 for p in predictions)} of 4 structures are far from all")
-    assert f"most frame {worst} ({structures[worst].symbols})" in said
+    assert f"or worse, frame {worst} ({structures[worst].symbols})" in said
     exact = [replace(p, energy_std=1e-3) for p in predictions]  # nearly exact labels: ten times next to nothing
     assert far_structures(structures, exact) is None
 

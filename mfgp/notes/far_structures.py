@@ -19,18 +19,14 @@ LEAST = 0.05  # eV/atom
 
 def far_structures(structures: Sequence[Atoms], predictions: Sequence[Prediction]) -> str | None:
     """How many of these are told, and which the furthest is; None where there is none, or nothing usual is known."""
-    stds = {
-        i: (p.energy_std or 0.0) / len(p.forces)
-        for i, p in enumerate(predictions)
-        if p.novelty is not None and p.novelty > FAR
-    }
-    far = {i: std for i, std in stds.items() if std > LEAST}
+    known = {i: (p.energy_std or 0.0) / len(p.forces) for i, p in enumerate(predictions) if (p.novelty or 0.0) > FAR}
+    far = {i: std for i, std in known.items() if std > LEAST}  # eV/atom
     if not far:
         return None
     worst = max(far, key=lambda i: far[i])
     return (
         f"{len(far)} of {len(predictions)} structures are far from all that the model was trained on (another phase, "
-        f"composition or molecule?), most frame {worst} ({structures[worst].symbols}): energies that are known to {LEAST:g} "
-        f"eV/atom or worse (there {far[worst]:.2g}), {FAR:g} times as badly as those of training structures that are left "
-        "out, or more. Their forces are guesses, too: label a few such structures, and fit again with them."
+        f"composition or molecule?): their energies are known {FAR:g} times as badly as those of left-out training "
+        f"structures, or worse, frame {worst} ({structures[worst].symbols}) to {far[worst]:.2g} eV/atom. What their forces are worth "
+        "their standard deviations say. Label a few such structures, and fit again with them."
     )
