@@ -27,6 +27,6 @@ def far_structures(structures: Sequence[Atoms], predictions: Sequence[Prediction
     return (
         f"{len(far)} of {len(predictions)} structures are far from all that the model was trained on (another phase, "
         f"composition or molecule?): their energies are known {FAR:g} times as badly as those of left-out training "
-        f"structures, or worse, frame {worst} ({structures[worst].symbols}) to {far[worst]:.2g} eV/atom. What their forces are worth "
-        "their standard deviations say. Label a few such structures, and fit again with them."
+        f"structures, or worse, frame {worst} ({structures[worst].symbols}) to {far[worst]:.2g} eV/atom. What their "
+        "forces are worth their standard deviations say. Label a few such structures, and fit again with them."
     )
