@@ -334,7 +334,7 @@ class MultiFidelityGP:
         """What `mfgp fit` says at its end: sentences that begin with `note:` or `warning:`, none where all went as asked.
 
         Fewer inducing points than wanted, an optimisation that was not done, labels that the model takes for noise or
-        that contradict each other, a rho at a bound or near zero, a repulsion (zbl) learned away. Of a loaded model, too.
+        that contradict each other, a rho at a bound or near zero, baselines learned away. Of a loaded model, too.
         """
         return fit_notes(self)
 

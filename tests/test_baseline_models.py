@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,15 @@ class Shifted(EMT):
             self.results[name] -= 3e4 * len(self.atoms)
 
 
+class Unrelated(EMT):
+    """Forces that have nothing to do with the structure, the same for the same one."""
+
+    def calculate(self, *args: Any, **kwargs: Any) -> None:
+        super().calculate(*args, **kwargs)
+        seed = zlib.crc32(self.atoms.positions.tobytes())
+        self.results["forces"] = np.random.default_rng(seed).normal(0, 2.0, self.results["forces"].shape)
+
+
 def over(name: str, calculator: Calculator, frames: FrameSet, config: FitConfig) -> MultiFidelityGP:
     """A model over a baseline, with its first hyperparameters."""
     plain = config.training.model_copy(update={"optimise": False})
@@ -79,6 +90,26 @@ def test_large_energies_of_a_baseline_cost_no_digits_of_a_standard_deviation(
         full, energies = (fitted.predict(atoms, "high", uncertainty=u) for u in ("full", "energies"))
         assert full.energy_std > 1e-3
         assert energies.energy_std == pytest.approx(full.energy_std, rel=1e-4)
+
+
+def test_baselines_that_the_data_switch_off_are_told(two_levels: FrameSet, config: FitConfig, tmp_path: Path) -> None:
+    fitted = over("unrelated", Unrelated(), two_levels, config)
+    told = [note for note in fitted.notes() if "switched this baseline off" in note]
+    values = fitted.hyperparameters()["baselines"]
+    assert [note.split(" +- ")[0] for note in told] == [
+        f"warning: the coefficient of unrelated is {values[level]['unrelated']:.2f}" for level in ("low", "high")
+    ]
+    fitted.save(tmp_path / "model.mfgp")
+    again = MultiFidelityGP.load(tmp_path / "model.mfgp", baselines={"unrelated": Unrelated()})
+    assert again.notes() == fitted.notes()
+    plain = config.training.model_copy(update={"optimise": False})
+    above = config.model_copy(
+        update={"baselines": (BaselineConfig(name="unrelated", from_level="high"),), "training": plain}
+    )
+    without_stress = FrameSet(two_levels.levels, tuple(replace(f, stress=None) for f in two_levels))
+    one = MultiFidelityGP.fit(without_stress, above, baselines={"unrelated": Unrelated()}, progress=False)
+    assert sum("switched this baseline off" in note for note in one.notes()) == 1
+    assert not any("switched" in note for note in over("emt", EMT(), two_levels, config).notes())
 
 
 @pytest.mark.reference

@@ -101,6 +101,8 @@ def test_help_is_quick_and_complete():
     assert all(command in out for command in ("fit", "evaluate", "predict", "info", "doctor"))
     assert not any(f"'{name}'" in out for name in ("torch", "scipy", "matplotlib", "pydantic"))
     assert ok("--version").output == f"mfgp {mfgp.__version__}\n"
+    module = subprocess.run([sys.executable, "-m", "mfgp", "--version"], check=True, capture_output=True, text=True)
+    assert module.stdout == f"mfgp {mfgp.__version__}\n"
 
 
 def test_modules_are_attributes_of_the_package():
@@ -138,7 +140,7 @@ def test_a_dry_run_makes_the_baselines(folder: Path):
     name, setting = "baselines=[zbll]", "baselines=[{name: zbl, settings: {r_in: 1.0}}]"
     fit = ("fit", folder / "config.yaml", "--dry-run", "--set")
     assert "no calculator for baseline 'zbll'" in refused(*fit, name)
-    assert "has no setting 'r_in'" in refused(*fit, setting)
+    assert "no setting 'r_in'; did you mean 'r_inner'?" in refused(*fit, setting)
     assert "what the baselines take (emt)" in ok(*fit, "baselines=[emt]").stderr
 
 
@@ -332,9 +334,20 @@ def test_predictions_never_replace_their_input_nor_keep_its_level(model_file: Pa
 
 
 def test_doctor_has_no_scores_for_held_out_frames(model_file: Path, folder: Path, tmp_path: Path):
+    """It says so, and the rest; held-out frames beside training ones may be of a level that the model does not have."""
     held_out = [a for a in ase.io.read(folder / "high.extxyz", ":") if a.info.get("split") == "test"]
     ase.io.write(tmp_path / "high.extxyz", held_out)
-    assert "every frame is held out" in refused("doctor", tmp_path / "high.extxyz", "--model", model_file)
+    done = ok("doctor", tmp_path / "high.extxyz", "--model", model_file, "--json", tmp_path / "report.json")
+    assert "info: leave-one-out: every frame is held out" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["labels"] == []
+    assert {"split", "leave-one-out"} <= {finding["check"] for finding in report["findings"]}
+    refused("doctor", tmp_path / "high.extxyz", "--model", tmp_path / "high.extxyz")
+    for atoms in held_out:
+        atoms.info["fidelity"] = "another"
+    ase.io.write(tmp_path / "another.extxyz", held_out)
+    files = (folder / "low.extxyz", folder / "high.extxyz", tmp_path / "another.extxyz")
+    assert "error: --model" not in run("doctor", *files, "--model", model_file, "--rounds", 0).stderr
 
 
 def test_evaluate_writes_the_contract(model_file: Path, folder: Path, tmp_path: Path, model: MultiFidelityGP):

@@ -125,11 +125,13 @@ def test_models_of_earlier_versions_say_nothing(model: MultiFidelityGP) -> None:
         old.predict(pressed(1.3), uncertainty="none")
 
 
-def test_the_command_says_so(model: MultiFidelityGP, tmp_path: Path) -> None:
+def test_the_commands_say_so(model: MultiFidelityGP, tmp_path: Path) -> None:
     model.save(tmp_path / "model.mfgp")
-    write(tmp_path / "in.extxyz", [alloy(130), pressed(1.3)])
-    command = ["predict", tmp_path / "model.mfgp", tmp_path / "in.extxyz", "-o", tmp_path / "out.extxyz", "-f", "high"]
-    done = CliRunner().invoke(app, [str(part) for part in command])
-    said = " ".join(done.output.split())
-    assert done.exit_code == 0, said
-    assert "in 1 of 2 structures atoms are too close to trust forces: frame 1," in said
+    write(tmp_path / "in.extxyz", [label(alloy(130), "high"), label(pressed(1.3), "high")])
+    arguments = [str(tmp_path / name) for name in ("model.mfgp", "in.extxyz")]
+    for command, where in ((["predict", "-o", str(tmp_path / "out.extxyz")], ""), (["evaluate"], f"{arguments[1]} ")):
+        done = CliRunner().invoke(app, [*command, *arguments, "-f", "high"])
+        said = " ".join(done.output.split())
+        assert done.exit_code == 0, said
+        assert f"in 1 of 2 structures atoms are too close to trust forces: {where}frame 1," in said
+        assert said.count("too close") == 1

@@ -47,7 +47,8 @@ LAYERS = [
     *_in("", "evaluation"),
     *_in(
         "notes",
-        "surprises training_residuals contradictions stress_order not_carried prequential narrow_intervals fit_notes",
+        "surprises training_residuals contradictions stress_order not_carried prequential narrow_intervals energy_shift "
+        "far_structures fit_notes",
     ),
     *_in(
         "",
@@ -62,6 +63,7 @@ LAYERS = [
     ),
     *_in("", "active_plot active"),
     *_in("cli", "selection_report command_line doctor predict select tune campaign main"),
+    *_in("", "__main__"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.testing import assert_allclose
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.baselines.columns import make_baselines
 from mfgp.baselines.registry import make_calculator
-from mfgp.config import BaselineConfig
+from mfgp.config import BaselineConfig, Setting
 
 STEP = 1e-3  # Å
 
@@ -131,16 +132,55 @@ def test_dispersion_reaches_beyond_the_cutoff() -> None:
     assert model.predict(far.copy(), "dft").forces[1, 2] == pytest.approx(far.get_forces()[1, 2], rel=0.01)
 
 
-def test_settings_that_a_name_does_not_take() -> None:
-    for name, settings, message in (
-        ("tblite", {"method": "GFN7"}, "no method 'GFN7'; known are GFN1-xTB, GFN2-xTB"),
-        ("tblite", {"solvation": "water"}, "no setting 'solvation'; known are method, charge"),
-        ("d3", {"method": "no-such-functional"}, "'d3' with settings"),
-        ("d3", {"damping": "bj"}, "no damping 'bj'; known are d3bj"),
-        ("d3", {"method": 3}, "method 3 is no name of a functional"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            make_calculator(name, settings)
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("tblite", {"method": "GFN7"}, "setting method should be 'GFN1-xTB' or 'GFN2-xTB', found 'GFN7'."),
+        ("tblite", {"solvation": "water"}, "no setting 'solvation'. Known are method, charge"),
+        ("tblite", {"charge": "a"}, "setting charge should be a valid number, found 'a'."),
+        ("tblite", {"charge": 0.5}, "setting charge should be a multiple of 1, found 0.5."),
+        ("tblite", {"charge": True}, "setting charge should be a number, found True."),
+        ("tblite", {"max_iterations": 0}, "setting max_iterations should be greater than or equal to 1, found 0."),
+        ("tblite", {"accuracy": float("nan")}, "setting accuracy should be a finite number, found nan."),
+        ("d3", {"damping": "bj"}, "setting damping should be 'd3bj', 'd3zero'"),
+        ("d3", {"method": 3}, "setting method should be a valid string, found 3."),
+        ("coulomb", {"Fe": "x"}, "setting Fe should be a valid number, found 'x'."),
+        ("zbl", {"r_iner": 1.0}, "no setting 'r_iner'; did you mean 'r_inner'? Known are r_inner, r_outer."),
+        ("emt", {"asap_cutoff": "no"}, "setting asap_cutoff should be a valid boolean, found 'no'."),
+        ("sevennet", {"model_name": "7net"}, "setting model_name should be '7net-0', '7net-l3i5' or '7net-mf-0'"),
+    ],
+)
+def test_settings_that_a_name_does_not_take(name: str, settings: dict[str, Setting], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make_baselines([BaselineConfig(name=name, settings=settings)])
+    assert str(refused.value).startswith(f"baseline {name!r}: {message}")
+
+
+def test_a_charge_may_be_a_whole_number_of_either_kind() -> None:
+    energies = []
+    for charge in (0, 0.0, 1):
+        ion = molecule("H2O")
+        ion.calc = make_calculator("tblite", {"charge": charge})
+        energies.append(ion.get_potential_energy())
+    assert energies[0] == energies[1]
+    assert energies[2] > energies[0] + 5.0  # eV
+
+
+def test_an_unknown_functional_is_named_and_where_the_known_ones_are() -> None:
+    with pytest.raises(
+        ConfigError, match=r"knows no functional 'pbf' with the damping d3bj .*; (\S+) lists those"
+    ) as no:
+        make_calculator("d3", {"method": "pbf"})
+    (listed,) = re.findall(r"; (\S+) lists", str(no.value))
+    assert "[parameter.pbe]" in Path(listed).read_text()
+
+
+def test_the_nearest_name_is_offered() -> None:
+    for name, hint in (("sevenet", "; did you mean 'sevennet'? Pass"), ("own", ". Pass")):
+        with pytest.raises(ConfigError, match=rf"^no calculator for baseline '{name}'{re.escape(hint)}"):
+            make_baselines([BaselineConfig(name=name)])
+    with pytest.raises(ConfigError, match=r"^no baseline named 'tbllite'; did you mean 'tblite'\? Known are chgnet"):
+        make_calculator("tbllite")
 
 
 @pytest.mark.parametrize(
@@ -158,11 +198,15 @@ def test_mace_by_the_name_of_its_weights(
 ) -> None:
     """Its package is asked for names alone, what it says is no output, and PyTorch's default dtype is put back."""
     asked: list[dict[str, Any]] = []
+    failed = "Model download failed and no local model found"
+    failures = {"smal": FileNotFoundError("smal not found locally"), "large": OSError("no route to host")}
 
     def pretrained(**settings: Any) -> EMT:
         asked.append(settings)
-        if settings["model"] == "smal":
-            raise RuntimeError("Model download failed and no local model found")
+        if (failure := failures.get(settings["model"])) is not None:
+            raise RuntimeError(failed) from failure
+        if settings["device"] == "cuda":
+            raise RuntimeError("no CUDA here")
         torch.set_default_dtype(torch.float64)
         print("Using Materials Project MACE for MACECalculator")
         return EMT()
@@ -178,11 +222,32 @@ def test_mace_by_the_name_of_its_weights(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Using Materials Project MACE" in printed.err
-    with pytest.raises(ConfigError, match=r"Model download failed .*is 'smal' one of mace-torch's names"):
-        make_calculator("mace", {"model": "smal"})
+    hint = "; is 'smal' one of mace-torch's names (small, medium, medium-mpa-0, ...)?"
+    for settings, said in (
+        ({"model": "smal"}, f"{failed} (smal not found locally){hint}"),
+        ({"model": "large"}, f"{failed} (no route to host)."),
+        ({"device": "cuda"}, "no CUDA here."),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            make_calculator("mace", settings)
+        assert str(refused.value) == f"baseline 'mace' with settings {settings}: {said}"
     monkeypatch.chdir(tmp_path)
+    Path("small").mkdir()  # a folder is no file of weights
+    assert isinstance(make_calculator("mace", {"model": "small"}), EMT)
+    assert len(asked) == 6
+
+
+@pytest.mark.parametrize("name", ["mace", "mace-off"])
+def test_files_of_weights_are_refused_before_a_package_is_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mace", None)
+    monkeypatch.chdir(tmp_path)
+    for model in ("/tmp/weights.model", "https:x"):
+        with pytest.raises(ConfigError, match=r"is no name of pretrained weights; pass a calculator"):
+            make_calculator(name, {"model": model})
     Path("weights").write_bytes(b"")
-    for model in ("weights", "/tmp/weights.model", "https:x"):
-        with pytest.raises(ConfigError, match="is no name of pretrained weights; pass a calculator"):
-            make_calculator("mace", {"model": model})
-    assert len(asked) == 3
+    with pytest.raises(
+        ConfigError, match=r"model 'weights' is a file in this folder, too, which mace-torch could load"
+    ):
+        make_calculator(name, {"model": "weights"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,12 +50,21 @@ def test_a_force_that_all_others_contradict_is_told() -> None:
         fit(low, labelled("high"))
 
 
-def test_a_calibration_on_few_of_the_structures_is_told() -> None:
+def test_a_calibration_on_few_of_the_structures_is_told(tmp_path: Path) -> None:
     """Nearly exact labels of a few molecules: rounding hides what the others say of most."""
     few = molecules("H2O", 12, 3)
     config = FitConfig(preset="molecule", model={"n_inducing": 200})
-    with pytest.warns(UserWarning, match=r"\d+ of 12 structures cannot be left out"):
-        MultiFidelityGP.fit(few, config, progress=False)
+    said = r"predictions of (\d+) of 12 structures could not be compared .* scaled to the errors of the other \d+, and"
+    with pytest.warns(UserWarning, match=said) as told:
+        fitted = MultiFidelityGP.fit(few, config, progress=False)
+    (found,) = (m for w in told if (m := re.search(said, str(w.message))))
+    missing = int(found.group(1))
+    assert 3 < missing < 12
+    fitted.save(tmp_path / "model.mfgp")
+    notes = MultiFidelityGP.load(tmp_path / "model.mfgp").notes()
+    assert notes == fitted.notes()
+    start = f"warning: {missing} of 12 structures at {few.levels[0]} could not be left out. So the standard deviations there"
+    assert sum(note.startswith(start) for note in notes) == 1
 
 
 @pytest.mark.parametrize("n", [3, 2])
@@ -69,11 +80,11 @@ def test_where_none_can_be_left_out_the_reason_is_told(n: int) -> None:
     told = sorted(str(w.message) for w in caught)
     assert fitted.calibration is None
     assert all(w.filename == __file__ for w in caught)
-    own = "Standard deviations are the posterior's own and may be too narrow"
-    assert told[n - 2].startswith("fidelity 'low': 6 of 6 structures cannot be left out")
-    assert own in told[n - 2]
+    assert told[n - 2].startswith("fidelity 'low': predictions of 6 of 6 structures could not be compared")
+    assert "So the standard deviations there were never checked, and of new structures they may be" in told[n - 2]
+    assert sum("the posterior's own, never compared with an error" in note for note in fitted.notes()) == 1
     if n == 3:
-        assert told[0].startswith("fidelity 'high': 3 of 3 structures cannot be left out")
+        assert told[0].startswith("fidelity 'high': predictions of 3 of 3 structures could not be compared")
     else:
         assert told[1] == "too few structures to calibrate on at high; standard deviations are the posterior's own"
 

@@ -26,6 +26,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
+from mfgp.base.words import nearest
 from mfgp.baselines.registry import OPEN_SPACE, VACUUM, default_dtype_hint, known_baselines, make_calculator
 from mfgp.config import BaselineConfig, Setting
 from mfgp.data.single_point import SinglePoint, compute_labels, structure_hash
@@ -110,8 +111,9 @@ class Baseline:
                 labels = compute_labels(self.calculator, bare)
             labels = replace(labels, stress=None) if boxed else labels
         except Exception as error:  # a calculator may raise anything
+            why = f"{type(error).__name__}: {error}".rstrip(" .\n")
             raise DataError(
-                f"baseline {self.name!r} failed on {atoms.symbols}: {type(error).__name__}: {error}; leave this "
+                f"baseline {self.name!r} failed on {atoms.symbols}: {why}; leave this "
                 f"baseline out, leave such structures out, or pass a calculator that covers them.{default_dtype_hint()}"
             ) from error
         for name in ("energy", "forces", "stress"):
@@ -160,8 +162,9 @@ def make_baselines(
     missing = [config.name for config in configs if config.name not in given and config.name not in known_baselines()]
     if missing:
         example = ", ".join(f"{name!r}: calculator" for name in missing)
+        hint = next((near for name in missing if (near := nearest(name, known_baselines())) != "."), ".")
         raise ConfigError(
-            f"no calculator for baseline {', '.join(map(repr, missing))}; pass ASE calculators by name in Python, to "
+            f"no calculator for baseline {', '.join(map(repr, missing))}{hint} Pass ASE calculators by name in Python, to "
             f"MultiFidelityGP.fit or .load, baselines={{{example}}}, or use a name known here: "
             f"{', '.join(known_baselines())}."
         )

@@ -15,14 +15,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from pydantic import Field, TypeAdapter, ValidationError
 
+from mfgp.base.words import nearest, sentence
 from mfgp.baselines.coulomb import CoulombCalculator
 from mfgp.baselines.zbl import ZBLCalculator
-from mfgp.config import Setting
+from mfgp.config import Float, Int, Setting
 from mfgp.errors import ConfigError
 
 
@@ -33,24 +36,40 @@ def known_baselines() -> tuple[str, ...]:
 
 def make_calculator(name: str, settings: Mapping[str, Setting] | None = None) -> Calculator:
     """Calculator of a registered name. Raises ConfigError for unknown names and settings, or a missing package."""
+    given = dict(settings or {})
     if name not in _REGISTRY:
-        raise ConfigError(f"no baseline named {name!r}; known are {', '.join(known_baselines())}.")
-    factory = _REGISTRY[name]
-    parameters = inspect.signature(factory).parameters
-    known = [key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    unknown = [key for key in settings or {} if key not in known]
-    if unknown and len(known) == len(parameters):
         raise ConfigError(
-            f"baseline {name!r} has no setting {', '.join(map(repr, unknown))}; known are {', '.join(known)}."
+            f"no baseline named {name!r}{nearest(name, _REGISTRY)} Known are {', '.join(known_baselines())}."
         )
+    factory = _REGISTRY[name]
+    if problems := list(_problems(factory, given)):
+        raise ConfigError("\n".join(f"baseline {name!r}: {problem}" for problem in problems))
     try:
-        return factory(**dict(settings or {}))
+        return factory(**given)
     except ConfigError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"baseline {name!r} with settings {dict(settings or {})}: {error}.{default_dtype_hint()}"
+            f"baseline {name!r} with settings {given}: {sentence(error)}{default_dtype_hint()}"
         ) from error
+
+
+def _problems(factory: Callable[..., Calculator], settings: Mapping[str, Setting]) -> Iterator[str]:
+    """What is wrong with names and values of settings, by the annotations of the factory's parameters."""
+    parameters = inspect.signature(factory, eval_str=True).parameters
+    named = {key: p.annotation for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    others = [p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    for key, value in settings.items():
+        if key not in named and not others:
+            yield f"no setting {key!r}{nearest(key, named)} Known are {', '.join(named)}."
+            continue
+        try:
+            TypeAdapter(named[key] if key in named else others[0]).validate_python(value, strict=True)
+        except ValidationError as error:
+            (detail,) = error.errors()
+            cause = detail.get("ctx", {}).get("error")
+            should = cause or f"{detail['msg'].replace('Input should', 'should')}, found {value!r}"
+            yield f"setting {key} {should}."
 
 
 def default_dtype_hint() -> str:
@@ -69,25 +88,23 @@ def _emt(*, asap_cutoff: bool = False) -> Calculator:
     return EMT(asap_cutoff=asap_cutoff)
 
 
-def _zbl(*, r_inner: float = 1.0, r_outer: float = 2.5) -> Calculator:
+def _zbl(*, r_inner: Float = 1.0, r_outer: Float = 2.5) -> Calculator:
     return ZBLCalculator(r_inner=r_inner, r_outer=r_outer)
 
 
-def _coulomb(*, smearing: float = 1.0, permittivity: float = 5.0, **charges: float) -> Calculator:
+def _coulomb(*, smearing: Float = 1.0, permittivity: Float = 5.0, **charges: Float) -> Calculator:
     return CoulombCalculator(charges, smearing, permittivity)
 
 
 def _tblite(
     *,
-    method: str = "GFN1-xTB",
-    charge: float = 0.0,
-    electronic_temperature: float = 300.0,
-    max_iterations: int = 1000,
-    accuracy: float = 0.01,
+    method: Literal["GFN1-xTB", "GFN2-xTB"] = "GFN1-xTB",
+    charge: Annotated[Float, Field(multiple_of=1)] = 0.0,  # others give energies without a meaning
+    electronic_temperature: Annotated[Float, Field(ge=0)] = 300.0,
+    max_iterations: Annotated[Int, Field(ge=1)] = 1000,
+    accuracy: Annotated[Float, Field(gt=0)] = 0.01,
 ) -> Calculator:
     """Tight binding, GFN1-xTB or GFN2-xTB, of tblite; of a crystal the Gamma point alone. Kelvin; see tblite.ase.TBLite."""
-    if method not in _TIGHT_BINDING:
-        raise ValueError(f"no method {method!r}; known are {', '.join(_TIGHT_BINDING)}")
     with _package("tblite", "tblite"):
         from tblite.ase import TBLite
     return TBLite(
@@ -101,16 +118,19 @@ def _tblite(
     )
 
 
-def _d3(*, method: str = "pbe", damping: str = "d3bj") -> Calculator:
+def _d3(*, method: str = "pbe", damping: Literal["d3bj", "d3zero", "d3bjm", "d3zerom", "d3op"] = "d3bj") -> Calculator:
     """Grimme's D3 dispersion of s-dftd3, with the parameters of a functional (pbe, pbesol, scan, r2scan, ...)."""
-    if not isinstance(method, str):
-        raise ValueError(f"method {method!r} is no name of a functional, such as pbe")
-    if damping not in _DAMPINGS:
-        raise ValueError(f"no damping {damping!r}; known are {', '.join(_DAMPINGS)}")
     with _package("d3", "d3"):
+        import dftd3
         from dftd3.ase import DFTD3
     calculator = DFTD3(method=method, damping=damping)
-    calculator.calculate(Atoms("He"))  # an unknown functional is refused here
+    try:
+        calculator.calculate(Atoms("He"))  # an unknown functional is refused here
+    except RuntimeError as error:
+        known = Path(dftd3.__file__).parent / "parameters.toml"
+        raise ValueError(
+            f"s-dftd3 knows no functional {method!r} with the damping {damping} ({error}); {known} lists those it knows"
+        ) from error
     return calculator
 
 
@@ -136,6 +156,7 @@ def _chgnet_r2scan(*, device: str = "cpu") -> Calculator:
 
 def _mace(*, model: str = "medium-mpa-0", device: str = "cpu") -> Calculator:
     """MACE-MP and its successors, by the name that mace-torch has for them; downloaded by it at the first use."""
+    _check_name(model)
     with _package("mace", "mace"):
         from mace.calculators import mace_mp
     return _of_mace(mace_mp, model, device)
@@ -143,36 +164,47 @@ def _mace(*, model: str = "medium-mpa-0", device: str = "cpu") -> Calculator:
 
 def _mace_off(*, model: str = "medium", device: str = "cpu") -> Calculator:
     """MACE-OFF for organic molecules: small, medium or large. Its weights have an academic licence (ASL)."""
+    _check_name(model)
     with _package("mace-off", "mace"):
         from mace.calculators import mace_off
     return _of_mace(mace_off, model, device)
 
 
+def _check_name(model: str) -> None:
+    """ValueError for what mace-torch could take for a file of weights."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", model):
+        raise ValueError(f"model {model!r} is no name of pretrained weights; pass a calculator with weights of a file")
+    if Path(model).is_file():
+        raise ValueError(
+            f"model {model!r} is a file in this folder, too, which mace-torch could load; run elsewhere, or pass a "
+            "calculator with its weights"
+        )
+
+
 def _of_mace(factory: Callable[..., Calculator], model: str, device: str) -> Calculator:
     """A pretrained MACE in float32. PyTorch's default dtype, which MACE sets, is put back."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", model) or Path(model).exists():
-        raise ValueError(f"model {model!r} is no name of pretrained weights; pass a calculator with weights of a file")
     before = torch.get_default_dtype()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it announces downloads, and a licence
             return factory(model=model, device=device, default_dtype="float32")
-    except RuntimeError as error:
-        raise ValueError(
-            f"{error}; is {model!r} one of mace-torch's names (small, medium, medium-mpa-0, ...)?"
-        ) from error
+    except (RuntimeError, ValueError) as error:
+        cause = error.__cause__
+        why = f"{error}" if cause is None else f"{error} ({cause})"
+        if isinstance(cause, FileNotFoundError) or "find MACE model files" in why:  # it took the name for a file's
+            why += f"; is {model!r} one of mace-torch's names (small, medium, medium-mpa-0, ...)?"
+        raise ValueError(why) from error
     finally:
         torch.set_default_dtype(before)
 
 
-def _sevennet(*, model_name: str = "7net-0", device: str = "cpu") -> Calculator:
+def _sevennet(*, model_name: Literal["7net-0", "7net-l3i5", "7net-mf-0"] = "7net-0", device: str = "cpu") -> Calculator:
     """SevenNet's pretrained potential, of those whose weights ship in its package (Materials Project, PBE(+U))."""
-    if model_name not in _SEVENNETS:
-        raise ValueError(f"no weights of {model_name!r} in SevenNet's package; known are {', '.join(_SEVENNETS)}")
+    modal = "PBE" if model_name == "7net-mf-0" else None  # the side of a model of several fidelities
     with _package("sevennet", "sevennet"):
         from sevenn.calculator import SevenNetCalculator
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No tensor product accelerator")  # of GPUs
-        return SevenNetCalculator(model_name, device=device, modal=_SEVENNETS[model_name])
+        return SevenNetCalculator(model_name, device=device, modal=modal)
 
 
 def _sevennet_l3i5(*, device: str = "cpu") -> Calculator:
@@ -197,9 +229,6 @@ def _package(name: str, extra: str) -> Iterator[None]:
         ) from error
 
 
-_TIGHT_BINDING = ("GFN1-xTB", "GFN2-xTB")
-_DAMPINGS = ("d3bj", "d3zero", "d3bjm", "d3zerom", "d3op")
-_SEVENNETS = {"7net-0": None, "7net-l3i5": None, "7net-mf-0": "PBE"}  # and the side of a model of several fidelities
 _REGISTRY: dict[str, Callable[..., Calculator]] = {
     "chgnet": _chgnet,
     "chgnet-0.2.0": _chgnet_0_2,

@@ -15,7 +15,7 @@ from mfgp.calibration.cell_widths import widths
 from mfgp.calibration.factors import energies_by_element, fit_calibration
 from mfgp.calibration.leave_one_out import LeftOut
 from mfgp.calibration.leave_relatives_out import leave_relatives_out, thinned
-from mfgp.calibration.left_out_warnings import warn_of_left_out
+from mfgp.calibration.left_out_warnings import passed_over, warn_of_left_out
 from mfgp.calibration.moments import leave_moments_out, with_moments
 from mfgp.data.closest_pairs import closest_pairs
 from mfgp.data.training_frames import CALIBRATION_STRUCTURES, spread
@@ -57,7 +57,13 @@ def calibrated(model: MultiFidelityGP, frames: FrameSet, report: Report = silent
         elements = tuple(energies_by_element(left_out, level) for level in model.levels)
         closest = closest_pairs(frame.atoms for frame in frames)
         calibration = replace(
-            calibration, widths=wide, carried=carried, shear=shear, closest=closest, elements=elements
+            calibration,
+            widths=wide,
+            carried=carried,
+            shear=shear,
+            closest=closest,
+            elements=elements,
+            passed_over=passed_over(sample, left_out),
         )
     warn_of_left_out(frames, sample, found, left_out)
     return calibration

@@ -101,6 +101,7 @@ class Calibration:
     carried: tuple[Carried, ...] = ()
     closest: Closest = field(default_factory=dict)  # of the training structures of all levels
     elements: tuple[dict[int, int], ...] = ()  # by level and atomic number, left-out energies of structures with it
+    passed_over: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # left_out_warnings.passed_over
 
     def novelty_factors(self, level: int, weights: Tensor, numbers: NDArray[np.int64], pairs: Pairs) -> Tensor:
         """What the model's parts of the variances are multiplied by before `variances`, [1+3N+6].
@@ -120,6 +121,10 @@ class Calibration:
     def energy_novelty_factor(self, level: int, weights: float, atoms: int) -> float:
         """The same for the total energy alone; weights: their part of its variance, eV^2."""
         return self.energy_novelty[level].factor(weights, atoms) if self.energy_novelty else 1.0
+
+    def energy_times_usual(self, level: int, weights: float, atoms: int) -> float | None:
+        """How many times the usual the weights' standard deviation of the energy per atom is; None: not known."""
+        return self.energy_novelty[level].times_usual(weights, atoms) if self.energy_novelty else None
 
     def variances(
         self, level: int, weights: Tensor, residual: Tensor | None, numbers: NDArray[np.int64], noise: Tensor
@@ -207,6 +212,7 @@ class Calibration:
             "carried": [c.to_json() for c in self.carried],
             "closest": [[*(chemical_symbols[z] for z in key), r] for key, r in sorted(self.closest.items())],
             "elements": [{chemical_symbols[z]: n for z, n in level.items()} for level in self.elements],
+            "passed_over": {level: list(counts) for level, counts in self.passed_over.items()},
         }
 
     @staticmethod
@@ -231,6 +237,7 @@ class Calibration:
             tuple(Carried.from_json(c) for c in data.get("carried", [])),
             {(atomic_numbers[a], atomic_numbers[b]): r for a, b, r in data.get("closest", [])},
             tuple({atomic_numbers[z]: n for z, n in level.items()} for level in data.get("elements", [])),
+            {level: (missing, of) for level, (missing, of) in data.get("passed_over", {}).items()},
         )
 
 

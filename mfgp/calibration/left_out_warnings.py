@@ -39,25 +39,42 @@ def warn_of_left_out(frames: FrameSet, sample: FrameSet, calibration: Calibratio
     _warn_of_contradictions(frames.levels, calibration, left_out)
 
 
+def passed_over(frames: FrameSet, left_out: Sequence[LeftOut]) -> dict[str, tuple[int, int]]:
+    """Of each level, how many of its frames could not be left out, and how many it has, where that is a large share."""
+    found, out = {id(part.frame) for part in left_out}, {}
+    for level in frames.levels:
+        own = [f for f in frames.of(level) if not f.isolated_atom]
+        missing = sum(id(f) not in found for f in own)
+        if missing > PASSED_OVER * len(own):
+            out[level] = missing, len(own)
+    return out
+
+
 def _warn_of_passed_over(frames: FrameSet, left_out: Sequence[LeftOut], fitted: bool) -> set[str]:
     """Where many of the frames could not be left out a calibration rests on those that are easy to predict; the levels.
 
     fitted: whether there is a calibration; where there is none, of levels that have enough structures for one.
     """
-    found, told = {id(part.frame) for part in left_out}, set[str]()
-    for level in frames.levels:
-        own = [f for f in frames.of(level) if not f.isolated_atom]
-        missing = sum(id(f) not in found for f in own)
-        if missing > PASSED_OVER * len(own) and (fitted or len(own) >= MIN_STRUCTURES):
-            rest = "rest on the others" if fitted and missing < len(own) else "are the posterior's own"
+    told = set[str]()
+    for level, (missing, of) in passed_over(frames, left_out).items():
+        if fitted or of >= MIN_STRUCTURES:
             warnings.warn(
-                f"fidelity {level!r}: {missing} of {len(own)} structures cannot be left out, since nothing else says what "
-                f"they are, or rounding hides it beside nearly exact labels. Standard deviations {rest} and may be too "
-                "narrow; more structures would help",
+                f"fidelity {level!r}: predictions of {missing} of {of} structures could not be compared with their labels: "
+                "without a structure's own labels nothing says what they are, or these are so nearly exact that rounding "
+                f"hides the difference. {consequence(missing, of, fitted)}",
                 stacklevel=6,
             )
             told.add(level)
     return told
+
+
+def consequence(missing: int, of: int, fitted: bool) -> str:
+    """What that means for a user, and what to do."""
+    rest = f"are scaled to the errors of the other {of - missing}" if fitted and missing < of else "were never checked"
+    return (
+        f"So the standard deviations there {rest}, and of new structures they may be too small: label more structures like "
+        "these, several of each composition and kind, or check with `mfgp evaluate` on labels that were held out"
+    )
 
 
 def _warn_of_few(levels: Sequence[str], frames: FrameSet, left_out: Sequence[LeftOut]) -> None:

@@ -114,6 +114,11 @@ class EnergyNovelty:
         """u, from the same."""
         return float(np.clip(variance / atoms**2 / self.reference, *ENERGY_RANGE)) if self.reference > 0 else 1.0
 
+    def times_usual(self, variance: float, atoms: int) -> float | None:
+        """u^(1/2) without its limits, from the same; None at levels whose energies have no factor."""
+        known = self.exponent > 0 and self.reference > 0
+        return float(variance / atoms**2 / self.reference) ** 0.5 if known else None
+
 
 @dataclass(frozen=True)
 class Surprise:

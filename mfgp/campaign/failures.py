@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mfgp.base.words import sentence
 from mfgp.campaign.schema import CONFIG
 from mfgp.campaign.store import Store
 from mfgp.errors import ConfigError
@@ -43,7 +44,7 @@ def check_works(store: Store, level: str, folder: Callable[[int], Path]) -> None
     place = store.path.parent
     wrote = f" What it wrote is in {folder(attempt)}." if folder(attempt).is_dir() else ""
     raise ConfigError(
-        f"{text}.{wrote} Mend the level in {place / CONFIG}, let the failed ones be chosen again with "
+        f"{sentence(text)}{wrote} Mend the level in {place / CONFIG}, let the failed ones be chosen again with "
         f"`mfgp campaign retry -d {place}`, and go on with `mfgp campaign run -d {place}`. (Without `retry` it goes on with "
         "other structures.)"
     )

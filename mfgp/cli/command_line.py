@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,8 @@ from mfgp.base import console
 from mfgp.errors import ConfigError, DataError, MfgpError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from mfgp.config import FitConfig
     from mfgp.model import MultiFidelityGP
 
@@ -110,6 +112,18 @@ def say_stress(model: MultiFidelityGP, fidelity: str | None, notices: Console) -
 
     if (note := stress_note(model, model.levels[model.level(fidelity)])) is not None:
         console.say(notices, f"note: {note}.", "yellow")
+
+
+def say_close_pairs(model: MultiFidelityGP, structures: Mapping[str, Atoms], notices: Console) -> None:
+    """Warn of structures, by what they are called, with atoms closer than any of their elements in the training data."""
+    from mfgp.data.closest_pairs import SHORT_RANGE, too_close
+
+    closest = {} if model.calibration is None else model.calibration.closest
+    found = {name: said for name, atoms in structures.items() if (said := too_close(atoms, closest)) is not None}
+    if found:
+        name, said = next(iter(found.items()))
+        text = f"warning: in {len(found)} of {len(structures)} structures atoms are too close to trust forces"
+        console.say(notices, f"{text}: {name}, {said} ({SHORT_RANGE}).", "yellow")
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

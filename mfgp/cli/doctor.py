@@ -84,21 +84,25 @@ def _show(report: Report, levels: Sequence[str]) -> None:
 
 def _contradicted(model: Path, frames: FrameSet, rounds: int | None) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Findings about labels that disagree with all others, and these labels."""
+    from mfgp.doctor.report import about
     from mfgp.doctor.rounds import ROUNDS, scores_without_suspects
     from mfgp.doctor.suspects import contradiction_checks, fit_checks, order_checks
+    from mfgp.frames import FrameSet
     from mfgp.model import MultiFidelityGP
 
-    training = frames.training()
+    fitted, training = MultiFidelityGP.load(model), frames.training()
     if not len(training):
-        raise DataError(
-            "--model: every frame is held out (info['split']); leave-one-out scores are for training frames."
+        message = (
+            "every frame is held out (info['split']), and leave-one-out scores are for training frames: labels were not "
+            "compared with the model. `mfgp evaluate` does that with held-out ones."
         )
-    fitted = MultiFidelityGP.load(model)
-    if strange := sorted(set(training.levels) - set(fitted.levels)):
+        return [about("info", "leave-one-out", message), *contradiction_checks(fitted)], []
+    if strange := sorted({frame.fidelity for frame in training} - set(fitted.levels)):
         raise DataError(
             f"--model: the model has the levels {', '.join(fitted.levels)}, the data {', '.join(strange)}; name the level "
             "of each file with --fidelity, in order."
         )
+    training = FrameSet(tuple(level for level in training.levels if level in fitted.levels), training.frames)
     whole = [*contradiction_checks(fitted), *order_checks(fitted, training)]
     scoring = scores_without_suspects(fitted, training, ROUNDS if rounds is None else rounds, progress=True)
     findings = [*fit_checks(scoring.scores, training), *scoring.findings(), *whole]

@@ -23,6 +23,7 @@ from mfgp.cli.command_line import (
     check_outputs,
     friendly,
     label_keys,
+    say_close_pairs,
     say_stress,
     training_files,
     write_json,
@@ -191,6 +192,7 @@ def evaluate(
         from mfgp.data.scored_frames import frames_to_score
         from mfgp.data.training_frames import calculation_key
         from mfgp.model import MultiFidelityGP
+        from mfgp.notes.energy_shift import energy_shift
         from mfgp.notes.narrow_intervals import narrow_intervals
 
         check_outputs([json_path], [model, data])
@@ -215,9 +217,11 @@ def evaluate(
             result = evaluation.evaluate(fitted, chosen, level, report, calibrated=not raw_std)
         if result.stress is not None:
             say_stress(fitted, fidelity, notices)
+        say_close_pairs(fitted, {frame.source: frame.atoms for frame in chosen}, notices)
         _report(result, json_path, plots, notices)
-        if (narrow := narrow_intervals(fitted, result, calibrated=not raw_std)) is not None:
-            console.say(notices, f"warning: {narrow}", "yellow")
+        for said in (energy_shift(result), narrow_intervals(fitted, result, calibrated=not raw_std)):
+            if said is not None:
+                console.say(notices, f"warning: {said}", "yellow")
 
 
 def _report(result: Evaluation, json_path: Path | None, plots: Path | None, notices: Console) -> None:

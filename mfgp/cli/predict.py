@@ -11,7 +11,15 @@ import typer
 
 from mfgp.base import console
 from mfgp.base.words import counted
-from mfgp.cli.command_line import Fidelity, ModelPath, RawStd, check_outputs, friendly, say_stress
+from mfgp.cli.command_line import (
+    Fidelity,
+    ModelPath,
+    RawStd,
+    check_outputs,
+    friendly,
+    say_close_pairs,
+    say_stress,
+)
 from mfgp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,9 +51,9 @@ def predict(
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
         from mfgp.calibration.cell_widths import LARGER_CELLS, wider
-        from mfgp.data.closest_pairs import SHORT_RANGE, too_close
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
+        from mfgp.notes.far_structures import far_structures
         from mfgp.predict.batched import predict_many
 
         if no_uncertainty and by_level:
@@ -75,11 +83,9 @@ def predict(
                 f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
                 f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
             )
-        closest = {} if fitted.calibration is None else fitted.calibration.closest
-        if close := {i: said for i, atoms in enumerate(frames) if (said := too_close(atoms, closest)) is not None}:
-            i, said = next(iter(close.items()))
-            text = f"warning: in {len(close)} of {len(frames)} structures atoms are too close to trust forces"
-            console.say(notices, f"{text}: frame {i}, {said} ({SHORT_RANGE}).", "yellow")
+        if (far := far_structures(frames, predictions)) is not None:
+            console.say(notices, f"warning: {far}", "yellow")
+        say_close_pairs(fitted, {f"frame {i}": atoms for i, atoms in enumerate(frames)}, notices)
         if by_level:
             console.stdout().print(shares_table(predictions))
         console.say(notices, f"wrote {counted(len(predicted), 'structure')} at level {predictor.fidelity} to {output}")

@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 
 from mfgp.calibration.calibration import MIN_STRUCTURES
 from mfgp.calibration.cell_widths import narrow_cells
+from mfgp.calibration.left_out_warnings import consequence
 from mfgp.calibration.scores import coverage_of_few
 from mfgp.notes.contradictions import contradiction_notes
 from mfgp.notes.not_carried import not_carried_notes
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 WORTH = 1.0  # nats that an iteration has to gain for another one to be worth a word
 WEAK_REPULSION = 0.2  # off 1, from which on the coefficient of zbl is told
+SWITCHED_OFF = (
+    0.1  # coefficients of baselines that leave next to nothing of them, and those whose 95 % interval holds 0
+)
 HELD = 0.9  # of a 95 % interval: where fewer labels can be expected in it, for want of structures, this is told
 
 
@@ -44,21 +48,40 @@ def fit_notes(model: MultiFidelityGP) -> list[str]:
             f"points ({training.message}); a larger training.n_optimise or max_iterations may raise it further."
         )
     out += _missing_labels(model)
+    out += _passed_over(model)
     out += _calibrated_on_few(model)
     out += _rare_elements(model)
     out += _isolated_at_some_levels(model)
     out += narrow_cells(model)
     out += prequential_notes(model)
     out += not_carried_notes(model)
-    first = dict(zip(model.columns.baselines, model.columns.first, strict=True))
-    for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
-        if t >= first.get("zbl", 0) and abs(coefficients.get("zbl", 1.0) - 1.0) > WEAK_REPULSION:
-            out.append(
-                f"warning: the coefficient of zbl is {coefficients['zbl']:.2f} at {level}, so atoms that come close are "
-                "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and the "
-                "std of its coefficient to 0.01 (docs/configuration.md)."
-            )
+    out += _coefficients(model)
     return [*out, *(f"warning: {note}" for note in transfer_notes(model))]
+
+
+def _coefficients(model: MultiFidelityGP) -> list[str]:
+    """Of a repulsion whose coefficient is not 1, and of baselines that the data switched off."""
+    out = []
+    variances = model.covariances.diagonal(dim1=1, dim2=2)[:, model.basis.size :][:, model.columns.of_baselines]
+    for t, (level, coefficients) in enumerate(model.hyperparameters().get("baselines", {}).items()):
+        rows = zip(coefficients.items(), model.columns.first, variances[t].tolist(), strict=True)
+        for (name, a), first, variance in rows:
+            std = max(variance, 0.0) ** 0.5
+            if t < first:
+                continue
+            if name == "zbl" and abs(a - 1.0) > WEAK_REPULSION:
+                out.append(
+                    f"warning: the coefficient of zbl is {a:.2f} at {level}, so atoms that come close are "
+                    "repelled by as much of what they should be. Set its r_outer below the shortest pair of these data, and "
+                    "the std of its coefficient to 0.01 (docs/configuration.md)."
+                )
+            elif abs(a) < max(SWITCHED_OFF, 1.96 * std):
+                out.append(
+                    f"warning: the coefficient of {name} is {a:.2f} +- {std:.2f} at {level}: the data switched this "
+                    "baseline off. It takes its time with every prediction for next to nothing: leave it out, use it from "
+                    "another level on (from_level), or look at its settings (docs/configuration.md)."
+                )
+    return out
 
 
 def _missing_labels(model: MultiFidelityGP) -> list[str]:
@@ -76,6 +99,22 @@ def _missing_labels(model: MultiFidelityGP) -> list[str]:
             "composition, are not touched by that."
         )
     return out
+
+
+def _passed_over(model: MultiFidelityGP) -> list[str]:
+    """Of levels many of whose structures could not be left out, and of a calibration that was wanted and is not there."""
+    if model.calibration is None:
+        if not model.config.training.calibrate:
+            return []
+        return [
+            "warning: the standard deviations are the posterior's own, never compared with an error: too few structures "
+            "could be left out for that. They can be too small or too wide: label more structures and fit again, or check "
+            "with `mfgp evaluate` on labels that were held out."
+        ]
+    return [
+        f"warning: {missing} of {of} structures at {level} could not be left out. {consequence(missing, of, fitted=True)}."
+        for level, (missing, of) in model.calibration.passed_over.items()
+    ]
 
 
 def _calibrated_on_few(model: MultiFidelityGP) -> list[str]:

@@ -26,6 +26,8 @@ class Prediction:
     noise left out; otherwise they are the posterior's own, label noise aside.
     std_by_level: energy_std, forces_std and stress_std of each level's discrepancy delta up to this level by name, cheapest
     first, and of the label noise as `noise` where calibrated; their squares add up to those of the stds above.
+    novelty: how many times the weights' standard deviation of the energy per atom is the median of left-out training
+    structures (calibration/novelty.py), where the model is calibrated on three energies or more and energy_std is asked for.
     """
 
     fidelity: str
@@ -41,3 +43,4 @@ class Prediction:
     magmoms_std: Array | None = None
     calibrated: bool = False
     std_by_level: dict[str, Share] | None = None
+    novelty: float | None = None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mfgp.gp.functionals import Functionals
     from mfgp.model import MultiFidelityGP
 
-Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N] where asked for
+Values = dict[str, Tensor]  # mean [1+3N+6], local [N]; std [1+3N+6] or [1], local_std [N], weights where asked for
 
 
 class Predictor:
@@ -156,7 +156,7 @@ class Predictor:
         volume = cell_volume(atoms) if offsets.has_stress else 0.0
         mean = _numpy(values["mean"]) + offsets.functionals
         std = None if "std" not in values else _numpy(values["std"])
-        full = std is not None and len(std) > 1
+        full, known = std is not None and len(std) > 1, self.model.calibration if "weights" in values else None
         return Prediction(
             self.fidelity,
             energy=float(mean[0]),
@@ -168,6 +168,9 @@ class Predictor:
             stress_std=std[-6:] / volume if std is not None and full and volume else None,
             energies_std=None if "local_std" not in values else _numpy(values["local_std"]),
             calibrated=self.calibration is not None and "local_std" in values,
+            novelty=None
+            if known is None
+            else known.energy_times_usual(self.level, float(values["weights"]), len(atoms)),
         )
 
     def distribution(self, atoms: Atoms) -> MultivariateNormal:
@@ -262,6 +265,7 @@ class Predictor:
             "local": f.local @ mean,
             "std": self._std(novelty * weights, novelty * residual, atoms.numbers),
             "local_std": self._local_std(atoms.numbers, f.local),
+            "weights": weights[0],
         }
 
     def _novelty(self, weights: Tensor, atoms: Atoms) -> Tensor:
@@ -316,6 +320,7 @@ class Predictor:
         return {
             "std": self._std(novelty * found.weights, novelty * residual, numbers),
             "local_std": found.local.sqrt(),
+            "weights": found.weights[0],
         }
 
     def _local_std(self, numbers: NDArray[np.int64], phi: Tensor) -> Tensor:
