@@ -17,7 +17,6 @@ from mfgp.evaluation import compare, label_std
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.observations import telling
 from mfgp.notes.not_carried import not_carried
-from mfgp.predict.batched import functionals_of_many
 from mfgp.predict.prediction import Prediction
 from mfgp.predict.residual import residual_variance
 
@@ -66,7 +65,7 @@ def _predicted(model: MultiFidelityGP, frames: FrameSet) -> Iterator[tuple[Frame
     """Each labelled frame, what the model says of it, and what its inducing points leave open of its forces."""
     for level in model.levels:
         own, predictor = [f for f in frames.of(level) if f.labelled], model.predictor(level)
-        every = functionals_of_many(predictor, [f.atoms for f in own])
+        every = model.features.functionals_of_many([f.atoms for f in own])
         for frame, found in zip(own, every, strict=True):
             residual = residual_variance(model, predictor.level, found.phi, found.prior)[1:-6].cpu().numpy()
             told, source = telling(found.phi[1:-6]).cpu().numpy(), f"{frame.source} ({frame.atoms.symbols})"
