@@ -49,7 +49,7 @@ class Models:
         Where a label that was learned has been replaced, all accepted ones are fitted again. Raises DataError if that fails.
         """
         rows = self.store.labels("accepted = 1 AND learned_in IS NULL")
-        replaced = len(self.store.labels("accepted = 0 AND learned_in IS NOT NULL"))
+        replaced = self.store.count_labels("accepted = 0 AND learned_in IS NOT NULL")
         if not rows and not replaced:
             if step is not None:
                 self.store.close_step(step)
@@ -86,7 +86,7 @@ class Models:
             model.update(new)
             if self.config.fit is not None and model.calibration is not None and not model.calibration.carries:
                 missed, wanted = "the inducing points do not carry them", self._wanted_for_another()
-                if len(self.store.labels("accepted = 1")) >= wanted:
+                if self.store.count_labels() >= wanted:
                     because = f"{missed}, so"
                 else:
                     why += f"; {missed}, but a refit failed before: another one is tried with {wanted} labels"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mfgp.calibration.calibration import Calibration
     from mfgp.model import MultiFidelityGP
 
-KINDS = {"energy": "energy", "forces": "forces", "stress": "virial"}  # of an evaluation and of a calibration
+KINDS = {"energy": "energy", "forces": "forces", "stress": "virial", "magmoms": "moments"}  # evaluation: calibration
 NAMES = {"energy": "energies", "virial": "stresses", "stress": "stresses", "magmoms": "moments"}
 MOST = 16  # structures of each level, in one update
 CHANCE = 0.01  # probability of so few in their intervals
@@ -81,10 +81,10 @@ def _least(model: MultiFidelityGP, level: int) -> dict[int, float]:
 
 
 def _shares(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> dict[str, float]:
-    """Of the labels of a frame, by kind, that lie in their 95 % intervals."""
+    """Of the labels of a frame, by kind, that lie in their 95 % intervals; not of moments, which an update fits again."""
     out = {}
     for kind, found in compare(frame, prediction, label_std(model, frame, prediction)).items():
-        if kind in KINDS and (share := found.inside) is not None:
+        if kind != "magmoms" and (share := found.inside) is not None:
             out[KINDS[kind]] = share
     return out
 
