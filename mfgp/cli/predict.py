@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from mfgp.base import console
 from mfgp.base.words import counted
@@ -17,6 +18,7 @@ from mfgp.errors import ConfigError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mfgp.model import MultiFidelityGP
     from mfgp.predict.prediction import Prediction
 
 
@@ -42,8 +44,6 @@ def predict(
     with friendly() as notices:
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
-        from mfgp.calibration.cell_widths import LARGER_CELLS, wider
-        from mfgp.data.closest_pairs import SHORT_RANGE, too_close
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
         from mfgp.predict.batched import predict_many
@@ -69,20 +69,35 @@ def predict(
         write_extxyz(output, predicted)
         if any("stress" in atoms.calc.results for atoms in predicted):
             say_stress(fitted, fidelity, notices)
-        if not no_uncertainty and (n := wider(fitted, predictor.level, frames)):
-            console.say(
-                notices,
-                f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
-                f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
-            )
-        closest = {} if fitted.calibration is None else fitted.calibration.closest
-        if close := {i: said for i, atoms in enumerate(frames) if (said := too_close(atoms, closest)) is not None}:
-            i, said = next(iter(close.items()))
-            text = f"warning: in {len(close)} of {len(frames)} structures atoms are too close to trust forces"
-            console.say(notices, f"{text}: frame {i}, {said} ({SHORT_RANGE}).", "yellow")
+        if not no_uncertainty:
+            _say_larger(fitted, predictor.level, frames, notices)
+        _say_close(fitted, frames, notices)
         if by_level:
             console.stdout().print(shares_table(predictions))
         console.say(notices, f"wrote {counted(len(predicted), 'structure')} at level {predictor.fidelity} to {output}")
+
+
+def _say_larger(model: MultiFidelityGP, level: int, frames: Sequence[Atoms], notices: Console) -> None:
+    """How many structures have larger cells than those that the standard deviations are calibrated on."""
+    from mfgp.calibration.cell_widths import LARGER_CELLS, wider
+
+    if n := wider(model, level, frames):
+        console.say(
+            notices,
+            f"note: {n} of {len(frames)} structures repeat later than the training cells of {model.levels[level]} or not "
+            f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
+        )
+
+
+def _say_close(model: MultiFidelityGP, frames: Sequence[Atoms], notices: Console) -> None:
+    """In how many structures atoms are nearer than any in the training data, and where first."""
+    from mfgp.data.closest_pairs import SHORT_RANGE, too_close
+
+    closest = {} if model.calibration is None else model.calibration.closest
+    if close := {i: said for i, atoms in enumerate(frames) if (said := too_close(atoms, closest)) is not None}:
+        i, said = next(iter(close.items()))
+        text = f"warning: in {len(close)} of {len(frames)} structures atoms are too close to trust forces"
+        console.say(notices, f"{text}: frame {i}, {said} ({SHORT_RANGE}).", "yellow")
 
 
 def with_results(atoms: Atoms, p: Prediction) -> Atoms:
