@@ -19,7 +19,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -92,24 +92,11 @@ class OnTheFly:
             raise ConfigError("no calculators: give at least one, {level: calculator}.")
         for level in calculators:
             model.level(level)
-        known = costs if isinstance(costs, CostModel) else model.costs.with_given(costs or {})
-        missing = known.missing(calculators)
-        if missing and len(calculators) > 1:
-            raise ConfigError(
-                f"costs: nothing says what {missing[0]} costs; give costs={{{missing[0]!r}: hours, ...}}."
-            )
-        self.costs = known.with_given(dict.fromkeys(missing, 1.0))  # of one level alone the cost does not matter
+        self.costs = _costs(model, calculators, costs)
         self.model, self.calculators, self.threshold = model, dict(calculators), threshold
         self.calculator = MultiFidelityCalculator(model, target, uncertainty=uncertainty)
         self.quantity = DEVIATIONS[uncertainty]
-        self.directory = None if directory is None else Path(directory)
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if there := [name for name in FILES if (self.directory / name).exists()]:
-                raise ConfigError(
-                    f"{self.directory} holds an earlier run ({', '.join(there)}); name another directory, or move those "
-                    "files. model.update(ase.io.read('labels.extxyz', ':')) learns its labels."
-                )
+        self.directory = None if directory is None else _fresh(Path(directory))
         if refit_every is not None and frames is None:
             raise ConfigError("refit_every needs frames: the data that the model was fitted to.")
         if frames is not None:
@@ -265,3 +252,23 @@ def _ended(call: dict[str, Any]) -> str:
 def _plain(atoms: Atoms) -> Atoms:
     """The geometry alone: momenta and constraints are no part of a label."""
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def _costs(model: MultiFidelityGP, levels: Collection[str], given: CostModel | Mapping[str, float] | None) -> CostModel:
+    """What calculations at these levels cost; ConfigError where nothing says it of one of several."""
+    known = given if isinstance(given, CostModel) else model.costs.with_given(given or {})
+    missing = known.missing(levels)
+    if missing and len(levels) > 1:
+        raise ConfigError(f"costs: nothing says what {missing[0]} costs; give costs={{{missing[0]!r}: hours, ...}}.")
+    return known.with_given(dict.fromkeys(missing, 1.0))  # of one level alone the cost does not matter
+
+
+def _fresh(directory: Path) -> Path:
+    """The directory, made where there is none; ConfigError where it holds an earlier run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if there := [name for name in FILES if (directory / name).exists()]:
+        raise ConfigError(
+            f"{directory} holds an earlier run ({', '.join(there)}); name another directory, or move those files. "
+            "model.update(ase.io.read('labels.extxyz', ':')) learns its labels."
+        )
+    return directory

@@ -84,13 +84,13 @@ def learning_curve(
     """
     variants = variants or VARIANTS
     features = features or Features.build(training, config, report, keep_rows=True)
-    everything = [*training, *held_out.of(training.levels[-1])]
-    for i, frame in enumerate(everything):  # once for all fits, and in none of their seconds
+    seen = [*first_of_top(training, max(sizes, default=0), seed), *held_out.of(training.levels[-1])]
+    for i, frame in enumerate(seen):  # once for all fits, and in none of their seconds
         if not frame.held_out:
             features.rows(frame.atoms)
         if frame.held_out or config.training.calibrate:
             features.functionals(frame.atoms)
-        report("rows", i + 1, len(everything), frame.fidelity)
+        report("rows", i + 1, len(seen), frame.fidelity)
     points, total = [], len(sizes) * len(variants)
     for n in sizes:
         subset = first_of_top(training, n, seed)

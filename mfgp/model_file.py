@@ -55,7 +55,18 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
         raise ModelFileError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}; make it first.")
     if Path(path).is_dir():
         raise ModelFileError(f"cannot write {path}: it is a folder; name a file in it.")
-    keys = model.statistics.observed()
+    tensors, header = _tensors(model), _header(model)
+    header["hash"] = _hash(header, tensors)
+    metadata = {"mfgp": json.dumps(header, sort_keys=True)}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # what it makes of an OSError, a full disk above all
+            raise ModelFileError(f"{path} could not be written: {error}") from None
+
+
+def _tensors(model: MultiFidelityGP) -> dict[str, Tensor]:
+    """What the file holds beside the header, by name; symmetric and triangular matrices packed (`_pack`)."""
     tensors: dict[str, Tensor] = {
         "rank": model.basis.rank,
         "reference": model.columns.reference,
@@ -74,22 +85,14 @@ def save(model: MultiFidelityGP, path: str | Path) -> None:
     if model.soap.contraction is not None:
         for degree, matrix in enumerate(model.soap.contraction.matrices):
             tensors[f"contraction.{degree}"] = matrix
-    for level, kind in keys:
+    for level, kind in model.statistics.observed():
         m = model.statistics.moments[level, kind]
         tensors[f"statistics.{level}.{kind}.gram"] = _pack(m.gram)
         tensors[f"statistics.{level}.{kind}.projection"] = m.projection
     for (level, z), m in model.site_statistics.moments.items():
         tensors[f"sites.{level}.{z}.gram"] = _pack(m.gram)
         tensors[f"sites.{level}.{z}.projection"] = m.projection
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = _header(model)
-    header["hash"] = _hash(header, tensors)
-    metadata = {"mfgp": json.dumps(header, sort_keys=True)}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # what it makes of an OSError, a full disk above all
-            raise ModelFileError(f"{path} could not be written: {error}") from None
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
 def _header(model: MultiFidelityGP) -> Header:
@@ -196,11 +199,7 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     tensors = {name: t.to(device) for name, t in tensors.items()}
     levels, species = tuple(header["levels"]), tuple(header["species"])
     basis = _basis(config, species, header, tensors)
-    baseline_names, first = tuple(header["baselines"]), first_levels(config.baselines, levels)
-    pair = pair_term(config.pair, species)
-    vacuum = vacuum_term(tuple(header["vacuum"]), config.descriptor, header["vacuum_shapes"])
-    coefficients, shear = tensors.get("coefficients"), header["shear"]
-    columns = Columns(species, tensors["reference"], baseline_names, first, coefficients, pair, vacuum, shear)
+    columns = _columns(config, levels, species, header, tensors)
     prior = make_prior(levels, basis, config.model.rho).to(device)
     prior.set_scale(tensors["scale"])
     prior.rho_parameter.data.copy_(tensors["rho"])
@@ -227,6 +226,17 @@ def load(path: str | Path, baselines: Mapping[str, Any] | None = None) -> MultiF
     model.weights = tensors["weights"]
     model.covariances = torch.stack([_unpack(c, size) for c in tensors["covariances"]])
     return model
+
+
+def _columns(
+    config: FitConfig, levels: tuple[str, ...], species: tuple[int, ...], header: Header, tensors: dict[str, Tensor]
+) -> Columns:
+    """Those of e0, the baselines and the terms of the model."""
+    names, first = tuple(header["baselines"]), first_levels(config.baselines, levels)
+    pair = pair_term(config.pair, species)
+    vacuum = vacuum_term(tuple(header["vacuum"]), config.descriptor, header["vacuum_shapes"])
+    coefficients, shear = tensors.get("coefficients"), header["shear"]
+    return Columns(species, tensors["reference"], names, first, coefficients, pair, vacuum, shear)
 
 
 def _contents(path: Path) -> tuple[Header, Header, dict[str, Tensor]]:

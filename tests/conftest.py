@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
@@ -15,6 +18,7 @@ from ase.calculators.mixing import SumCalculator
 from pretended_device import pretended_device
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp.frames import to_atoms
 
 DESCRIPTOR = {"r_cut": 4.5, "n_max": 4, "l_max": 3, "sigma": 0.5}
 
@@ -87,6 +91,29 @@ def config() -> FitConfig:
 @pytest.fixture(scope="session")
 def model(two_levels: FrameSet, config: FitConfig) -> MultiFidelityGP:
     return MultiFidelityGP.fit(two_levels, config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory, two_levels: FrameSet, config: FitConfig) -> Path:
+    """low.extxyz, high.extxyz (its held-out frames marked), config.yaml."""
+    path = tmp_path_factory.mktemp("data")
+    for level in two_levels.levels:
+        frames = []
+        for frame in two_levels.of(level):
+            frames.append(to_atoms(frame))
+            if frame.split is not None:
+                frames[-1].info["split"] = frame.split
+        ase.io.write(path / f"{level}.extxyz", frames)
+    settings = config.model_dump(mode="json", include={"descriptor", "model", "training"})
+    settings["fidelities"] = [{"name": level, "train": f"{level}.extxyz"} for level in two_levels.levels]
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_file(data_folder: Path, model: MultiFidelityGP) -> Path:
+    model.save(data_folder / "ready.mfgp")
+    return data_folder / "ready.mfgp"
 
 
 @pytest.fixture

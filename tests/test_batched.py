@@ -14,7 +14,6 @@ from numpy.testing import assert_allclose
 from mfgp import FitConfig, FrameSet, MultiFidelityGP
 from mfgp.errors import DataError
 from mfgp.fit import features
-from mfgp.predict import batched
 from mfgp.predict.batched import batches, predict_many
 
 
@@ -136,8 +135,8 @@ def test_float32_stays_float32(model: MultiFidelityGP) -> None:
 
 def test_large_structures_come_one_after_the_other(model: MultiFidelityGP, monkeypatch: pytest.MonkeyPatch) -> None:
     structures, predictor = [alloy(70), alloy(71)], model.predictor()
-    assert batched.fits_threads(predictor, structures)
+    assert model.features.fits_threads(structures)
     monkeypatch.setattr(features, "THREADS_BYTES", 1e3)
-    assert not batched.fits_threads(predictor, structures)
-    monkeypatch.setattr(batched, "ordered_map", None)
+    assert not model.features.fits_threads(structures)
+    monkeypatch.setattr(features, "ordered_map", None)
     assert len(list(predict_many(predictor, structures))) == 2

@@ -10,9 +10,9 @@ import pytest
 from ase import Atoms
 from ase.io import write
 from campaign_systems import traced
+from command_line import ok, refused
 from conftest import alloy, label
 from test_campaign import client, folder, in_process, rows, run, start, with_a_fit  # noqa: F401 (fixtures)
-from test_cli import ok, refused
 
 from mfgp import ConfigError, DataError, MultiFidelityGP
 from mfgp.campaign import Campaign

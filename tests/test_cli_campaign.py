@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ase.io import read, write
+from command_line import ok, refused
 from conftest import alloy, label
 from test_campaign import client, in_process  # noqa: F401 (fixtures)
-from test_cli import ok, refused
 
 from mfgp import MultiFidelityGP, read_frames
 

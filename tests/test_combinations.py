@@ -12,8 +12,8 @@ import torch
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 from conftest import DESCRIPTOR, alloy, label
+from dense_reference import dense_posterior
 from numpy.testing import assert_allclose
-from test_model import dense_posterior
 from test_prior_draws import draws
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames

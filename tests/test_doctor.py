@@ -6,61 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms, units
-from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
-from numpy.typing import NDArray
+from ase import Atoms
+from doctor_data import crystals, has, labelled, only, report_of, says
 
 from mfgp.doctor import examine
 from mfgp.doctor.labels import composition_residual
-from mfgp.doctor.lengths import bond_ratios
-from mfgp.doctor.report import Finding, Report
 from mfgp.frames import FrameSet, read_frames
 
 LMFP = Path(__file__).parent.parent / "examples" / "lmfp"
-Array = NDArray[np.float64]
-
-
-def labelled(atoms: Atoms, scale: float = 1.0, **info: object) -> Atoms:
-    """EMT labels times `scale`, under REF_ keys."""
-    atoms = atoms.copy()
-    atoms.calc = EMT()
-    atoms.info.update({"REF_energy": scale * atoms.get_potential_energy(), **info})
-    atoms.set_array("REF_forces", scale * atoms.get_forces())
-    atoms.info["REF_stress"] = atoms.get_stress()
-    atoms.calc = None
-    return atoms
-
-
-def crystals(n: int = 12, seed: int = 0, **info: object) -> list[Atoms]:
-    """Rattled Cu/Au cells of several compositions."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for i in range(n):
-        atoms = bulk("Cu", cubic=True, a=3.7)
-        atoms.numbers[: i % 4] = 79
-        atoms.positions += rng.normal(scale=0.08, size=(4, 3))
-        found.append(labelled(atoms, **info))
-    return found
-
-
-def report_of(*levels: list[Atoms]) -> Report:
-    return examine(read_frames({name: list(own) for name, own in zip(("low", "high", "top"), levels, strict=False)}))
-
-
-def only(report: Report, severity: str, check: str) -> Finding:
-    found = [finding for finding in report.findings if (finding.severity, finding.check) == (severity, check)]
-    assert len(found) == 1, f"{severity} {check}: {[(f.severity, f.check, f.message) for f in report.findings]}"
-    return found[0]
-
-
-def has(report: Report, severity: str, check: str) -> bool:
-    return any((finding.severity, finding.check) == (severity, check) for finding in report.findings)
-
-
-def says(finding: Finding, *parts: str) -> None:
-    missing = [part for part in parts if part not in finding.message]
-    assert not missing, f"{missing} not in {finding.message!r}"
 
 
 def test_clean_data_has_no_errors_or_warnings() -> None:
@@ -229,78 +182,6 @@ def test_zero_forces() -> None:
     assert not any(has(report_of(one), severity, "zero forces") for severity in ("error", "warning", "info"))
 
 
-@pytest.mark.parametrize(
-    ("factor", "unit"), [(51.422, "Ha/bohr"), (27.211, "Ha/Å"), (25.711, "Ry/bohr"), (1 / 23.061, "kcal/mol/Å")]
-)
-def test_force_units_between_levels(factor: float, unit: str) -> None:
-    low, high = crystals(), crystals()
-    for a, b in zip(low, high, strict=True):
-        a.arrays["REF_forces"] *= 0.9
-        b.arrays["REF_forces"] /= factor
-    finding = only(report_of(low, high), "error", "units")
-    says(finding, "forces of 'high'", "12 shared structures", f"{unit} of 'high' (multiply them by {factor:.5g})")
-    finding = only(report_of(high, low), "error", "units")
-    says(finding, "forces of 'high'", f"{unit} of 'low' (multiply them by {factor:.5g})")
-
-
-def test_energy_units_between_levels() -> None:
-    low, high = crystals(), crystals()
-    for a, b in zip(low, high, strict=True):
-        a.info["REF_energy"] += 3.0 * (a.numbers == 79).sum()
-        a.arrays["REF_forces"] *= 1.1
-        b.info["REF_energy"] /= 27.2114
-    finding = only(report_of(low, high), "error", "units")
-    says(finding, "energy differences of 'high'", "Hartree of 'high' (multiply them by 27.211)")
-
-
-def test_force_units_of_levels_that_share_nothing() -> None:
-    low, high = crystals(seed=3), crystals(seed=4)
-    report = report_of(low, high)
-    says(only(report, "info", "shared structures"), "share no structure", "not checkable")
-    assert not has(report, "warning", "units")
-    for atoms in high:
-        atoms.arrays["REF_forces"] /= 51.422
-    says(only(report_of(low, high), "warning", "units"), "forces of 'high'", "Ha/bohr")
-
-
-def test_a_hydrogen_atom_in_hartree() -> None:
-    data = [*crystals(), Atoms("H", info={"REF_energy": -0.4996})]
-    says(only(report_of(data), "warning", "units"), "frame 12 (H)", "Hartree", "27.2114")
-
-
-def strained(stress_factor: float = 1.0) -> list[Atoms]:
-    rng = np.random.default_rng(5)
-    base = bulk("Cu", cubic=True, a=3.7)
-    base.positions += rng.normal(scale=0.05, size=(4, 3))
-    found = []
-    for _ in range(6):
-        atoms = base.copy()
-        shear = rng.normal(scale=0.01, size=(3, 3))
-        atoms.set_cell(base.cell.array @ (np.eye(3) + shear + shear.T), scale_atoms=True)
-        atoms = labelled(atoms)
-        atoms.info["REF_stress"] *= stress_factor
-        found.append(atoms)
-    return found
-
-
-def test_stress_sign_and_unit_from_strained_copies() -> None:
-    says(only(report_of(strained()), "info", "stress sign"), "agrees", "5 pairs", "slope 1.0")
-    says(only(report_of(strained(-1.0)), "error", "stress sign"), "opposite of ASE's", "negate", "frame ")
-    says(only(report_of(strained(1 / units.GPa)), "error", "stress sign"), "looks like GPa")
-    flipped = only(report_of(strained(-10 / units.GPa)), "error", "stress sign")
-    says(flipped, "looks like kbar", "opposite of ASE's")
-    says(only(report_of(strained(3.0)), "warning", "stress sign"), "not the derivative", "leave it out")
-    says(only(report_of(crystals()), "info", "stress sign"), "not checkable", "strained by 1 %")
-
-
-def test_stress_size_looks_like_gpa() -> None:
-    data = crystals()
-    assert not has(report_of(data), "error", "stress unit")
-    for atoms in data:
-        atoms.info["REF_stress"] /= units.GPa
-    says(only(report_of(data), "error", "stress unit"), "GPa or kbar", "0.0062415", "frame ")
-
-
 def test_cross_level_correlation_by_element() -> None:
     low, high = crystals(16), crystals(16)
     rng = np.random.default_rng(6)
@@ -323,99 +204,6 @@ def test_identical_labels_at_two_levels() -> None:
     with pytest.warns(UserWarning, match="the same energies"):
         report = report_of(crystals(), crystals())
     says(only(report, "error", "shared structures"), "identical forces", "mislabelled")
-
-
-@pytest.mark.parametrize(("factor", "way"), [(1 / units.Bohr, "multiply"), (units.Bohr, "divide")])
-def test_lengths_in_bohr(factor: float, way: str) -> None:
-    scaled = [atoms.copy() for atoms in crystals()]
-    for atoms in scaled:
-        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
-    good = [*crystals(), molecule("H2O", vacuum=4.0, pbc=True, info={"REF_energy": -14.0})]
-    assert not has(report_of(good), "warning", "units")
-    says(only(report_of(scaled), "warning", "units"), way, "0.529177", "covalent radii", "frame 0")
-
-
-def test_nearest_neighbours_of_usual_structures_are_as_far_as_bonds() -> None:
-    for atoms in (
-        bulk("NaCl", "rocksalt", a=5.64),
-        bulk("Na"),
-        bulk("W"),
-        bulk("Si"),
-        molecule("C6H6"),
-        molecule("SiH4"),
-    ):
-        assert 0.8 < np.median(bond_ratios(atoms)) < 1.3
-    argon = bulk("Ar", "fcc", a=5.3)
-    assert not len(bond_ratios(argon))
-
-
-def test_atoms_between_two_charge_states() -> None:
-    rng = np.random.default_rng(0)
-    frames = [atoms.copy() for atoms in crystals()]
-    n = len(frames[0])
-    for k, atoms in enumerate(frames):  # one half of the frames in each state, of either sign
-        atoms.set_array("REF_magmoms", (-1) ** k * ((4.6 if k % 4 < 2 else 3.9) + rng.normal(0, 0.02, n)))
-    assert not has(report_of(frames), "info", "charge state")
-    frames[5].arrays["REF_magmoms"][3] = -4.3  # copper
-    says(only(report_of(frames), "info", "charge state"), "moments of Cu", "frame 5", "near 3.9", "and 4.6")
-    assert not has(report_of(frames), "warning", "lost moment")
-    frames[6].arrays["REF_magmoms"][3] = 0.02
-    says(
-        only(report_of(frames), "warning", "lost moment"), "1 of 30 Cu", "4.60 Bohr magnetons", "least 0.02", "frame 6"
-    )
-    for k in range(0, 12, 3):
-        frames[k].arrays["REF_magmoms"][frames[k].numbers == 29] = 0.0
-    says(only(report_of(frames), "info", "lost moment"), "of 30 Cu", "frame 0", "frame 9")
-    for k, atoms in enumerate(frames):
-        atoms.arrays["REF_magmoms"][:] = (4.6 if k % 4 < 2 else 3.9) + rng.normal(0, 0.02, n)
-    for k in (2, 4, 6):
-        frames[k].arrays["REF_magmoms"][3] = 4.25
-    assert not has(report_of(frames), "info", "charge state")  # a third state
-    for atoms in frames:  # no gap: an element in one state, or a metal
-        atoms.arrays["REF_magmoms"][:] = rng.uniform(3.9, 4.6, n)
-    assert not has(report_of(frames), "info", "charge state")
-    for atoms in frames:
-        atoms.arrays["REF_magmoms"][:] = rng.choice([0.01, 0.05], n)  # a gap, but a small one
-    assert not has(report_of(frames), "info", "charge state")
-
-
-def test_spins_of_one_composition_that_are_parallel_here_and_antiparallel_there() -> None:
-    frames = [atoms.copy() for atoms in crystals()]
-    for k, atoms in enumerate(frames):  # each composition in one order
-        atoms.set_array("REF_magmoms", np.array([4.0, -4.0 if k % 4 == 1 else 4.0, 4.0, 0.1]))
-    assert not has(report_of(frames), "warning", "magnetic orders")
-    frames[9].arrays["REF_magmoms"] = np.array([-4.0, -4.0, 4.0, 0.1])  # the antiparallel ones in another order
-    says(only(report_of(frames), "info", "magnetic orders"), "up to 2 ways", "1 frames not in the usual one", "frame 9")
-    frames[9].arrays["REF_magmoms"] = np.array([-4.0, 4.0, -4.0, 0.1])  # the same, turned round
-    assert not has(report_of(frames), "info", "magnetic orders")
-    frames[6].arrays["REF_magmoms"][1] *= -1
-    frames[7].arrays["REF_magmoms"] *= -1  # all of them: the same order
-    says(only(report_of(frames), "warning", "magnetic orders"), "2 frames have parallel", "1 have not", "frame 6")
-
-
-def test_frames_without_the_moments_that_others_have() -> None:
-    frames = [atoms.copy() for atoms in crystals()]
-    assert not has(report_of(frames), "info", "magnetic moments")
-    frames[3].set_initial_magnetic_moments([2.0] * 4)
-    says(only(report_of(frames), "info", "magnetic moments"), "12 of 12", "1 of them", "initial_magmoms", "REF_magmoms")
-    frames[3].set_initial_magnetic_moments([0.0] * 4)
-    for atoms in frames[:-1]:
-        atoms.set_array("REF_magmoms", np.full(4, 4.0))
-    finding = only(report_of(frames), "info", "magnetic moments")
-    says(finding, "1 of 12", "frame 11")
-    assert "initial" not in finding.message
-
-
-def test_a_moment_that_is_no_whole_number_among_many_that_are() -> None:
-    moments = [20.0, 19.99, 16.01, 0.0, -18.0, 20.0, 18.002, 16.0, 20.0, 19.633, 19.995, 20.06]
-    with_moments = [atoms.copy() for atoms in crystals()]
-    for atoms, moment in zip(with_moments, moments, strict=True):
-        atoms.info["total_magmom"] = moment
-    says(only(report_of(with_moments), "warning", "shared electron"), "2 of 12", "frame 9", "19.633", "NUPDOWN")
-    for atoms, moment in zip(with_moments, moments, strict=True):
-        atoms.info["total_magmom"] = 1.1 * moment  # a metal
-    assert not has(report_of(with_moments), "warning", "shared electron")
-    assert not has(report_of(with_moments[9:]), "warning", "shared electron")
 
 
 def test_unlabelled_frames_tags_and_unread_keys() -> None:

@@ -26,7 +26,7 @@ from mfgp.gp.hyperparameters import AutoregressiveGP, Evidence, LevelNoise
 from mfgp.gp.observations import SHEAR, components, labelled_rows
 from mfgp.gp.statistics import Statistics
 from mfgp.gp.training import initialise, maximise_evidence, noise_floor
-from mfgp.learning_curve import joint, learning_curve
+from mfgp.learning_curve import first_of_top, joint, learning_curve
 
 QUICK = {"optimise": False}
 
@@ -312,6 +312,17 @@ def test_no_fit_of_a_learning_curve_makes_what_others_find_made(
     )
     assert [p.variant for p in points] == ["joint"]
     assert [s for s in stages if s.startswith("rows")][-1] == f"rows{len(made)}"
+
+
+def test_a_learning_curve_makes_no_rows_of_structures_that_no_fit_sees(
+    two_levels: FrameSet, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.model_copy(update={"training": config.training.model_copy(update={"calibrate": False})})
+    high, made = two_levels.levels[-1], list[str]()
+    training, held_out = (FrameSet((high,), tuple(f.of(high))) for f in (two_levels.training(), two_levels.held_out()))
+    monkeypatch.setattr(features_module, "functional_rows", _counted(features_module.functional_rows, made))
+    learning_curve(training, held_out, settings, [2, 3], {"joint": joint})
+    assert len(made) == len(first_of_top(training, 3, seed=0)) < len(training)
 
 
 def _counted(function: Callable[..., Any], made: list[str]) -> Callable[..., Any]:

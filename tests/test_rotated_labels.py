@@ -10,9 +10,9 @@ import pytest
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from conftest import DESCRIPTOR, alloy, label
+from model_files import as_written, less
 from numpy.testing import assert_allclose
 from scipy.spatial.transform import Rotation
-from test_model_file import as_written, less
 
 from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.fit import fitting

@@ -1,4 +1,4 @@
-"""Selection: gains against refitted posteriors, directions against exact rows, and what a batch looks like."""
+"""Selection: gains against refitted posteriors, directions against exact rows, and how good a batch is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import alloy, label
 from numpy.testing import assert_allclose
 from scipy.stats import spearmanr
 
-from mfgp import ConfigError, DataError, FitConfig, FrameSet, MultiFidelityGP, read_frames
+from mfgp import FitConfig, FrameSet, MultiFidelityGP, read_frames
 from mfgp.calibration.composition_scatter import Composition, CompositionScatter, fractions
 from mfgp.data.costs import CostModel
 from mfgp.gp.kernels import n_functionals
@@ -117,7 +117,7 @@ def test_conditioning_is_the_updated_posterior(model: MultiFidelityGP, pool: lis
 
 
 def deviations(model: MultiFidelityGP, pool: Sequence[Atoms], weights: dict[str, float]) -> dict[str, np.ndarray]:
-    """Squared deviations of the target of 60 seeds: each takes one random direction of each structure."""
+    """Squared deviations of the target of 60 seeds: each takes 32 random directions of each of 8 structures."""
     found = []
     for seed in range(60):
         aim = build_target(model, 1, pool, weights, seed)
@@ -127,7 +127,7 @@ def deviations(model: MultiFidelityGP, pool: Sequence[Atoms], weights: dict[str,
 
 def agrees_in_the_mean(found: np.ndarray, expected: float) -> None:
     error = found.std() / len(found) ** 0.5
-    assert error < 0.1 * expected
+    assert error < 0.03 * expected
     assert abs(found.mean() - expected) < 3 * error
 
 
@@ -208,76 +208,6 @@ def test_a_batch_beats_chance(model: MultiFidelityGP, pool: list[Atoms]) -> None
     assert after([c.index for c in batch.choices]) < min(random)
 
 
-def test_copies_of_a_structure_are_offered_once(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    several = [pool[7].copy() for _ in range(5)] + [pool[6], pool[5]]
-    chosen = [(c.index, c.level) for c in select(model, several, "high", COSTS, n=9, targets=pool).choices]
-    assert sorted(chosen) == [(i, level) for i in (0, 5, 6) for level in ("high", "low")]
-    chosen = [(c.index, c.level) for c in select(model, several, "high", COSTS, n=9, taken=[(3, "high")]).choices]
-    assert sorted(chosen) == [(0, "low"), *((i, level) for i in (5, 6) for level in ("high", "low"))]
-
-
-def redescribed(atoms: Atoms, seed: int) -> Atoms:
-    """Atoms in another order and orientation, rounded to four decimals."""
-    out = atoms[np.random.default_rng(seed).permutation(len(atoms))]
-    out.rotate(40.0, (1, 2, 3), rotate_cell=True)
-    return Atoms(out.numbers, out.positions.round(4), cell=out.cell.array.round(4), pbc=atoms.pbc)
-
-
-def test_other_descriptions_of_a_structure_are_offered_once_at_a_level(
-    model: MultiFidelityGP, pool: list[Atoms]
-) -> None:
-    some = pool[:4]
-    several = [*some, *(redescribed(a, i) for i, a in enumerate(some)), *(a * (2, 1, 1) for a in some)]
-    chosen = select(model, several, "high", COSTS, n=20)
-    assert sorted((c.index % 4, c.level) for c in chosen.choices) == [(i, t) for i in range(4) for t in ("high", "low")]
-    assert chosen.same == 8
-    assert select(model, some, "high", COSTS, n=20).same == 0
-    few = select(model, several, "high", COSTS, n=1)
-    assert (few.same, len(few.choices)) == (2, 1)
-
-
-def test_other_descriptions_of_what_is_known_or_taken_are_not_offered(
-    model: MultiFidelityGP, pool: list[Atoms]
-) -> None:
-    """alloy(0) was trained on at both levels; nothing but the pool says what it looked like."""
-    several = [alloy(0), redescribed(alloy(0), 0), pool[0], redescribed(pool[0], 1), pool[1]]
-    chosen = select(model, several, "high", COSTS, n=20, levels=["high"], taken=[(2, "high")])
-    assert [c.index for c in chosen.choices] == [4]
-    assert chosen.same == 2
-    low = select(model, several, "high", COSTS, n=20, levels=["low"], taken=[(2, "high")])
-    assert {c.index for c in low.choices} in ({2, 4}, {3, 4})
-
-
-def test_costs_decide_the_level(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    cheap_low = select(model, pool, "high", CostModel.fixed({"low": 1e-5, "high": 1.0}), n=4)
-    cheap_high = select(model, pool, "high", CostModel.fixed({"low": 1.0, "high": 1e-5}), n=4)
-    assert {c.level for c in cheap_low.choices} == {"low"}
-    assert {c.level for c in cheap_high.choices} == {"high"}
-
-
-def test_a_structure_may_be_chosen_at_two_levels(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    batch = select(model, pool[:1], "high", COSTS, n=9)
-    assert sorted((c.index, c.level) for c in batch.choices) == [(0, "high"), (0, "low")]
-
-
-def test_whole_numbers_of_hours_are_costs(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    as_floats = select(model, pool, "high", CostModel.fixed({"low": 1.0, "high": 3.0}), n=2)
-    assert select(model, pool, "high", CostModel.fixed({"low": 1, "high": 3}), n=2) == as_floats
-
-
-def test_the_budget_is_kept(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    batch = select(model, pool, "high", COSTS, budget_hours=0.1)
-    assert batch.hours <= 0.1 + 1e-12
-    assert batch.hours > 0.1 - 0.01 - 1e-12  # a cheap one more would not have fitted
-    assert not select(model, pool, "high", COSTS, budget_hours=0.001).choices
-
-
-def test_what_is_taken_is_left_out(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    first = select(model, pool, "high", COSTS, n=1).choices[0]
-    second = select(model, pool, "high", COSTS, n=1, taken=[(first.index, first.level)]).choices[0]
-    assert (first.index, first.level) != (second.index, second.level)
-
-
 def test_the_same_seed_gives_the_same_batch(model: MultiFidelityGP, pool: list[Atoms]) -> None:
     a, b = (select(model, pool, "high", COSTS, n=3, seed=5) for _ in range(2))
     assert a == b
@@ -296,21 +226,6 @@ def test_energies_as_the_target(model: MultiFidelityGP, pool: list[Atoms]) -> No
     batch = select(model, pool, "high", COSTS, n=2, weights={"energy": 1.0})
     per_atom = [model.predict(a, "high").energy_std / len(a) for a in pool]  # type: ignore
     assert_allclose(batch.std_before, np.sqrt(np.mean(np.square(per_atom))), rtol=1e-6)
-
-
-def test_wrong_input(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    with pytest.raises(ConfigError, match="no limit"):
-        select(model, pool, "high", COSTS)
-    with pytest.raises(ConfigError, match="unknown level best"):
-        select(model, pool, "high", COSTS, n=1, levels=["best"])
-    with pytest.raises(ConfigError, match="--cost low=HOURS --cost high=HOURS"):
-        select(model, pool, "high", budget_hours=1)
-    with pytest.raises(ConfigError, match="weights stress"):
-        select(model, pool, "high", COSTS, n=1, weights={"stress": 1.0})
-    with pytest.raises(DataError, match="no structure"):
-        select(model, [], "high", COSTS, n=1)
-    with pytest.raises(DataError, match=r"structure 0 of the pool.*has not seen Al"):
-        select(model, [Atoms("Al", cell=[3, 3, 3], pbc=True)], "high", COSTS, n=1)
 
 
 def test_a_level_teaches_what_it_has_labels_of(two_levels: FrameSet, config: FitConfig, pool: list[Atoms]) -> None:
@@ -336,15 +251,6 @@ def test_few_targets_are_looked_at_along_several_directions(model: MultiFidelity
     found = deviations(model, CALM[:1], {"forces": 1.0})["forces"]
     agrees_in_the_mean(found, exact_variance(model, CALM[:1], "high"))
     assert found.std() < 0.25 * found.mean()
-
-
-def test_wrong_targets_budgets_and_levels(model: MultiFidelityGP, pool: list[Atoms]) -> None:
-    with pytest.raises(DataError, match=r"structure 0 of the targets.*has not seen Al"):
-        select(model, pool, "high", COSTS, n=1, targets=[Atoms("Al", cell=[3, 3, 3], pbc=True)])
-    with pytest.raises(ConfigError, match="give a number of hours"):
-        select(model, pool, "high", COSTS, budget_hours=float("inf"))
-    batch = select(model, pool[:2], "high", COSTS, n=9, levels=["high", "high"])
-    assert sorted((c.index, c.level) for c in batch.choices) == [(0, "high"), (1, "high")]
 
 
 def test_the_rows_that_are_kept_are_bounded(

@@ -14,8 +14,8 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
+from model_files import as_written
 from numpy.testing import assert_allclose
-from test_model_file import as_written
 
 from mfgp import FitConfig, MultiFidelityGP, read_frames
 from mfgp.doctor.composition import reference_checks

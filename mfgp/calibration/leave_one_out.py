@@ -177,15 +177,13 @@ def structure_parts(
     model: MultiFidelityGP, smoother: Smoother, structures: Sequence[Sequence[Frame]]
 ) -> Iterator[list[LabelledRows]]:
     """The rows of all frames of each structure that tell something, in order; `structures` are the frames of each."""
-    copies = [
-        {structure_hash(f.atoms): f.atoms for f in group} for group in structures
-    ]  # may differ in the last digits
+    keyed = [[(structure_hash(frame.atoms), frame) for frame in group] for group in structures]
+    copies = [{key: frame.atoms for key, frame in group} for group in keyed]  # may differ in the last digits
     virial = any(frame.stress is not None for group in structures for frame in group)
     made = model.features.functionals_of_many([a for of_group in copies for a in of_group.values()], virial)
-    for group, of_group in zip(structures, copies, strict=True):
-        functionals = {key: next(made) for key in of_group}
-        of_frames = [(frame, functionals[structure_hash(frame.atoms)]) for frame in group]
-        every = [part for frame, own in of_frames for part in labelled_parts(model, smoother, frame, own)]
+    for group, of_group in zip(keyed, copies, strict=True):
+        found = {key: next(made) for key in of_group}
+        every = [part for key, frame in group for part in labelled_parts(model, smoother, frame, found[key])]
         yield [part if part.telling.all() else part.block(part.telling) for part in every if part.telling.any()]
 
 

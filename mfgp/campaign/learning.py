@@ -49,7 +49,7 @@ class Models:
         Where a label that was learned has been replaced, all accepted ones are fitted again. Raises DataError if that fails.
         """
         rows = self.store.labels("accepted = 1 AND learned_in IS NULL")
-        replaced = len(self.store.labels("accepted = 0 AND learned_in IS NOT NULL"))
+        replaced = self.store.count_labels("accepted = 0 AND learned_in IS NOT NULL")
         if not rows and not replaced:
             if step is not None:
                 self.store.close_step(step)
@@ -85,11 +85,8 @@ class Models:
         if updated := not because:
             model.update(new)
             if self.config.fit is not None and model.calibration is not None and not model.calibration.carries:
-                missed, wanted = "the inducing points do not carry them", self._wanted_for_another()
-                if len(self.store.labels("accepted = 1")) >= wanted:
-                    because = f"{missed}, so"
-                else:
-                    why += f"; {missed}, but a refit failed before: another one is tried with {wanted} labels"
+                because, but = self._missed()
+                why += but
         if because:
             report("refit", 0, 1, "")
             accepted = self.store.labels("accepted = 1")  # an error of the database is none of the fit
@@ -114,9 +111,12 @@ class Models:
             why += "; calibrated on all"
         return model, "update", why
 
-    def _wanted_for_another(self) -> int:
-        """Labels from which on a refit is tried again after one that failed; 0 where none has."""
-        return math.ceil(MORE * int(self.store.meta(FAILED) or 0))
+    def _missed(self) -> tuple[str, str]:
+        """Why all is fitted again where the inducing points do not carry the new labels, or why it is not."""
+        missed, wanted = "the inducing points do not carry them", math.ceil(MORE * int(self.store.meta(FAILED) or 0))
+        if self.store.count_labels() >= wanted:
+            return f"{missed}, so", ""
+        return "", f"; {missed}, but a refit failed before: another one is tried with {wanted} labels"
 
     def fit_config(self) -> FitConfig:
         """The configuration of the fit, as `init` read it."""

@@ -215,6 +215,10 @@ class Store:
             for r in self.db.execute(query, parameters)
         ]  # fmt: skip
 
+    def count_labels(self, where: str = "accepted = 1") -> int:
+        """How many labels fulfil an SQL condition."""
+        return self.db.execute(f"SELECT count(*) FROM labels WHERE {where}").fetchone()[0]
+
     # steps and tasks
 
     def open_step(self, model: int, std_before: float, planned: Sequence[Planned]) -> int:

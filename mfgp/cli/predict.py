@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from mfgp.base import console
 from mfgp.base.words import counted
@@ -25,6 +26,7 @@ from mfgp.errors import ConfigError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mfgp.model import MultiFidelityGP
     from mfgp.predict.prediction import Prediction
 
 
@@ -50,7 +52,6 @@ def predict(
     with friendly() as notices:
         from mfgp.base.files import check_extxyz, write_extxyz
         from mfgp.base.progress import bars
-        from mfgp.calibration.cell_widths import LARGER_CELLS, wider
         from mfgp.data.reading import read_structures
         from mfgp.model import MultiFidelityGP
         from mfgp.notes.far_structures import far_structures
@@ -77,18 +78,26 @@ def predict(
         write_extxyz(output, predicted)
         if any("stress" in atoms.calc.results for atoms in predicted):
             say_stress(fitted, fidelity, notices)
-        if not no_uncertainty and (n := wider(fitted, predictor.level, frames)):
-            console.say(
-                notices,
-                f"note: {n} of {len(frames)} structures repeat later than the training cells of {predictor.fidelity} or not "
-                f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
-            )
+        if not no_uncertainty:
+            _say_larger(fitted, predictor.level, frames, notices)
         if (far := far_structures(frames, predictions)) is not None:
             console.say(notices, f"warning: {far}", "yellow")
         say_close_pairs(fitted, {f"frame {i}": atoms for i, atoms in enumerate(frames)}, notices)
         if by_level:
             console.stdout().print(shares_table(predictions))
         console.say(notices, f"wrote {counted(len(predicted), 'structure')} at level {predictor.fidelity} to {output}")
+
+
+def _say_larger(model: MultiFidelityGP, level: int, frames: Sequence[Atoms], notices: Console) -> None:
+    """How many structures have larger cells than those that the standard deviations are calibrated on."""
+    from mfgp.calibration.cell_widths import LARGER_CELLS, wider
+
+    if n := wider(model, level, frames):
+        console.say(
+            notices,
+            f"note: {n} of {len(frames)} structures repeat later than the training cells of {model.levels[level]} or not "
+            f"at all: their errors can be several times the standard deviations ({LARGER_CELLS}).",
+        )
 
 
 def with_results(atoms: Atoms, p: Prediction) -> Atoms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,10 +72,7 @@ def question(
 ) -> Question:
     """Read what the options name, and say which costs are used."""
     from mfgp.data.reading import read_structures
-    from mfgp.data.single_point import structure_hash
-    from mfgp.frames import is_held_out
     from mfgp.model import MultiFidelityGP
-    from mfgp.selection.greedy import known_calculations
 
     given = _numbers("--cost", costs or [], "F=HOURS, such as --cost mag=0.03")
     wanted = _numbers("--weight", weights or ["forces=1"], "WHAT=W, such as --weight forces=1 --weight energy=100")
@@ -82,13 +80,38 @@ def question(
     if unknown := [name for name in given if name not in fitted.levels]:
         raise ConfigError(f"--cost {unknown[0]}: unknown level; this model has {', '.join(fitted.levels)}.")
     structures = read_structures(pool)
+    held_out = _held_out(structures, notices)
+    _say_known(fitted, structures, held_out, notices)
+    known = fitted.costs.with_given(given)
+    for level in fitted.levels:
+        if not known.missing([level]):
+            how = "given" if level in known.given else f"learned from {known.sums[level].count:.0f} training frames"
+            console.say(
+                notices, f"cost of {level}: {known.hours(level, structures).mean():.3g} hours a calculation ({how})"
+            )
+    reserved = [(i, level) for i in held_out for level in fitted.levels]
+    return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted, reserved)
+
+
+def _held_out(structures: Sequence[Atoms], notices: Console) -> list[int]:
+    """Places of the structures of a pool that are held out, and so not offered; none where all are."""
+    from mfgp.frames import is_held_out
+
     held_out = [i for i, a in enumerate(structures) if is_held_out(a.info.get("split"))]
     if len(held_out) == len(structures):
         console.say(notices, "warning: all structures of the pool are held out (info['split']): a test set?", "yellow")
-        held_out = []
-    elif held_out:
+        return []
+    if held_out:
         text = f"not offered, since they are held out (info['split']): {len(held_out)} of {len(structures)} structures"
         console.say(notices, text)
+    return held_out
+
+
+def _say_known(fitted: MultiFidelityGP, structures: Sequence[Atoms], held_out: list[int], notices: Console) -> None:
+    """Of the pool, what the model was trained on, and what there is more than once."""
+    from mfgp.data.single_point import structure_hash
+    from mfgp.selection.greedy import known_calculations
+
     if done := known_calculations(fitted, structures, fitted.levels):
         counts = ", ".join(f"{sum(name == level for _, name in done)} at {level}" for level in fitted.levels)
         console.say(notices, f"not offered, since the model was trained on them: {counts}")
@@ -100,15 +123,6 @@ def question(
                 )
     if repeated := len(structures) - len({structure_hash(a) for a in structures}):
         console.say(notices, f"{repeated} structures of the pool repeat another one: each is offered once")
-    known = fitted.costs.with_given(given)
-    for level in fitted.levels:
-        if not known.missing([level]):
-            how = "given" if level in known.given else f"learned from {known.sums[level].count:.0f} training frames"
-            console.say(
-                notices, f"cost of {level}: {known.hours(level, structures).mean():.3g} hours a calculation ({how})"
-            )
-    reserved = [(i, level) for i in held_out for level in fitted.levels]
-    return Question(fitted, structures, None if targets is None else read_structures(targets), known, wanted, reserved)
 
 
 def select(

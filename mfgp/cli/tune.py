@@ -75,24 +75,22 @@ def tune(
         scored = [t for t in found if t.score is not None]
         if not scored:
             raise ConfigError("no trial could be fitted; widen the ranges, or raise training.noise_force.")
-        names = list(scored[0].settings)
-        rows = [
-            (str(t.number), f"{t.score:.4f}", _cost(t), *(_shown(name, t.settings[name]) for name in names))
-            for t in scored[:SHOWN]
-        ]
-        title = (
-            f"best of {len(scored)} trials (trial 0: as configured; {len(found) - len(scored)} more left out or failed)"
-        )
-        columns = [
-            "trial",
-            "log density (nats/label)",
-            "cost of a step",
-            *(name.removeprefix("descriptor.") for name in names),
-        ]
-        console.stdout().print(console.table(title, columns, rows))
+        console.stdout().print(_table(scored, len(found) - len(scored)))
         with replacing(output) as temporary:
             temporary.write_text(with_settings(settings, scored[0].settings).to_yaml(), encoding="utf-8")
         console.say(notices, f"wrote {output}")
+
+
+def _table(scored: list[Trial], others: int) -> console.Table:
+    """The best of the trials that have a score, best first."""
+    names = list(scored[0].settings)
+    rows = [
+        (str(t.number), f"{t.score:.4f}", _cost(t), *(_shown(name, t.settings[name]) for name in names))
+        for t in scored[:SHOWN]
+    ]
+    title = f"best of {len(scored)} trials (trial 0: as configured; {others} more left out or failed)"
+    settings = (name.removeprefix("descriptor.") for name in names)
+    return console.table(title, ["trial", "log density (nats/label)", "cost of a step", *settings], rows)
 
 
 def _cost(trial: Trial) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ase import Atoms
 
+from mfgp.base.words import counted
 from mfgp.data.labels import FIDELITY_TAGS
 from mfgp.errors import DataError
 from mfgp.frames import Frame, FrameSet
@@ -37,7 +38,7 @@ def frames_to_score(
     if not own:
         raise DataError(
             f"no frame of level {fidelity!r} to evaluate: the {len(frames)} frames are tagged with "
-            f"{_counted(tags)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
+            f"{_by_name(tags)}; the model's levels are {', '.join(levels)}. Name their level with --fidelity; where the tag "
             f"is only another name of {fidelity!r}, say so with --tag."
         )
     labelled = [f for f in own if f.labelled]
@@ -48,13 +49,13 @@ def frames_to_score(
     chosen, what, rest = _of_split(labelled, split) if split is not None else _held_out(labelled, everything)
     others = [found for found in tags if found not in taken]
     left_out = {
-        f"{len(others)} of other levels ({_counted(others)})": len(others),
+        f"{len(others)} of other levels ({_by_name(others)})": len(others),
         f"{len(own) - len(labelled)} without labels": len(own) - len(labelled),
         f"{len(labelled) - len(chosen)} {rest}": len(labelled) - len(chosen),
     }
     notes = [text for text, count in left_out.items() if count]
     if bookkeeping:
-        what += f" (tagged with {_counted(found for found in tags if found in bookkeeping)})"
+        what += f" (tagged with {_by_name(found for found in tags if found in bookkeeping)})"
     return chosen, f"{len(chosen)} {what} at level {fidelity}" + (f"; left out {', '.join(notes)}" if notes else "")
 
 
@@ -75,15 +76,15 @@ def _held_out(labelled: list[Frame], everything: bool) -> tuple[list[Frame], str
 def _of_split(labelled: list[Frame], split: str) -> tuple[list[Frame], str, str]:
     chosen = [f for f in labelled if f.split == split]
     if not chosen:
-        found = _counted("no split" if f.split is None else f.split for f in labelled)
+        found = _by_name("no split" if f.split is None else f.split for f in labelled)
         raise DataError(f"no labelled frame of split {split!r}; found {found}.")
     return chosen, f"frames of split {split}", "of other splits"
 
 
-def _counted(names: Iterable[str | None]) -> str:
+def _by_name(names: Iterable[str | None]) -> str:
     """'gfn1 (28 frames), nm (3 frames)'."""
     counts = Counter(map(str, names)).items()
-    return ", ".join(f"{name} ({count} frame{'' if count == 1 else 's'})" for name, count in counts)
+    return ", ".join(f"{name} ({counted(count, 'frame')})" for name, count in counts)
 
 
 def level_tag(atoms: Atoms, known: Collection[str] = ()) -> str | None:

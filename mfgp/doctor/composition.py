@@ -7,13 +7,16 @@ that lack the same share one finding.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from mfgp.doctor.report import Finding, about, composition, enumerated, of_levels
 from mfgp.frames import Frame, FrameSet, disagreeing_atoms
+
+Energies: TypeAlias = Mapping[str, Sequence[Frame]]  # training frames with an energy, by level
 
 
 def reference_checks(frames: FrameSet) -> list[Finding]:
@@ -26,22 +29,31 @@ def reference_checks(frames: FrameSet) -> list[Finding]:
     if bare := [level for level, own in energies.items() if not own]:
         message = f"{of_levels(bare)}: no training energies; energies are known up to a constant for each element."
         findings.append(about("warning", "composition", message + " Add energies, or isolated atoms."))
-    inseparable: dict[tuple[int, int, str], list[str]] = defaultdict(list)
-    missing: dict[str, list[str]] = defaultdict(list)
-    for level, own in energies.items():
-        if own:
-            numbers = sorted({int(z) for frame in frames.of(level) for z in frame.atoms.numbers})
-            rank, loose = _determined(own, numbers)
-            inseparable[rank, len(numbers), _symbols(loose)].append(level)
-            alone = {int(frame.atoms.numbers[0]) for frame in own if frame.isolated_atom}
-            missing[_symbols([z for z in numbers if z not in alone])].append(level)
-    for (rank, total, names), levels in inseparable.items():
+    elements = {
+        level: sorted({int(z) for frame in frames.of(level) for z in frame.atoms.numbers})
+        for level, own in energies.items()
+        if own
+    }
+    return [*findings, *_inseparable(energies, elements), *_disagreeing(energies), *_not_alone(energies, elements)]
+
+
+def _inseparable(energies: Energies, elements: Mapping[str, list[int]]) -> Iterator[Finding]:
+    """Of levels whose compositions do not determine the references of all their elements."""
+    found: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+    for level, numbers in elements.items():
+        rank, loose = _determined(energies[level], numbers)
+        found[rank, len(numbers), _symbols(loose)].append(level)
+    for (rank, total, names), levels in found.items():
         if rank < total:
             counts = enumerated(str(len(energies[level])) for level in levels)
             message = f"{of_levels(levels)}: the compositions of {counts} energies determine {rank} combinations of "
             message += f"{total} elemental references; {names} cannot be separated. Energies of other compositions "
             message += "will rest on the prior: add isolated atoms or other compositions."
-            findings.append(about("warning", "composition", message))
+            yield about("warning", "composition", message)
+
+
+def _disagreeing(energies: Energies) -> Iterator[Finding]:
+    """Of isolated atoms of one element and level that have several energies."""
     for level, own in energies.items():
         for z, found in disagreeing_atoms(own).items():
             values = sorted(f.energy for f in found if f.energy is not None)
@@ -50,15 +62,21 @@ def reference_checks(frames: FrameSet) -> list[Finding]:
                 f"{values[-1]:.4f} eV; a fit takes their mean for e0. Keep the one of the ground state (its spin, "
             )
             message += "its box) and remove the others."
-            findings.append(about("warning", "isolated atoms", message, found))
+            yield about("warning", "isolated atoms", message, found)
+
+
+def _not_alone(energies: Energies, elements: Mapping[str, list[int]]) -> Iterator[Finding]:
+    """Of elements without an isolated atom."""
+    missing: dict[str, list[str]] = defaultdict(list)
+    for level, numbers in elements.items():
+        alone = {int(frame.atoms.numbers[0]) for frame in energies[level] if frame.isolated_atom}
+        missing[_symbols([z for z in numbers if z not in alone])].append(level)
     for names, levels in missing.items():
         if names:
-            message = (
-                f"{of_levels(levels)}: no isolated atom of {names}; e0 of these elements is fitted to the structures. "
-            )
-            message += "Add single-atom frames (config_type=IsolatedAtom) if dissociation or new compositions matter."
-            findings.append(about("info", "isolated atoms", message))
-    return findings
+            message = f"{of_levels(levels)}: no isolated atom of {names}; e0 of these elements is fitted to the "
+            message += "structures. Add single-atom frames (config_type=IsolatedAtom) if dissociation or new "
+            message += "compositions matter."
+            yield about("info", "isolated atoms", message)
 
 
 def _determined(frames: Sequence[Frame], numbers: Sequence[int]) -> tuple[int, list[int]]:

@@ -146,12 +146,14 @@ class Features:
             self.store.functionals[key] = found
         return self.store.functionals[key]
 
-    def functionals_of_many(self, structures: Sequence[Atoms], virial: bool = True) -> Iterator[Functionals]:
-        """Those of each structure, in order, on all threads where memory allows."""
-        make = partial(self.functionals, virial=virial)
-        yield from (
-            ordered_map(make, structures, self.device) if self.fits_threads(structures) else map(make, structures)
-        )
+    def functionals_of_many(
+        self, structures: Sequence[Atoms], virial: bool = True, report: Report = silent
+    ) -> Iterator[Functionals]:
+        """Those of each structure, in order, on all threads where memory allows; else `report` is told of large ones."""
+        if self.fits_threads(structures):
+            yield from ordered_map(partial(self.functionals, virial=virial), structures, self.device)
+        else:
+            yield from map(partial(self.functionals, report=report, virial=virial), structures)
 
     def fits_threads(self, structures: Sequence[Atoms]) -> bool:
         """Whether the Jacobians of structures as large as the largest fit into THREADS_BYTES, one for each thread."""

@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mfgp.evaluation import Evaluation
-from mfgp.notes.prequential import CHANCE, listed
+from mfgp.notes.prequential import CHANCE, KINDS, listed
 
 if TYPE_CHECKING:
     from mfgp.model import MultiFidelityGP
 
-CALIBRATED = {
-    "energy": "energy",
-    "forces": "forces",
-    "stress": "virial",
-    "magmoms": "moments",
-}  # by kind of an evaluation
 MANY = 10**6  # structures: a standard deviation that is fitted to no errors has none of its own
 
 
@@ -26,7 +20,7 @@ def narrow_intervals(model: MultiFidelityGP, result: Evaluation, *, calibrated: 
     """
     calibration = model.calibration if calibrated else None
     fitted = {} if calibration is None else calibration.structures()
-    few = [t for t in result.intervals if t.chance(fitted.get((t.level, CALIBRATED[t.kind]), MANY)) < CHANCE]
+    few = [t for t in result.intervals if t.chance(fitted.get((t.level, KINDS[t.kind]), MANY)) < CHANCE]
     if not few:
         return None
     text = f"only {listed(few)} lie in their 95 % intervals, too few for chance. "

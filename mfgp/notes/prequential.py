@@ -17,7 +17,6 @@ from mfgp.evaluation import compare, label_std
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.observations import telling
 from mfgp.notes.not_carried import not_carried
-from mfgp.predict.batched import functionals_of_many
 from mfgp.predict.prediction import Prediction
 from mfgp.predict.residual import residual_variance
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from mfgp.calibration.calibration import Calibration
     from mfgp.model import MultiFidelityGP
 
-KINDS = {"energy": "energy", "forces": "forces", "stress": "virial"}  # of an evaluation and of a calibration
+KINDS = {"energy": "energy", "forces": "forces", "stress": "virial", "magmoms": "moments"}  # evaluation: calibration
 NAMES = {"energy": "energies", "virial": "stresses", "stress": "stresses", "magmoms": "moments"}
 MOST = 16  # structures of each level, in one update
 CHANCE = 0.01  # probability of so few in their intervals
@@ -66,7 +65,7 @@ def _predicted(model: MultiFidelityGP, frames: FrameSet) -> Iterator[tuple[Frame
     """Each labelled frame, what the model says of it, and what its inducing points leave open of its forces."""
     for level in model.levels:
         own, predictor = [f for f in frames.of(level) if f.labelled], model.predictor(level)
-        every = functionals_of_many(predictor, [f.atoms for f in own])
+        every = model.features.functionals_of_many([f.atoms for f in own])
         for frame, found in zip(own, every, strict=True):
             residual = residual_variance(model, predictor.level, found.phi, found.prior)[1:-6].cpu().numpy()
             told, source = telling(found.phi[1:-6]).cpu().numpy(), f"{frame.source} ({frame.atoms.symbols})"
@@ -82,10 +81,10 @@ def _least(model: MultiFidelityGP, level: int) -> dict[int, float]:
 
 
 def _shares(model: MultiFidelityGP, frame: Frame, prediction: Prediction) -> dict[str, float]:
-    """Of the labels of a frame, by kind, that lie in their 95 % intervals."""
+    """Of the labels of a frame, by kind, that lie in their 95 % intervals; not of moments, which an update fits again."""
     out = {}
     for kind, found in compare(frame, prediction, label_std(model, frame, prediction)).items():
-        if kind in KINDS and (share := found.inside) is not None:
+        if kind != "magmoms" and (share := found.inside) is not None:
             out[KINDS[kind]] = share
     return out
 

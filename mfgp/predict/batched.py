@@ -2,7 +2,7 @@
 
 Means of small structures are a few dozen operations each on little data. A batch is one expansion and two products with the
 inducing points for all of its atoms; forces and virials are summed up by structure. What takes the rows of a structure (full
-standard deviations) takes long enough by itself: rows of several structures are made at once (threads.py).
+standard deviations) takes long enough by itself: rows of several structures are made at once (fit/features.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import torch
 from ase import Atoms
 
 from mfgp.base.progress import Report, late_bars, silent
-from mfgp.base.threads import ordered_map
 from mfgp.data.closest_pairs import warn_of_close_pairs
 from mfgp.data.reading import MIN_DISTANCE
 from mfgp.data.structure_warnings import warn_of_structures
 from mfgp.errors import DataError
-from mfgp.gp.functionals import Functionals
 from mfgp.predict.means import Mean, local_gradient, voigt
 from mfgp.predict.prediction import Prediction
 from mfgp.predict.predictor import Predictor
@@ -65,27 +63,24 @@ def predict_many(
             yield from (predictor.from_mean(a, found) for a, found in zip(batch, means, strict=True))
         return
     if uncertainty in ("full", "by_level"):
-        found = functionals_of_many(predictor, structures, report)
-        for atoms, functionals in zip(structures, found, strict=True):
+        good, problem = _before_a_problem(predictor, structures)
+        found = predictor.model.features.functionals_of_many(good, report=report)
+        for atoms, functionals in zip(good, found, strict=True):
             yield predictor.from_functionals(atoms, functionals, uncertainty)
+        if problem is not None:
+            raise problem
         return
     yield from (predictor(atoms, uncertainty, report) for atoms in structures)
 
 
-def functionals_of_many(
-    predictor: Predictor, structures: Sequence[Atoms], report: Report = silent
-) -> Iterator[Functionals]:
-    """Rows and prior variances of each structure, in order, on all threads where memory allows. Raises DataError for one
-    that cannot be predicted, in its turn.
-    """
-    features = predictor.model.features
-    threads = fits_threads(predictor, structures)
-
-    def functionals(atoms: Atoms) -> Functionals:
-        predictor.check(atoms)
-        return features.functionals(atoms, silent if threads else report)
-
-    yield from ordered_map(functionals, structures, features.device) if threads else map(functionals, structures)
+def _before_a_problem(predictor: Predictor, structures: Sequence[Atoms]) -> tuple[Sequence[Atoms], DataError | None]:
+    """Those that come before the first that cannot be predicted, and what is wrong with that."""
+    for i, atoms in enumerate(structures):
+        try:
+            predictor.check(atoms)
+        except DataError as problem:
+            return structures[:i], problem
+    return structures, None
 
 
 def checked_structures(predictor: Predictor, structures: Sequence[Atoms], takes: str) -> None:
@@ -125,18 +120,6 @@ def batched_means(predictor: Predictor, structures: Sequence[Atoms]) -> list[Mea
         virials = [voigt(tensor + tensor.T).mul_(-0.5) for tensor in strain]
     sizes = [len(atoms) for atoms in structures]
     return [Mean(*parts) for parts in zip(energies.split(sizes), forces.split(sizes), virials, strict=True)]
-
-
-def fits_threads(predictor: Predictor, structures: Sequence[Atoms]) -> bool:
-    """Whether Jacobians of these structures fit into memory, one for each thread (Features)."""
-    largest = max(structures, key=len, default=None)
-    if largest is None:
-        return False
-    try:
-        predictor.check(largest)
-    except DataError:  # raised again in its turn, after the structures before it
-        return False
-    return predictor.model.features.fits_threads(structures)
 
 
 def _check_each(predictor: Predictor, structures: Sequence[Atoms]) -> None:

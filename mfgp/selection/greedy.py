@@ -127,9 +127,19 @@ def select(
     aim = build_target(model, predictor.level, targets or pool, weights or {"forces": 1.0}, seed, report)
     search = Search(predictor, pool, names, aim, hours, seed, report)
     limit = same.offered() if n is None else n
-    std_before, left = search.deviation(), np.inf if budget_hours is None else budget_hours
+    std_before, cheapest = search.deviation(), float(hours.min())
+    choices = _chosen(search, same, limit, budget_hours, report)
+    if free:
+        choices = [replace(choice, hours=np.nan) for choice in choices]
+    return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()), cheapest)
+
+
+def _chosen(
+    search: Search, same: SameStructures, limit: int, budget_hours: float | None, report: Report
+) -> list[Choice]:
+    """The best calculation, then the best beside it, until `limit` are chosen or nothing fits into what is left."""
     choices: list[Choice] = []
-    cheapest = float(hours.min())
+    left = np.inf if budget_hours is None else budget_hours
     while len(choices) < limit and (best := search.best(left)) is not None:
         choices.append(search.take(*best, rank=len(choices) + 1))
         search.close(same.take(choices[-1].index, best[1]), best[1])
@@ -138,9 +148,7 @@ def select(
         report(
             "calculations chosen" if not budget_hours else "budget spent, %", *done, f"std {choices[-1].std_after:.4g}"
         )
-    if free:
-        choices = [replace(choice, hours=np.nan) for choice in choices]
-    return Selection(tuple(choices), std_before, predictor.fidelity, int(same.passed.sum()), cheapest)
+    return choices
 
 
 def _hours(costs: CostModel, pool: Sequence[Atoms], names: Sequence[str], offered: Sequence[str]) -> np.ndarray:
