@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROUNDS = 3  # fits without suspects, at most
 FEW = 3  # suspect labels of a frame; with more of them all of its labels are left out
 MOST = 0.2  # share of the frames of a level that may be left out: the bulk of the scores must be of good labels
+WORTH_SAYING = 0.95  # of left-out errors with allowance for the cell over those without
 
 Labels = frozenset[Place]  # of a frame
 
@@ -52,7 +53,8 @@ class Scoring:
 
     def findings(self) -> list[Finding]:
         """What was done beside scoring, and what the scores make allowance for."""
-        out = [_of_cells(level, *found, self.scores) for level, found in self.cells.items()]
+        much = {level: found for level, found in self.cells.items() if found[1] < WORTH_SAYING * found[0]}
+        out = [_of_cells(level, *found, self.scores) for level, found in much.items()]
         message = "large errors hide small ones, "
         if self.left_out:
             message += (
