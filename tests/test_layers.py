@@ -54,7 +54,7 @@ LAYERS = [
         "",
         "calculator model model_upgrades model_file compression tuning rates estimate learning_curve report",
     ),
-    *_in("doctor", "report composition lengths labels moments levels paths checks fit suspects rounds"),
+    *_in("doctor", "report composition lengths labels moments levels paths checks cell_errors fit suspects rounds"),
     *_in("selection", "directional targets gains candidates greedy plan"),
     *_in(
         "campaign",

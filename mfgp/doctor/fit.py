@@ -17,7 +17,8 @@ in standard deviations of the bulk (the quantile of a normal distribution counts
 leaves fewer of some stresses than of others, as that of the root of chi^2 / n_B): a model whose standard deviations
 are too wide or too narrow finds the same labels, one whose errors have a heavy tail, as those of a small model have, does
 not take its tail for wrong labels, and up to one label in five may be wrong. A score says that a label and the model
-disagree; which of them is wrong it cannot say.
+disagree; which of them is wrong it cannot say. Energies are left out one by one as well, but an error that they share with
+those of like cells is expected of them (cell_errors.py).
 
 Magnetic moments are scored too, those of an element in a frame left out together (leave_one_out.left_out_moments). They
 tell of charges: where the moments of a frame disagree with all others, its energies and forces may do so because the
@@ -27,6 +28,7 @@ such scores: its geometry does not say which sign an atom takes.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ from mfgp.base.progress import Report, silent
 from mfgp.calibration.calibration import Scale
 from mfgp.calibration.leave_one_out import LabelledRows, Smoother, hat_inverse, labelled_parts, left_out_moments
 from mfgp.calibration.scores import MIN_LABELS, bulk
+from mfgp.doctor.cell_errors import TOGETHER, CellErrors, Energies, cell_errors, rms, without_doubtful
 from mfgp.frames import Frame, FrameSet
 from mfgp.gp.functionals import Functionals
 from mfgp.gp.observations import components
@@ -139,34 +142,86 @@ def label_scores(
     unseen: labels that it was not trained on, by id of their frame. Without it DataError is raised for frames that the
     model was not trained on.
     """
+    return scores_and_cells(model, frames, report, unseen)[0]
+
+
+def scores_and_cells(
+    model: MultiFidelityGP,
+    frames: FrameSet,
+    report: Report = silent,
+    unseen: Mapping[int, Collection[Place]] | None = None,
+) -> tuple[list[LabelScore], dict[str, tuple[float, float]]]:
+    """The same, and what allowance for errors that follow the cell does at the levels that need it.
+
+    That is the root mean square of left-out energies without and with it, eV per sqrt(atom).
+    """
     if unseen is None:
         model.check_seen(frames)
     smoother = Smoother.of(model)
     raw: dict[tuple[str, str, int], list[LabelScore]] = defaultdict(list)
-    chosen = [frame for frame in frames if not frame.isolated_atom]
+    energies: dict[str, list[Energies]] = defaultdict(list)
+    chosen = sorted((frame for frame in frames if not frame.isolated_atom), key=_alike)
     virial = any(frame.stress is not None for frame in chosen)
-    made = model.features.functionals_of_many([frame.atoms for frame in chosen], virial)
-    for i, (frame, functionals) in enumerate(zip(chosen, made, strict=True)):
-        for part in labelled_parts(model, smoother, frame, functionals):
-            for species, score in _scores(model, smoother, part, (unseen or {}).get(id(frame), ())):
+    made = iter(model.features.functionals_of_many([frame.atoms for frame in chosen], virial))
+    done = 0
+    for alike in _together(chosen):
+        parts: list[LabelledRows] = []
+        for frame in alike:
+            functionals, left = next(made), (unseen or {}).get(id(frame), ())
+            for part in labelled_parts(model, smoother, frame, functionals):
+                if part.kind == "energy":
+                    parts.append(part)
+                for species, score in _scores(model, smoother, part, left):
+                    raw[frame.fidelity, score.kind, species].append(score)
+            for species, score in _moment_scores(model, frame, functionals):
                 raw[frame.fidelity, score.kind, species].append(score)
-        for species, score in _moment_scores(model, frame, functionals):
-            raw[frame.fidelity, score.kind, species].append(score)
-        report("leave one label out", i + 1, len(chosen), frame.fidelity)
-    return [score for alike in raw.values() for score in _in_bulk_deviations(alike)]
+            done += 1
+            report("leave one label out", done, len(chosen), frame.fidelity)
+        if parts:
+            seen = [None not in (unseen or {}).get(id(part.frame), ()) for part in parts]
+            energies[alike[0].fidelity].append(Energies.of(smoother, parts, seen))
+    cells: dict[str, tuple[float, float]] = {}
+    for level, groups in energies.items():
+        clear = without_doubtful(groups)
+        found = cell_errors(clear)
+        if found is not None:
+            cells[level] = rms(clear, None), rms(clear, found)
+        counted = groups if found is None else clear
+        raw[level, "energy", 0] = [s for group in counted for s in _energy_scores(model, group, found)]
+    return [score for alike in raw.values() for score in _in_bulk_deviations(alike)], cells
+
+
+def _alike(frame: Frame) -> tuple[str, tuple[int, ...]]:
+    """Level and composition, by which frames are sorted."""
+    return frame.fidelity, tuple(np.bincount(frame.atoms.numbers).tolist())
+
+
+def _together(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
+    """Sorted frames by level and composition, TOGETHER at most."""
+    for _, group in itertools.groupby(frames, key=_alike):
+        while some := list(itertools.islice(group, TOGETHER)):
+            yield some
+
+
+def _energy_scores(model: MultiFidelityGP, group: Energies, cells: CellErrors | None) -> Iterator[LabelScore]:
+    """Unscaled scores of energies, but of those of which nothing else says anything."""
+    for k, (frame, error, variance) in enumerate(zip(group.frames, *group.left_out(cells), strict=True)):
+        level, scale = model.level(frame.fidelity), Scale()
+        if model.calibration is not None:
+            scale = model.calibration.energy[level]
+            rare = model.calibration.rare(level, set(frame.atoms.numbers.tolist()))
+            scale = scale.widening if rare else scale
+        if np.isfinite(error):
+            expected = scale.weights * (variance - 1.0) + scale.residual * group.excess[k] + scale.noise
+            unit = group.noise[k] * len(frame.atoms) ** 0.5  # eV
+            deviation, std = np.array([-unit * error]), float(unit * expected**0.5)
+            yield LabelScore(frame, "energy", None, deviation, std, abs(float(deviation[0])) / std)
 
 
 def _scores(
     model: MultiFidelityGP, smoother: Smoother, part: LabelledRows, unseen: Collection[Place]
 ) -> Iterator[tuple[int, LabelScore]]:
-    """Unscaled scores of the labels of one kind of a frame, with the species they belong to (0 for energies, stresses)."""
-    if part.kind == "energy":
-        scale = Scale() if model.calibration is None else model.calibration.energy[part.level]
-        if model.calibration is not None and model.calibration.rare(part.level, set(part.frame.atoms.numbers.tolist())):
-            scale = scale.widening
-        score = _left_out(smoother, part, None, slice(0, 1), scale, None not in unseen)
-        if score is not None:
-            yield 0, score
+    """Unscaled scores of the forces or the stress of a frame, with the species they belong to (0 for stresses)."""
     if part.kind == "virial":
         scale = Scale() if model.calibration is None else model.calibration.virial[part.level]
         told = part.telling | (part.residual.abs().cpu().numpy() >= 1.0)  # the others are zero by symmetry
@@ -200,7 +255,7 @@ def _left_out(
     error = -(inverse @ block.residual if seen else block.residual)
     variance = scale.weights * (inverse - one) + scale.residual * torch.diag(block.excess) + scale.noise * one
     score = max(float(error @ torch.linalg.solve(variance, error)) / len(error), 0.0) ** 0.5
-    unit = part.noise * (1.0 if part.kind == "forces" else len(part.frame.atoms) ** 0.5)  # eV or eV/Å
+    unit = part.noise * (1.0 if part.kind == "forces" else len(part.frame.atoms) ** 0.5)  # of forces eV/Å, else eV
     std = unit * float(variance.diagonal().mean()) ** 0.5
     return LabelScore(part.frame, part.kind, atom, (unit * error).cpu().numpy(), std, score)
 

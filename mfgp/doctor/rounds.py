@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mfgp.base.progress import bars
-from mfgp.doctor.fit import LabelScore, Place, label_scores
+from mfgp.doctor.fit import LabelScore, Place, scores_and_cells
 from mfgp.doctor.report import Finding, about, examples
 from mfgp.errors import NumericalError
 from mfgp.frames import Frame, FrameSet
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROUNDS = 3  # fits without suspects, at most
 FEW = 3  # suspect labels of a frame; with more of them all of its labels are left out
 MOST = 0.2  # share of the frames of a level that may be left out: the bulk of the scores must be of good labels
+WORTH_SAYING = 0.95  # of left-out errors with allowance for the cell over those without
 
 Labels = frozenset[Place]  # of a frame
 
@@ -39,17 +40,21 @@ Labels = frozenset[Place]  # of a frame
 class Scoring:
     """Scores of the last round and of `model` itself; how many labels the last fit did without, and of which frames.
 
+    cells: levels whose energies have errors that follow the cell, in the last round, as scores_and_cells has them.
     why: what kept suspects in, if something did.
     """
 
     scores: list[LabelScore]
     first: list[LabelScore]
+    cells: dict[str, tuple[float, float]]
     left_out: int = 0
     frames: tuple[Frame, ...] = ()
     why: str = ""
 
     def findings(self) -> list[Finding]:
-        """What was done beside scoring."""
+        """What was done beside scoring, and what the scores make allowance for."""
+        much = {level: found for level, found in self.cells.items() if found[1] < WORTH_SAYING * found[0]}
+        out = [_of_cells(level, *found, self.scores) for level, found in much.items()]
         message = "large errors hide small ones, "
         if self.left_out:
             message += (
@@ -59,8 +64,24 @@ class Scoring:
         elif self.why and any(s.suspect and s.kind != "moment" for s in self.scores):
             message += f"and nothing was fitted again without the suspects: {self.why}."
         else:
-            return []
-        return [about("info", "leave-one-out", message, self.frames)]
+            return out
+        return [*out, about("info", "leave-one-out", message, self.frames)]
+
+
+def _of_cells(level: str, plain: float, rest: float, scores: Sequence[LabelScore]) -> Finding:
+    """That energies of a level have errors that follow the cell; rms of left-out ones without and with allowance for it."""
+    atoms = float(np.median([len(s.frame.atoms) for s in scores if s.kind == "energy" and s.frame.fidelity == level]))
+    message = (
+        f"fidelity {level!r}: energies hold a part that follows the cell and that the model does not have: from those "
+    )
+    message += (
+        f"of like cells they are known to {rest * atoms**0.5:.2g} eV in {atoms:.0f} atoms, from the model alone to "
+    )
+    message += (
+        f"{plain * atoms**0.5:.2g}. Too few k-points do that, or k-points or a basis set that change with the cell; "
+    )
+    message += "with more inducing points it may be less. Scores of energies make allowance for it, predictions cannot."
+    return about("info", "errors by cell", message)
 
 
 def scores_without_suspects(
@@ -72,7 +93,8 @@ def scores_without_suspects(
     trained on; `model` stays as it is.
     """
     with bars(progress) as report:
-        scores = first = label_scores(model, frames, report)
+        scores, cells = scores_and_cells(model, frames, report)
+        first = scores
     other = "these are not the model's training data to the last digit, all of them and no others"
     why, out = "" if set(frames.frame_hashes()) == model.seen else other, dict[int, Labels]()
     for _ in range(0 if why else rounds):
@@ -90,9 +112,10 @@ def scores_without_suspects(
             break
         out = found
         with bars(progress) as report:
-            scores = label_scores(fitted, frames, report, out)
+            scores, cells = scores_and_cells(fitted, frames, report, out)
     left_out = [(f, out[id(f)]) for f in frames if id(f) in out]
-    return Scoring(scores, first, sum(len(labels) for _, labels in left_out), tuple(f for f, _ in left_out), why)
+    labels, whose = sum(len(labels) for _, labels in left_out), tuple(f for f, _ in left_out)
+    return Scoring(scores, first, cells, labels, whose, why)
 
 
 def _suspects(scores: Sequence[LabelScore]) -> dict[int, Labels]:
