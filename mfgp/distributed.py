@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 8  # so that a slow or lost worker costs little
 FANOUT = 4  # statistics merged at a time
+NO_BASELINES = "a fit on several workers takes no baselines; leave out --workers and --scheduler, or the baselines."
+ONE_OF_BOTH = "--workers starts processes here, --scheduler takes those of a running one; give one of them."
 
 
 @contextmanager
@@ -41,9 +43,7 @@ def client_of(workers: int | None = None, scheduler: str | None = None) -> Itera
     Raises ConfigError where no scheduler answers at that address, or both are given.
     """
     if workers is not None and scheduler is not None:
-        raise ConfigError(
-            "--workers starts processes here, --scheduler takes those of a running one; give one of them."
-        )
+        raise ConfigError(ONE_OF_BOTH)
     from distributed import Client, LocalCluster
 
     if scheduler is None:
@@ -81,7 +81,7 @@ class DistributedPass:
         report: Report = silent,
     ) -> Statistics:
         if baselines:
-            raise ConfigError("a fit on several workers takes no baselines; leave out --workers, or the baselines.")
+            raise ConfigError(NO_BASELINES)
         from distributed import as_completed
 
         client, size = self.client, features.basis.size + columns.size

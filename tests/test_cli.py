@@ -142,6 +142,17 @@ def test_a_dry_run_makes_the_baselines(folder: Path):
     assert "what the baselines take (emt)" in ok(*fit, "baselines=[emt]").stderr
 
 
+def test_workers_with_baselines_are_refused_before_anything_is_done(folder: Path):
+    for extra in (("--dry-run",), ("-o", folder / "m.mfgp")):
+        for option in (("--workers", 2), ("--scheduler", "tcp://127.0.0.1:1")):
+            result = run("fit", folder / "config.yaml", *extra, *option, "--set", "baselines=[zbl]")
+            assert result.exit_code == 1
+            assert "takes no baselines" in result.stderr
+            assert "frames" not in result.stdout  # the table of the data
+    both = ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    assert "give one of them" in refused("fit", folder / "config.yaml", "--dry-run", *both)
+
+
 def test_fit_of_one_level_with_a_baseline(folder: Path, tmp_path: Path):
     settings = ("--set", "fidelities=[{name: low, train: low.extxyz}]", "--set", "baselines=[{name: zbl}]")
     for out in (
