@@ -20,7 +20,7 @@ import torch
 
 from mfgp.base.progress import Report, silent
 from mfgp.baselines.columns import Baseline
-from mfgp.errors import ConfigError
+from mfgp.errors import ConfigError, WorkersError
 from mfgp.fit.accumulation import accumulate
 from mfgp.fit.features import Features
 from mfgp.frames import FrameSet
@@ -28,31 +28,27 @@ from mfgp.gp.observations import Columns
 from mfgp.gp.statistics import Statistics, merge
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 TASKS_PER_WORKER = 8  # so that a slow or lost worker costs little
 FANOUT = 4  # statistics merged at a time
+NO_BASELINES = "a fit on several workers takes no baselines; leave out --workers and --scheduler, or the baselines."
+ONE_OF_BOTH = "--workers starts processes here, --scheduler takes those of a running one; give one of them."
 
 
 @contextmanager
 def client_of(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
     """A dask client: of `workers` processes on this machine, one thread each, or of a running scheduler at an address.
 
-    Raises ConfigError where no scheduler answers at that address, or both are given.
+    Raises ConfigError where no scheduler answers at that address, or both are given, WorkersError where processes do not
+    start.
     """
     if workers is not None and scheduler is not None:
-        raise ConfigError(
-            "--workers starts processes here, --scheduler takes those of a running one; give one of them."
-        )
-    from distributed import Client, LocalCluster
+        raise ConfigError(ONE_OF_BOTH)
+    from distributed import Client
 
     if scheduler is None:
-        with (
-            LocalCluster(
-                n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+        with _cluster(workers or 1) as cluster, Client(cluster) as client:
             yield client
         return
     try:
@@ -65,8 +61,23 @@ def client_of(workers: int | None = None, scheduler: str | None = None) -> Itera
         yield client
 
 
+def _cluster(workers: int) -> LocalCluster:
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
+    except RuntimeError as error:  # "Nanny failed to start."
+        raise WorkersError(
+            f"{workers} worker processes could not be started ({error}); was one ended, or is memory short? Try again, with "
+            "fewer of them."
+        ) from None
+
+
 class DistributedPass:
-    """`accumulation.accumulate` on the workers of a client: the same arguments, the same result to rounding."""
+    """`accumulation.accumulate` on the workers of a client: the same arguments, the same result to rounding.
+
+    WorkersError where workers end again and again over the same labels.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -81,8 +92,8 @@ class DistributedPass:
         report: Report = silent,
     ) -> Statistics:
         if baselines:
-            raise ConfigError("a fit on several workers takes no baselines; leave out --workers, or the baselines.")
-        from distributed import as_completed
+            raise ConfigError(NO_BASELINES)
+        from distributed import KilledWorker, as_completed
 
         client, size = self.client, features.basis.size + columns.size
         # a task, not scattered data: what a lost worker held is made again
@@ -97,7 +108,13 @@ class DistributedPass:
         for future in as_completed(futures):
             done += len(parts[futures.index(future)])
             report("structures with labels", done, len(frames), f"{workers} workers")
-        return root.result().to(features.device)
+        try:
+            return root.result().to(features.device)
+        except KilledWorker:
+            raise WorkersError(
+                "workers ended again and again while they summed up labels, likely for want of memory; use fewer of them, "
+                "or lower model.n_inducing."
+            ) from None
 
 
 def chunks(frames: FrameSet, n: int) -> list[FrameSet]:

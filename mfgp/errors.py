@@ -21,3 +21,7 @@ class ModelFileError(MfgpError, ValueError):
 
 class NumericalError(MfgpError, ArithmeticError):
     """A factorisation that failed for reasons the user can change."""
+
+
+class WorkersError(MfgpError, RuntimeError):
+    """Worker processes that did not start, or ended before their work was done."""

@@ -14,7 +14,7 @@ import ase.io
 import numpy as np
 import pytest
 import yaml
-from command_line import leftovers, ok, refused
+from command_line import leftovers, ok, refused, run
 from numpy.testing import assert_allclose
 
 from mfgp import ModelFileError, MultiFidelityGP
@@ -66,6 +66,17 @@ def test_a_dry_run_makes_the_baselines(data_folder: Path):
     assert "no calculator for baseline 'zbll'" in refused(*fit, name)
     assert "no setting 'r_in'; did you mean 'r_inner'?" in refused(*fit, setting)
     assert "what the baselines take (emt)" in ok(*fit, "baselines=[emt]").stderr
+
+
+def test_workers_with_baselines_are_refused_before_anything_is_done(data_folder: Path):
+    for extra in (("--dry-run",), ("-o", data_folder / "m.mfgp")):
+        for option in (("--workers", 2), ("--scheduler", "tcp://127.0.0.1:1")):
+            result = run("fit", data_folder / "config.yaml", *extra, *option, "--set", "baselines=[zbl]")
+            assert result.exit_code == 1
+            assert "takes no baselines" in result.stderr
+            assert "frames" not in result.stdout  # the table of the data
+    both = ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    assert "give one of them" in refused("fit", data_folder / "config.yaml", "--dry-run", *both)
 
 
 def test_fit_of_one_level_with_a_baseline(data_folder: Path, tmp_path: Path):

@@ -50,6 +50,14 @@ def contains(message: str, *parts: str) -> None:
     assert not missing, f"{missing} not in {message!r}"
 
 
+@pytest.mark.parametrize(("name", "read"), [("NO", "False"), ("on", "True"), ("1", "1")])
+def test_names_that_yaml_takes_for_something_else(folder: Path, name: str, read: str) -> None:
+    text = f"fidelities: [{{name: {name}, train: nm.extxyz}}]\n"
+    contains(error_of(folder, text), f"fidelities.0.name: should be text, found {read}; in YAML, put it in quotes")
+    quoted = loaded(folder, text.replace(f"name: {name}", f"name: '{name}'"))
+    assert [level.name for level in quoted.fidelities] == [name]
+
+
 def test_half_a_radial_scaling_has_the_default_for_the_other_half(folder: Path) -> None:
     text, default = "fidelities: [{name: a, train: nm.extxyz}]\n", SOAPConfig().radial_scaling
     assert default is not None

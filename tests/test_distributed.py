@@ -8,13 +8,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ase.io
 import pytest
 import torch
 import yaml
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker
 from numpy.testing import assert_allclose
 from pretended_device import known_here
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from mfgp import ConfigError, FitConfig, FrameSet, MultiFidelityGP, distributed
 from mfgp.cli import app
 from mfgp.distributed import DistributedPass, _part, chunks, client_of, device_index
+from mfgp.errors import WorkersError
 from mfgp.fit import fitting
 from mfgp.frames import to_atoms
 from mfgp.gp.statistics import Statistics
@@ -93,6 +95,29 @@ def test_chunks_hold_every_frame_once(two_levels: FrameSet) -> None:
 
 def test_no_scheduler() -> None:
     with pytest.raises(ConfigError, match="no dask scheduler answers"), client_of(scheduler="tcp://127.0.0.1:1"):
+        pass
+
+
+def test_workers_that_end_again_and_again_are_one_line(
+    model: MultiFidelityGP, two_levels: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed() -> None:
+        raise KilledWorker("part-1", None, 3)  # what dask raises after three workers
+
+    future = SimpleNamespace(result=killed)
+    ended = SimpleNamespace(submit=lambda *task, **options: future, scheduler_info=lambda: {"workers": {}})
+    monkeypatch.setattr("distributed.as_completed", lambda futures: iter(()))
+    with pytest.raises(WorkersError, match="ended again and again"):
+        DistributedPass(ended)(two_levels, model.features, model.columns, [], 0.005)  # type: ignore[arg-type]
+
+
+def test_workers_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**options: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", fails)
+    message = r"2 worker processes could not be started \(Nanny failed to start\.\)"
+    with pytest.raises(WorkersError, match=message), client_of(workers=2):
         pass
 
 

@@ -161,6 +161,8 @@ def test_plan_writes_a_forecast(files: tuple[Path, Path], tmp_path: Path) -> Non
         (GIVEN, "no limit"),
         (("-n", 1, "--cost", "mag=1"), "unknown level; this model has low, high"),
         (("-n", 1, "--cost", "low"), "expected F=HOURS"),
+        (("-n", 1, "--cost", "1"), "expected F=HOURS"),
+        (("-n", 1, "--cost", "U=4 eV=1"), "--cost U=4 eV: unknown level"),
         (("-n", 1, "--cost", "low=-1"), "positive"),
         (("-n", 1, "--cost", "low=1", "--cost", "low=2"), "given twice"),
         (("-n", 1, *GIVEN, "--weight", "stress=1"), "forces or energy"),

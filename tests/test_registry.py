@@ -110,6 +110,24 @@ def test_the_box_around_a_slab_is_no_matter(name: str) -> None:
     assert abs(baseline.labels(crystal).energy - found[0].energy) > 0.1  # eV
 
 
+@pytest.mark.parametrize("length", [0.0, 9.0])  # Å, of the cell where it is not periodic; none and some
+@pytest.mark.parametrize("pbc", [(1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_dispersion_of_slabs_and_wires_is_that_of_open_space(pbc: tuple[int, int, int], length: float) -> None:
+    """Whichever direction is open; dftd3 is right in three periodic directions, and with 80 Å the others are open."""
+    (baseline,) = make_baselines([BaselineConfig(name="d3")])
+    positions = [[0.0, 0.0, 0.1], [0.78, 0.05, 0.61], [-0.74, 0.02, 0.55]]
+    atoms = Atoms("OHH", positions, cell=np.where(pbc, 4.0, length), pbc=pbc)
+    labels = baseline.labels(atoms)
+    apart = atoms.copy()
+    apart.set_cell(np.where(pbc, 4.0, 80.0))
+    apart.pbc = True
+    expected = baseline.labels(apart)
+    assert abs(baseline.labels(Atoms("OHH", positions)).energy - expected.energy) > 1e-3  # eV: neighbours tell
+    assert labels.energy == pytest.approx(expected.energy, abs=1e-7)  # eV
+    assert_allclose(labels.forces, expected.forces, rtol=0, atol=1e-7)  # eV/Å
+    assert labels.stress is None
+
+
 def test_dispersion_reaches_beyond_the_cutoff() -> None:
     """Two argon atoms 8 Å apart attract each other by what D3 says, with a cutoff of 4 Å and a coefficient held at 1."""
     frames = []

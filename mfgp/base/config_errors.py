@@ -44,6 +44,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
             lines.append(f"{path}: should be a list, {_as_list(detail['input'])}, found {_short(detail['input'])}")
         elif detail["type"] == "invalid_key":
             lines.append(f"{path}: no name of a setting; a decimal comma? Numbers have a point: 5.0")
+        elif detail["type"] == "string_type":
+            lines.append(f"{path}: should be text, found {_short(detail['input'])}; in YAML, put it in quotes")
         elif detail["type"] == "too_short":
             lines.append(f"{path}: empty; give at least {detail['ctx']['min_length']}")
         elif detail["type"] in ("model_type", "dict_type", "model_attributes_type"):

@@ -246,4 +246,6 @@ _REGISTRY: dict[str, Callable[..., Calculator]] = {
 }
 VACUUM = {name: 15.0 for name in _REGISTRY if name.startswith("chgnet")}  # Å; beyond its cutoff of 6 Å: as open space
 VACUUM["tblite"] = 15.0  # it repeats slabs and wires in all directions
-OPEN_SPACE = ("tblite",)  # knows molecules as they are
+# its sums end at 31.8 Å; dftd3 1.x has wrong forces for wires, and for slabs whose open direction is not the third
+VACUUM["d3"] = 16.0
+OPEN_SPACE = ("tblite", "d3")  # know molecules as they are

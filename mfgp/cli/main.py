@@ -93,6 +93,7 @@ def fit(
         if output is None and not dry_run:
             raise ConfigError("no output file; name one with -o MODEL (or use --dry-run).")
         settings = load_config(config, overrides or [])
+        _check_workers(settings, workers, scheduler)
         check_outputs([output], [config, *training_files(settings)])
         if not settings.fidelities:
             raise ConfigError(f"{config}: no `fidelities:`; name at least one level with its training files.")
@@ -107,6 +108,16 @@ def fit(
             model.save(output)
             _say_results(model, out, notices)
             console.say(out, f"wrote {output} ({console.human_bytes(output.stat().st_size)})")
+
+
+def _check_workers(settings: FitConfig, workers: int | None, scheduler: str | None) -> None:
+    """ConfigError for what a fit on several workers cannot do, before anything is read."""
+    from mfgp.distributed import NO_BASELINES, ONE_OF_BOTH
+
+    if workers is not None and scheduler is not None:
+        raise ConfigError(ONE_OF_BOTH)
+    if settings.baselines and (workers is not None or scheduler is not None):
+        raise ConfigError(NO_BASELINES)
 
 
 def _once(frames: FrameSet) -> FrameSet:

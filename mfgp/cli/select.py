@@ -254,7 +254,7 @@ def _numbers(option: str, texts: list[str], expected: str) -> dict[str, float]:
     """{name: number} of NAME=NUMBER. ConfigError for anything else, or a name that comes twice."""
     out: dict[str, float] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, _, value = text.rpartition("=")  # names of levels may hold one, too
         try:
             number = float(value)
         except ValueError:
